@@ -1,0 +1,76 @@
+"""Compose one appearance and one motion into a video: adapt, denoise, decode. Knows LoRA weights, no library."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from customttt import diffusion, lora, ttt
+from customttt.backbones import Backbone, Video
+from customttt.media import Frames
+from customttt.recipe import VideoRecipe
+from customttt.sampling import denoise
+from customttt.train import Report, silent
+
+LoraPair = tuple[lora.Weights, lora.Weights]
+
+
+def adapt(
+    backbone: Backbone, pair: LoraPair, recipe: VideoRecipe, accelerator: Accelerator, report: Report = silent
+) -> LoraPair:
+    """The two LoRAs after test-time training; with zero steps they are what they were. Does not depend on the seed."""
+    if recipe.ttt.steps == 0:
+        return pair
+    prompts = ttt.Prompts(
+        doings=backbone.embed(recipe.doing_prompts),
+        objects=backbone.embed(recipe.object_prompts),
+        student=backbone.embed([recipe.joint_prompt]),
+        empty=backbone.embed([""]),
+    )
+    appearance, motion, _ = ttt.adapt(
+        backbone, *pair, prompts, recipe.ttt, recipe.sample, accelerator, seed=0, report=report
+    )
+    return appearance, motion
+
+
+@torch.no_grad()
+def render(
+    backbone: Backbone, pair: LoraPair, recipe: VideoRecipe, accelerator: Accelerator, report: Report = silent
+) -> Frames:
+    """The frames of one seed, uint8 (f h w c). Same recipe, same frames, bit for bit on a CPU."""
+    lora.restore(backbone.unet, "appearance", pair[0])
+    lora.restore(backbone.unet, "motion", pair[1])
+    scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
+    try:
+        with lora.active(backbone.unet, **scales), accelerator.autocast():
+            latents = denoise(
+                backbone, initial_noise(backbone, recipe), backbone.embed([recipe.target_prompt]), backbone.embed([""]),
+                guidance_scale=recipe.sample.guidance_scale, report=report,
+                timesteps=diffusion.inference_timesteps(backbone.schedule, recipe.sample.num_inference_steps).tolist(),
+            )  # fmt: skip
+    finally:
+        lora.remove(backbone.unet, "appearance", "motion")
+    return to_frames(backbone.decode(latents), recipe.sample.magnify)
+
+
+def initial_noise(backbone: Backbone, recipe: VideoRecipe) -> diffusion.Latents:
+    """Noise of one video; drawn on the CPU, so that a seed means the same on every device."""
+    shape = backbone.latent_shape(recipe.sample.num_frames, recipe.sample.size)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    return torch.randn(1, *shape, generator=generator).to(backbone.device)
+
+
+def to_frames(video: Video, magnify: int = 1) -> Frames:
+    """Pixels in [-1, 1] of one video (1 3 f h w) to uint8 (f h w 3), `magnify` times larger."""
+    images = video[0].transpose(0, 1)
+    if magnify > 1:
+        images = torch.nn.functional.interpolate(images, scale_factor=magnify, mode="bicubic", align_corners=False)
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_video(frames: Frames) -> Video:
+    """uint8 frames (f h w 3) to pixels in [-1, 1] (1 3 f h w)."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).float() / 127.5 - 1
+    return pixels.permute(3, 0, 1, 2)[None]

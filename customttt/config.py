@@ -1,0 +1,148 @@
+"""The settings of learning, test-time training and sampling: frozen, each with its unit, its source and its bounds.
+
+Defaults are the paper's ([S]: the CustomTTT supplement; [C]: public code of its ancestor MotionDirector; [O]: open in
+every public text, so the default is ours). A base's own recipe (`backbones/`) may replace them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, Self
+
+from customttt.errors import UsageError
+
+
+def _at_least(low: float, **values: float) -> None:
+    """Raise UsageError for any value that is below `low` or not a number."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= low):
+            raise UsageError(f"{name.replace('_', ' ')} is {value}; it must be at least {low:g}.")
+
+
+class _Settings:
+    """What the three have in common: JSON and changing some fields."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Raises UsageError for an unknown field."""
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if unknown := set(data) - known:
+            raise UsageError(f"The recipe has unknown settings: {', '.join(sorted(unknown))}.")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+    def but(self, **changes: Any) -> Self:
+        """The same settings with some replaced; None means: leave it."""
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Settings):
+    """Learning one concept as a LoRA."""
+
+    layers: tuple[int, ...]
+    """U-Net blocks, 0 to 8; appearance 2 and 6, motion 2 and 5 [S]."""
+    learning_rate: float
+    """Lion; appearance 1e-5, motion 5e-5 [S]."""
+    steps: int = 500
+    """Optimizer steps [S]."""
+    batch_size: int = 1
+    """Noised copies a step: of pictures (appearance) or of the clip (motion)."""
+    rank: int = 32
+    """Of every LoRA matrix; scale 1, no alpha / rank [S]."""
+    dropout: float = 0.1
+    """On the LoRA's input, while learning [S]."""
+    debias: float = 1.0
+    """Weight of the appearance-debiased loss of MotionDirector (arXiv 2310.08465); motion only [C]."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(1, steps=self.steps, batch_size=self.batch_size, rank=self.rank, layers=len(self.layers))
+        _at_least(0, learning_rate=self.learning_rate, debias=self.debias, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class TTTConfig(_Settings):
+    """Test-time training: how two LoRAs are adapted to each other and to the prompt."""
+
+    steps: int = 30
+    """Optimizer steps; 0 composes the two LoRAs as they are [S]."""
+    learning_rate: float = 1e-6
+    """Lion [S]."""
+    reference_steps: int = 5
+    """f: DDIM steps a teacher takes to make its reference [S]."""
+    reference_schedule: Literal["full", "truncated"] = "full"
+    """A whole schedule of f steps, or the first f of the sampler's [O]. Only the first ends in a clean reference."""
+    reference_guidance: float = 9.0
+    """Guidance scale of the teachers [O]."""
+    references: int = 0
+    """Reference pairs made ahead and then drawn from; 0 makes a fresh pair every step [O]."""
+    batch_size: int = 1
+    """Noised reference pairs a step."""
+    appearance_weight: float = 1.0
+    """Of the appearance preservation loss [O]."""
+    motion_weight: float = 1.0
+    """Of the temporal preservation loss [O]."""
+    debias: float = 0.0
+    """Weight of the appearance-debiased loss in the temporal term [O]."""
+    student_motion: bool = False
+    """Whether the student's motion modules see the appearance reference, whose frames are independent [O]."""
+    scene_in_student: bool = False
+    """Whether the student reads the whole target prompt instead of subject and movement alone [O]."""
+    doings: tuple[str, ...] = ("standing", "walking", "sitting", "running")
+    """What the subject does in the appearance teacher's prompt: "a teddy bear is <doing>." [O]"""
+    objects: tuple[str, ...] = ("man", "woman", "dog", "bear")
+    """Who moves in the motion teacher's prompt: "a <object> is lifting weights." [O]"""
+
+    def __post_init__(self) -> None:
+        _at_least(0, ttt_steps=self.steps, learning_rate=self.learning_rate, references=self.references)
+        _at_least(0, appearance_weight=self.appearance_weight, motion_weight=self.motion_weight, debias=self.debias)
+        _at_least(1, reference_steps=self.reference_steps, batch_size=self.batch_size)
+        _at_least(1, reference_guidance=self.reference_guidance, doings=len(self.doings), objects=len(self.objects))
+
+
+@dataclass(frozen=True)
+class SampleConfig(_Settings):
+    """Rendering a video."""
+
+    num_frames: int = 16
+    """Frames [S]."""
+    num_inference_steps: int = 25
+    """DDIM steps [S]."""
+    guidance_scale: float = 9.0
+    """Classifier-free guidance [S]; 1 is none."""
+    size: int = 256
+    """Height and width in pixels [S]."""
+    fps: int = 8
+    """Frames a second [S]."""
+    magnify: int = 1
+    """How many times larger than `size` the file shows the frames."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, frames=self.num_frames, steps=self.num_inference_steps, fps=self.fps, magnify=self.magnify)
+        _at_least(1, guidance=self.guidance_scale)
+        _at_least(8, size=self.size)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """A base's own settings for all that can be done with it."""
+
+    appearance: TrainConfig
+    motion: TrainConfig
+    ttt: TTTConfig
+    sample: SampleConfig
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Defaults:
+        """Read the four parts from JSON data. Raises UsageError for an unknown field."""
+        return cls(
+            TrainConfig.from_dict(data["appearance"]),
+            TrainConfig.from_dict(data["motion"]),
+            TTTConfig.from_dict(data["ttt"]),
+            SampleConfig.from_dict(data["sample"]),
+        )

@@ -1,0 +1,84 @@
+"""Everything that can go wrong, as one tree; each class carries the exit code of the command line.
+
+    CustomTTTError             1   unexpected
+    ├── UsageError             2   a value that cannot be used
+    ├── NotFoundError          3   no such concept or file
+    ├── AlreadyExistsError     4   the name is taken
+    ├── LockedError            5   another process is writing to the library
+    ├── DamagedError           6   files that differ from what was saved
+    ├── OutOfMemoryError       7   the model does not fit
+    ├── DivergedError          8   the loss is not a number
+    ├── MediaError             9   a picture or clip that cannot be used
+    ├── BaseUnavailableError  10   the base model cannot run here
+    └── StoreError            11   the library or output cannot be written (read-only, disk full)
+
+130 is Ctrl-C. A message says what is wrong, which value, what was expected and what to type next, in one sentence.
+"""
+
+from __future__ import annotations
+
+
+class CustomTTTError(Exception):
+    """Base of all errors that a user can meet; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(CustomTTTError):
+    """A value that cannot be used: a bad name, zero steps, a prompt that is too long, a concept of the wrong kind."""
+
+    exit_code = 2
+
+
+class NotFoundError(CustomTTTError):
+    """No such concept, file or folder."""
+
+    exit_code = 3
+
+
+class AlreadyExistsError(CustomTTTError):
+    """The name is taken and `--force` was not given."""
+
+    exit_code = 4
+
+
+class LockedError(CustomTTTError):
+    """Another process is writing to the library."""
+
+    exit_code = 5
+
+
+class DamagedError(CustomTTTError):
+    """Files that are not what was saved: a changed byte, a missing file, an unreadable manifest."""
+
+    exit_code = 6
+
+
+class OutOfMemoryError(CustomTTTError):
+    """The model does not fit into memory."""
+
+    exit_code = 7
+
+
+class DivergedError(CustomTTTError):
+    """The loss is not a finite number."""
+
+    exit_code = 8
+
+
+class MediaError(CustomTTTError):
+    """A picture or a clip that cannot be used."""
+
+    exit_code = 9
+
+
+class BaseUnavailableError(CustomTTTError):
+    """The base model cannot run here, or a concept belongs to another base."""
+
+    exit_code = 10
+
+
+class StoreError(CustomTTTError):
+    """The library or the output cannot be written: read-only, or the disk is full."""
+
+    exit_code = 11

@@ -1,0 +1,118 @@
+"""Learn a concept: from pictures or a clip to LoRA weights and the manifest that goes with them. Knows no library."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from customttt import lora, train
+from customttt.backbones import Backbone, open_base
+from customttt.compose import to_video
+from customttt.concept import Concept, Kind, Source
+from customttt.config import TrainConfig
+from customttt.errors import OutOfMemoryError
+from customttt.library import WEIGHTS, Library
+from customttt.media import Clip, Picture
+from customttt.train import Report, silent
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A concept and its weights, not yet in any library."""
+
+    concept: Concept
+    weights: lora.Weights
+
+    def add_to(self, library: Library, force: bool = False) -> Concept:
+        """Store it; see `Library.add` for what is raised."""
+
+        def write(folder: Path) -> None:
+            lora.save(self.weights, folder / WEIGHTS, kind=self.concept.kind, phrase=self.concept.phrase)
+
+        return library.add(self.concept, write, force=force)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What a concept is called and what its training prompt says."""
+
+    name: str
+    phrase: str
+    prompt: str
+
+
+def open_accelerated(base: str) -> tuple[Backbone, Accelerator]:
+    """A base on the best device here, in half precision on a GPU and in full on a CPU. Raises BaseUnavailableError."""
+    on_gpu = torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision="fp16" if on_gpu else "no", cpu=not on_gpu)
+    try:
+        return open_base(base, accelerator.device), accelerator
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemoryError(f"Base {base!r} does not fit into this GPU's memory; use --base tiny.") from error
+
+
+def appearance(
+    backbone: Backbone,
+    pictures: Sequence[Picture],
+    wording: Wording,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    report: Report = silent,
+) -> Learned:
+    """Learn a subject from its pictures; a picture's own caption replaces the prompt."""
+    began = time.monotonic()
+    latents = torch.cat([backbone.encode(to_video(picture.pixels[None])) for picture in pictures])
+    embeds = backbone.embed([picture.caption or wording.prompt for picture in pictures])
+    weights, history = train.learn_appearance(backbone, latents, embeds, config, accelerator, report)
+    sources = [Source(name=picture.name, sha256=picture.sha256) for picture in pictures]
+    return _learned("appearance", backbone, wording, config, sources, weights, history, began)
+
+
+def motion(
+    backbone: Backbone,
+    clip: Clip,
+    wording: Wording,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    report: Report = silent,
+) -> Learned:
+    """Learn a movement from one clip."""
+    began = time.monotonic()
+    latents, embeds = backbone.encode(to_video(clip.frames)), backbone.embed([wording.prompt])
+    weights, history = train.learn_motion(backbone, latents, embeds, config, accelerator, report)
+    sources = [Source(name=clip.name, sha256=clip.sha256)]
+    return _learned("motion", backbone, wording, config, sources, weights, history, began)
+
+
+def _learned(
+    kind: Kind,
+    backbone: Backbone,
+    wording: Wording,
+    config: TrainConfig,
+    sources: Sequence[Source],
+    weights: lora.Weights,
+    history: Sequence[float],
+    began: float,
+) -> Learned:
+    concept = Concept(
+        name=wording.name, kind=kind, phrase=wording.phrase, prompt=wording.prompt, base=backbone.name,
+        base_fingerprint=backbone.fingerprint, layers=config.layers, rank=config.rank, steps=config.steps,
+        learning_rate=config.learning_rate, seed=config.seed, sources=tuple(sources),
+        losses=tuple(round(loss, 6) for loss in history), versions=versions(),
+        created=datetime.now(UTC), seconds=round(time.monotonic() - began, 1),
+    )  # fmt: skip
+    return Learned(concept, weights)
+
+
+def versions() -> dict[str, str]:
+    """What a concept or a video was made with."""
+    packages = ("customttt", "torch", "diffusers", "transformers", "peft")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -1,0 +1,349 @@
+"""The library of concepts on disk: the only file that touches the store. It knows files, not tensors.
+
+    <root>/concepts/<name>/manifest.json             the Concept, written last
+    <root>/concepts/<name>/lora.safetensors          and other files, each with its sha256 in the manifest
+    <root>/adapted/<key>.<sha256>.safetensors        cache of LoRAs after test-time training
+    <root>/.staging/                                 what is being written, replaced or removed
+    <root>/.lock                                     held by the one writer; readers take no lock
+
+Everything is written in `.staging`, flushed to the disk and renamed into place. Replacing an entry takes two
+renames: `concepts/<name>` to `.staging/<name>.old`, then the new folder to `concepts/<name>`. A process that
+is killed between them leaves an `.old` without its entry, and whoever reads or writes next renames it back.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from customttt.concept import Concept, Kind, check_name
+from customttt.errors import (
+    AlreadyExistsError,
+    DamagedError,
+    LockedError,
+    NotFoundError,
+    StoreError,
+    UsageError,
+)
+
+MANIFEST = "manifest.json"
+WEIGHTS = "lora.safetensors"
+LOCK_SECONDS = 10.0
+_DIFFERS = "differs from what was saved"
+_OLD = ".old"
+_ARTICLE = {"appearance": "an appearance", "motion": "a motion"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that `verify` found: the entry's name, and a sentence about it."""
+
+    name: str
+    sentence: str
+
+
+class Library:
+    """Concepts and adapted weights below `root`: by default `$CUSTOMTTT_HOME`, or the user data folder."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or _default_root()).expanduser().absolute()
+        self._concepts = self.root / "concepts"
+        self._adapted = self.root / "adapted"
+        self._staging = self.root / ".staging"
+
+    # -- reading: no lock
+
+    def entries(self) -> list[tuple[str, Concept | DamagedError]]:
+        """Every entry by name, a damaged one as the error that reading it raises. Only manifests are read."""
+        return [(name, self._read(name)) for name in self._names()]
+
+    def concepts(self, kind: Kind | None = None) -> list[Concept]:
+        """The undamaged concepts, sorted by name; of one kind, if given."""
+        found = [concept for _, concept in self.entries() if isinstance(concept, Concept)]
+        return [concept for concept in found if kind in (None, concept.kind)]
+
+    def get(self, name: str, kind: Kind | None = None) -> Concept:
+        """The concept of that name.
+
+        Raises NotFoundError, DamagedError, or UsageError if it is not of the kind that is needed.
+        """
+        concept = self._read(self._find(name).name)
+        if isinstance(concept, DamagedError):  # or replaced between finding and reading: look again
+            concept = self._read(self._find(name).name)
+        if isinstance(concept, DamagedError):
+            raise concept
+        if kind not in (None, concept.kind):
+            raise UsageError(
+                f"'{name}' is {_ARTICLE[concept.kind]}, but {_ARTICLE[kind]} is needed here; "
+                f"'customttt list --kind {kind}' shows what fits."
+            )
+        return concept
+
+    def path(self, name: str | None = None) -> Path:
+        """The library's root, or the folder of one concept. Raises NotFoundError."""
+        return self.root if name is None else self._find(name)
+
+    def weights(self, name: str) -> Path:
+        """The concept's `lora.safetensors`, all its files verified. Raises NotFoundError or DamagedError."""
+        folder, concept = self._concepts / name, self.get(name)
+        if changed := _changed(folder, concept):
+            if self.get(name) != concept:  # replaced while it was read
+                return self.weights(name)
+            raise DamagedError(f"Concept '{name}' is damaged: {'; '.join(changed)}. Learn or import it again.")
+        return folder / WEIGHTS
+
+    def adapted(self, key: str) -> Path | None:
+        """The cached weights under `key` (hex digits); None where there are none, or only damaged ones."""
+        return next(filter(_is_intact, self._cached(key)), None)
+
+    def verify(self, name: str | None = None) -> list[Problem]:
+        """Read every byte of one concept, or of the whole library, and return what is wrong."""
+        if name is not None:
+            return self._problems(self._find(name).name)
+        found = [problem for entry in self._names() for problem in self._problems(entry)]
+        damaged = [path for path in sorted(self._adapted.glob("*")) if not _is_intact(path)]
+        return found + [Problem(f"adapted/{path.name}", f"{path} {_DIFFERS}.") for path in damaged]
+
+    # -- checks before a long training
+
+    def check_free(self, name: str, force: bool = False) -> None:
+        """Raise UsageError for a bad name, AlreadyExistsError for one that is taken and not to be replaced.
+
+        A name that differs from a taken one in case only is never free: some systems keep both in one folder.
+        """
+        check_name(name)
+        for taken in self._names():
+            if taken == name and not force:
+                raise AlreadyExistsError(
+                    f"'{name}' is in the library already; use --force to replace it or pick another name."
+                )
+            if taken != name and taken.lower() == name.lower():
+                raise AlreadyExistsError(f"'{name}' differs from '{taken}' in case only; pick another name.")
+
+    def check_writable(self, size: int = 1 << 16) -> None:
+        """Write and remove `size` bytes. Raises StoreError if the library is read-only or the disk full."""
+        with self._store_errors():
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root) as file:
+                file.write(bytes(size))
+                file.flush()
+                os.fsync(file.fileno())
+
+    # -- writing: one process at a time
+
+    def add(self, concept: Concept, write: Callable[[Path], object], force: bool = False) -> Concept:
+        """Store a concept; `write` places `lora.safetensors`, and files beside it, in the folder it is given.
+
+        Returns the concept with the sha256 of every file. Interrupted, it leaves the library as it was.
+        Raises UsageError, AlreadyExistsError, LockedError or StoreError.
+        """
+        with self._writing():
+            self.check_free(concept.name, force)
+            with self._staged() as folder:
+                write(folder)
+                digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+                if WEIGHTS not in digests:
+                    raise StoreError(f"Concept '{concept.name}' cannot be stored without {WEIGHTS}.")
+                saved = Concept(**{**dict(concept), "files": digests})
+                self._publish(folder, saved)
+        return saved
+
+    def rename(self, old: str, new: str) -> Concept:
+        """Give a concept another name; killed half way, it leaves one of the two names or both.
+
+        Raises NotFoundError, DamagedError, UsageError, AlreadyExistsError, LockedError or StoreError.
+        """
+        with self._writing():
+            source = self.weights(old).parent
+            concept = self.get(old).model_copy(update={"name": new})
+            if new in self._names():
+                raise AlreadyExistsError(
+                    f"'{new}' is in the library already; pick another name or 'customttt rm {new}' first."
+                )
+            self.check_free(new)
+            with self._staged() as folder:
+                for name in concept.files:
+                    shutil.copy2(source / name, folder)
+                self._publish(folder, concept)
+                self._discard(source)
+        return concept
+
+    def remove(self, name: str) -> None:
+        """Delete a concept, damaged or not. Raises NotFoundError, LockedError or StoreError."""
+        with self._writing():
+            self._discard(self._find(name))
+
+    def add_adapted(self, key: str, write: Callable[[Path], object]) -> Path:
+        """Cache the file that `write` places at the path it is given, under `key` (8 to 64 hex digits).
+
+        Returns where the file is now. Raises UsageError for another kind of key, LockedError or StoreError.
+        """
+        older = self._cached(key)
+        with self._writing(), self._staged() as folder:
+            staged = folder / WEIGHTS
+            write(staged)
+            _sync(staged)
+            place = self._adapted / f"{key}.{_digest(staged)}.safetensors"
+            staged.replace(place)
+            _sync(self._adapted)
+            for path in set(older) - {place}:
+                path.unlink(missing_ok=True)
+        return place
+
+    # -- below: how it is done
+
+    def _names(self) -> list[str]:
+        names = sorted(path.name for path in self._concepts.glob("*") if path.is_dir())
+        if not any(self._staging.glob("*" + _OLD)):
+            return names
+        with self._writing():  # a writer is between its two renames: await it, or put back what it left
+            return self._names()
+
+    def _find(self, name: str) -> Path:
+        names = self._names()
+        if name in names:  # and not `folder.exists()`, which finds 'koala' by 'Koala' on some systems
+            return self._concepts / name
+        close = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise NotFoundError(f"There is no concept '{name}'; {hint}'customttt list' shows what there is.")
+
+    def _read(self, name: str) -> Concept | DamagedError:
+        try:
+            concept = Concept.from_json((self._concepts / name / MANIFEST).read_text(encoding="utf-8"))
+            if concept.name != name:
+                raise DamagedError(f"The manifest is that of '{concept.name}'.")
+        except (OSError, UnicodeDecodeError) as error:
+            return DamagedError(f"Concept '{name}' is damaged: {MANIFEST} cannot be read ({error}).")
+        except DamagedError as error:
+            return DamagedError(f"Concept '{name}' cannot be used: {error}")
+        return concept
+
+    def _problems(self, name: str) -> list[Problem]:
+        concept, folder = self._read(name), self._concepts / name
+        if isinstance(concept, DamagedError):
+            return [Problem(name, str(concept))]
+        extra = sorted({path.name for path in folder.iterdir()} - {MANIFEST, *concept.files})
+        strangers = [f"{folder / name} does not belong to the concept" for name in extra]
+        return [Problem(name, f"{sentence}.") for sentence in _changed(folder, concept) + strangers]
+
+    def _cached(self, key: str) -> list[Path]:
+        if not re.fullmatch(r"[0-9a-f]{8,64}", key):
+            raise UsageError(f"The key {key!r} of adapted weights must be 8 to 64 hex digits.")
+        return list(self._adapted.glob(f"{key}.*.safetensors"))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the lock: what lies in `.staging` then is a dead process's, and is put back or deleted."""
+        from filelock import FileLock, Timeout  # 40 ms that reading does not pay
+
+        with self._store_errors():
+            for folder in (self._concepts, self._adapted, self._staging):
+                folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(self.root / ".lock", timeout=LOCK_SECONDS):
+                    self._recover()
+                    yield
+            except Timeout as error:
+                raise LockedError(
+                    f"Another customttt has been writing to {self.root} for {LOCK_SECONDS:.0f} s; "
+                    "wait for it to end and try again."
+                ) from error
+
+    @contextmanager
+    def _store_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"The library at {self.root} cannot be written ({error.strerror or error}); "
+                "make room or set CUSTOMTTT_HOME to another folder."
+            ) from error
+
+    def _recover(self) -> None:
+        for left in sorted(self._staging.iterdir()):
+            home = self._concepts / left.name.removesuffix(_OLD)
+            if left.name.endswith(_OLD) and not home.exists():
+                left.rename(home)
+            else:
+                self._discard(left)
+
+    @contextmanager
+    def _staged(self) -> Iterator[Path]:
+        folder = self._staging / secrets.token_hex(8)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _publish(self, folder: Path, concept: Concept) -> None:
+        (folder / MANIFEST).write_text(concept.to_json(), encoding="utf-8", newline="\n")
+        for path in (*folder.iterdir(), folder):
+            _sync(path)
+        home = self._concepts / concept.name
+        old = self._staging / (concept.name + _OLD)
+        if home.exists():
+            home.rename(old)
+        folder.rename(home)
+        _sync(self._concepts)
+        if old.exists():
+            self._discard(old)
+
+    def _discard(self, path: Path) -> None:
+        """Move away, then delete: a process killed while deleting leaves no half an entry behind."""
+        doomed = path.rename(self._staging / secrets.token_hex(8))
+        if doomed.is_dir():
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            doomed.unlink(missing_ok=True)
+
+
+def _default_root() -> Path:
+    from platformdirs import user_data_path
+
+    home = os.environ.get("CUSTOMTTT_HOME")
+    return Path(home) if home else user_data_path("customttt", appauthor=False)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _changed(folder: Path, concept: Concept) -> list[str]:
+    found = []
+    for name, digest in concept.files.items():
+        try:
+            if _digest(folder / name) != digest:
+                found.append(f"{folder / name} {_DIFFERS}")
+        except OSError:
+            found.append(f"{folder / name} is missing or cannot be read")
+    return found
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether an adapted file has the sha256 that its name tells."""
+    try:
+        return path.name.split(".")[1:2] == [_digest(path)]
+    except OSError:
+        return False
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk (Windows has no such call for folders)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

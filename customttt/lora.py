@@ -1,0 +1,166 @@
+"""LoRA adapters by name: inject, isolate, save, load (over peft). Knows no losses and no loops.
+
+The paper's LoRA: rank 32, scale 1, on attn1 and attn2 `to_q to_k to_v to_out.0` and both linears of the feed-forward,
+of the spatial (appearance) or the temporal (motion) modules of a few numbered layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from customttt.errors import DamagedError, StoreError
+
+Weights = dict[str, Tensor]
+PAIR = ("appearance", "motion")
+ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+
+
+def target_names(unet: nn.Module, modules: Iterable[str]) -> list[str]:
+    """Full names of the linears that an adapter of `modules` (name prefixes) wraps."""
+    prefixes = tuple(f"{module}." for module in modules)
+    linears = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | LoraLayer)]
+    return [name for name in linears if name.startswith(prefixes) and name.endswith(ADAPTED)]
+
+
+def inject(
+    unet: nn.Module, adapter: str, targets: list[str], *, rank: int = 32, dropout: float = 0.0, seed: int = 0
+) -> list[nn.Parameter]:
+    """Add an adapter that changes nothing yet (B = 0); everything else is frozen. Returns its parameters."""
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, unet, adapter_name=adapter)
+    unet.requires_grad_(False)
+    return parameters(unet, adapter)
+
+
+def parameters(unet: nn.Module, adapter: str) -> list[nn.Parameter]:
+    """The adapter's matrices, A before B, in the order of the network."""
+    marks = f".lora_A.{adapter}.", f".lora_B.{adapter}."
+    return [parameter for name, parameter in unet.named_parameters() if any(mark in name for mark in marks)]
+
+
+def _layers(unet: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    for name, module in unet.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+@contextmanager
+def active(unet: nn.Module, **scales: float) -> Iterator[None]:
+    """Let exactly these adapters act, each at its scale; the state before is restored afterwards.
+
+    `with active(unet, appearance=1.0, motion=0.8): ...`; with none the base stands alone.
+    """
+    layers = [layer for _, layer in _layers(unet)]
+    before = [(layer.active_adapters, dict(layer.scaling)) for layer in layers]
+    for layer in layers:
+        layer._active_adapter = [adapter for adapter in scales if adapter in layer.lora_A]
+        layer.scaling.update({adapter: scales[adapter] for adapter in layer._active_adapter})
+    try:
+        yield
+    finally:
+        for layer, (adapters, scaling) in zip(layers, before, strict=True):
+            layer._active_adapter = adapters
+            layer.scaling.update({name: scale for name, scale in scaling.items() if name in layer.lora_A})
+
+
+@contextmanager
+def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let gradients reach these parameters, and only while the context lasts."""
+    chosen = list(parameters)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+
+
+def remove(unet: nn.Module, *adapters: str) -> None:
+    """Take adapters out again; where none is left, the plain linear comes back."""
+    for name, layer in list(_layers(unet)):
+        for adapter in adapters:
+            if adapter in layer.lora_A:
+                layer.delete_adapter(adapter)
+        if not layer.lora_A:
+            parent, _, child = name.rpartition(".")
+            setattr(unet.get_submodule(parent), child, layer.get_base_layer())
+
+
+def state(unet: nn.Module, adapter: str) -> Weights:
+    """The adapter's weights in float32 on the CPU, keyed `<module>.lora_A.weight` and `<module>.lora_B.weight`."""
+    weights = {}
+    for name, layer in _layers(unet):
+        if adapter in layer.lora_A:
+            weights[f"{name}.lora_A.weight"] = layer.lora_A[adapter].weight.detach().float().cpu().clone()
+            weights[f"{name}.lora_B.weight"] = layer.lora_B[adapter].weight.detach().float().cpu().clone()
+    return weights
+
+
+def restore(unet: nn.Module, adapter: str, weights: Mapping[str, Tensor], dropout: float = 0.0) -> list[nn.Parameter]:
+    """Add an adapter and fill it with saved weights. Raises DamagedError where names or shapes do not fit the base."""
+    targets = sorted({key.rsplit(".lora_", 1)[0] for key in weights})
+    known = dict(unet.named_modules())
+    if unknown := [target for target in targets if target not in known]:
+        raise DamagedError(f"The LoRA was made for another model: this one has no {unknown[0]!r}.")
+    rank = len(weights[f"{targets[0]}.lora_A.weight"])
+    added = inject(unet, adapter, targets, rank=rank, dropout=dropout)
+    with torch.no_grad():
+        for target in targets:
+            layer: Any = unet.get_submodule(target)
+            _copy(layer.lora_A[adapter].weight, weights, f"{target}.lora_A.weight")
+            _copy(layer.lora_B[adapter].weight, weights, f"{target}.lora_B.weight")
+    return added
+
+
+def _copy(parameter: Tensor, weights: Mapping[str, Tensor], key: str) -> None:
+    saved = weights.get(key)
+    if saved is None or saved.shape != parameter.shape or not saved.isfinite().all():
+        found = "nothing" if saved is None else f"{tuple(saved.shape)}"
+        raise DamagedError(f"The LoRA does not fit: {key} holds {found}, expected finite {tuple(parameter.shape)}.")
+    parameter.copy_(saved)
+
+
+def save(weights: Mapping[str, Tensor], path: Path, **metadata: object) -> None:
+    """Write weights as safetensors; metadata values become JSON. Raises StoreError, as where the disk is full."""
+    try:
+        save_file(dict(weights), path, {key: json.dumps(value) for key, value in metadata.items()})
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"'{path}' cannot be written ({error}); make room.") from error
+
+
+def load(path: Path) -> Weights:
+    """Read what `save` wrote. Raises DamagedError for a file that is not readable as safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"{path.name} cannot be read as LoRA weights ({error}); learn the concept again.") from error
+
+
+def join(pair: tuple[Weights, Weights]) -> Weights:
+    """An appearance's and a motion's weights as one file holds them: keys begin with `appearance:` or `motion:`."""
+    named = zip(PAIR, pair, strict=True)
+    return {f"{kind}:{key}": weight for kind, weights in named for key, weight in weights.items()}
+
+
+def split(weights: Mapping[str, Tensor]) -> tuple[Weights, Weights]:
+    """The two that `join` put together."""
+    appearance, motion = (
+        {key.removeprefix(f"{kind}:"): weight for key, weight in weights.items() if key.startswith(f"{kind}:")}
+        for kind in PAIR
+    )
+    return appearance, motion

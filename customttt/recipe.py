@@ -1,0 +1,144 @@
+"""The recipe of a video: everything that determines its frames, and the sentences the models read. No torch.
+
+It is written into the video's own metadata, and `compose --recipe` renders the same frames from it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from customttt.concept import Concept
+from customttt.config import SampleConfig, TTTConfig
+from customttt.errors import UsageError
+
+FORMAT_VERSION = 1
+MAX_PROMPT_LENGTH = 1000
+DETERMINERS = {"a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "one", "two", "some"}
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise UsageError for a prompt that no text encoder can read."""
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise UsageError(
+            f"The prompt has {len(prompt):,} characters; at most {MAX_PROMPT_LENGTH:,} are read. Use a short sentence."
+        )
+    if not prompt.isprintable():
+        raise UsageError("The prompt holds line breaks or control characters; write it as one line.")
+
+
+def phrase_of(name: str) -> str:
+    """The words a concept's name stands for: `teddy-bear` is "teddy bear"."""
+    return name.replace("-", " ").replace("_", " ").strip()
+
+
+def with_article(noun: str) -> str:
+    """`koala` as "a koala", `my dog` as it is."""
+    if noun.split(maxsplit=1)[0].lower() in DETERMINERS:
+        return noun
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def sentence(subject: str, verb: str = "", scene: str = "") -> str:
+    """ "A koala is swimming on Mars." from its parts; empty ones are left out."""
+    words = [subject, f"is {verb.removeprefix('is ')}" if verb else "", scene.strip().rstrip(".")]
+    text = " ".join(word for word in words if word)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One concept as it goes into a video."""
+
+    name: str
+    phrase: str
+    sha256: str
+    """Of its weights: a concept learned again under the same name is another ingredient."""
+    scale: float = 1.0
+    """How strongly its LoRA acts; 1 as learned."""
+
+    @classmethod
+    def of(cls, concept: Concept, scale: float = 1.0) -> Ingredient:
+        return cls(concept.name, concept.phrase, concept.files["lora.safetensors"], scale)
+
+
+@dataclass(frozen=True)
+class VideoRecipe:
+    """One appearance, one motion, one prompt, and how they are put together."""
+
+    appearance: Ingredient
+    motion: Ingredient
+    prompt: str
+    """As typed: a scene ("on Mars"), or a whole sentence with {appearance} and {motion}."""
+    base: str
+    base_fingerprint: str
+    ttt: TTTConfig
+    sample: SampleConfig
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+        for scale in (self.appearance.scale, self.motion.scale):
+            if not 0 <= scale <= 4:
+                raise UsageError(f"The scale {scale:g} is out of range; a LoRA acts at 0 to 4, 1 as it was learned.")
+
+    @property
+    def subject(self) -> str:
+        return with_article(self.appearance.phrase)
+
+    @property
+    def target_prompt(self) -> str:
+        """What the video shows: "A koala is swimming on Mars."."""
+        if "{appearance}" in self.prompt or "{motion}" in self.prompt:
+            filled = self.prompt.replace("{appearance}", self.subject).replace("{motion}", self.motion.phrase)
+            return f"{filled[:1].upper()}{filled[1:]}"
+        return sentence(self.subject, self.motion.phrase, self.prompt)
+
+    @property
+    def joint_prompt(self) -> str:
+        """What the student reads in test-time training: subject and movement, with the scene only where asked."""
+        return self.target_prompt if self.ttt.scene_in_student else sentence(self.subject, self.motion.phrase)
+
+    @property
+    def doing_prompts(self) -> list[str]:
+        """What the appearance teacher reads: "A koala is <doing>."."""
+        return [sentence(self.subject, doing) for doing in self.ttt.doings]
+
+    @property
+    def object_prompts(self) -> list[str]:
+        """What the motion teacher reads: "A <object> is swimming."."""
+        return [sentence(with_article(noun), self.motion.phrase) for noun in self.ttt.objects]
+
+    def adaptation_key(self) -> str:
+        """Names the adapted LoRAs: what test-time training depends on, and nothing else (not seed, not scales)."""
+        prompts = [self.joint_prompt, *self.doing_prompts, *self.object_prompts]
+        parts = [
+            FORMAT_VERSION, self.appearance.sha256, self.motion.sha256, self.base_fingerprint, prompts,
+            self.ttt.to_dict(), self.sample.num_frames, self.sample.size,
+        ]  # fmt: skip
+        if self.ttt.reference_schedule == "truncated":
+            parts.append(self.sample.num_inference_steps)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def with_seed(self, seed: int) -> VideoRecipe:
+        return replace(self, seed=seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"customttt": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> VideoRecipe:
+        """Raises UsageError for what is not a recipe of this program."""
+        values = dict(data)
+        if values.pop("customttt", None) != FORMAT_VERSION:
+            raise UsageError("The recipe was not written by this version of customttt; it cannot be rendered again.")
+        values.pop("versions", None)
+        try:
+            values |= {kind: Ingredient(**values[kind]) for kind in ("appearance", "motion")}
+            values |= {"ttt": TTTConfig.from_dict(values["ttt"]), "sample": SampleConfig.from_dict(values["sample"])}
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"The recipe is incomplete or has unknown parts ({error}).") from error

@@ -1,0 +1,383 @@
+"""Train `tiny` from its world: `python -m customttt.tiny.pretrain --out runs/tiny --minutes 120`.
+
+Three stages as in AnimateDiff (arXiv 2307.04725, section 4): the VAE on single frames; the image U-Net with the text
+encoder on single frames, motion modules bypassed; then everything on clips, with image steps mixed in so that
+nothing is forgotten. The same command resumes after any kill, and runs on a CPU or a GPU. Each stage gets its share
+of `--minutes`; asking for more minutes later goes on with the last stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from customttt import diffusion
+from customttt.backbones.animatediff import without_motion
+from customttt.tiny import models, world
+
+SHARES = {"vae": 0.12, "image": 0.27, "clip": 0.61}
+LEARNING_RATES = {"vae": 1e-3, "image": 6e-4, "clip": 4e-4}
+CHECKPOINT_SECONDS = 240
+SHEET_SECONDS = 900
+SUBJECT_WEIGHT = 2.0  # how much more a latent under the subject counts
+EMA_DECAY, EMA_EVERY = 0.9995, 4  # a step, steps
+KL_WEIGHT = 2e-4
+SHEET_PROMPTS = [
+    "A koala is running on Mars.",
+    "A tiger is jumping in the snow.",
+    "A blue dog is spinning on the grass.",
+    "A teddy bear with a crown is sliding at night.",
+    "A penguin is falling in space.",
+    "A red car is rolling in the desert.",
+    "A frog is growing under water.",
+    "A fox is playing in the forest.",
+]
+
+
+@dataclass
+class State:
+    """All that a resumed run needs: networks, averages, optimizer, and how far each stage has come."""
+
+    folder: Path
+    device: torch.device
+    vae: Any
+    unet: Any
+    text: Any
+    tokenizer: Any
+    schedule: diffusion.NoiseSchedule
+    generator: torch.Generator
+    average: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: torch.optim.Optimizer | None = None
+    stage: str = "vae"
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SHARES, 0.0))
+    steps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SHARES, 0))
+    latent_scale: float = 1.0
+
+    def trained(self) -> dict[str, nn.Module]:
+        return {"vae": self.vae} if self.stage == "vae" else {"unet": self.unet, "text": self.text}
+
+
+def corpus() -> list[str]:
+    """Every word that a caption may hold, held-out ones too, so that each is one token."""
+    words = [*world.NOUNS, *world.COLOURS, *world.HATS, *world.MOVEMENTS, *world.SCENES]
+    return [*words, "a an the with is of and on in at something video photo picture ."] * 50
+
+
+def create(folder: Path, device: torch.device) -> State:
+    """A new run, or the state an earlier one left in `folder`."""
+    tokenizer = models.build_tokenizer(folder / "tokenizer", corpus())
+    torch.manual_seed(0)
+    state = State(
+        folder, device, models.build_vae().to(device), models.build_unet().to(device),
+        models.build_text_encoder(len(tokenizer)).to(device), tokenizer,
+        diffusion.NoiseSchedule.from_config(models.SCHEDULER), torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    state.unet.set_attn_processor(AttnProcessor())  # several times the speed of fused attention on short sequences
+    if (folder / "state.pt").exists():
+        restore(state)
+    return state
+
+
+def save(state: State) -> None:
+    """Write the whole state aside, then rename it into place."""
+    data = {
+        "networks": {name: getattr(state, name).state_dict() for name in ("vae", "unet", "text")},
+        "average": state.average,
+        "optimizer": state.optimizer.state_dict() if state.optimizer else None,
+        "generator": state.generator.get_state(),
+        **{name: getattr(state, name) for name in ("stage", "seconds", "steps", "latent_scale")},
+    }
+    torch.save(data, state.folder / "state.tmp")
+    (state.folder / "state.tmp").replace(state.folder / "state.pt")
+
+
+def restore(state: State) -> None:
+    data = torch.load(state.folder / "state.pt", map_location=state.device, weights_only=True)
+    for name, weights in data["networks"].items():
+        getattr(state, name).load_state_dict(weights)
+    for name in ("stage", "seconds", "steps", "latent_scale", "average"):
+        setattr(state, name, data[name])
+    state.generator.set_state(data["generator"].cpu())
+    if data["optimizer"]:
+        state.optimizer = make_optimizer(state)
+        state.optimizer.load_state_dict(data["optimizer"])
+
+
+def make_optimizer(state: State) -> torch.optim.Optimizer:
+    parameters = [p for module in state.trained().values() for p in module.parameters()]
+    return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+
+
+def names_and_weights(state: State) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in state.trained().items():
+        for name, weight in module.state_dict().items():
+            yield f"{prefix}.{name}", weight
+
+
+def update_average(state: State) -> None:
+    """Exponential moving average of the weights over EMA_EVERY steps at a time, short at first."""
+    steps = state.steps[state.stage]
+    if steps % EMA_EVERY:
+        return
+    decay = min(EMA_DECAY, (1 + steps) / (10 + steps)) ** EMA_EVERY
+    for name, weight in names_and_weights(state):
+        if name not in state.average or not weight.is_floating_point():
+            state.average[name] = weight.detach().clone()
+        else:
+            state.average[name].lerp_(weight.detach(), 1 - decay)
+
+
+def averaged(state: State, name: str) -> dict[str, Tensor]:
+    """The averaged weights of one network (those in training where there is no average yet)."""
+    prefix = f"{name}."
+    found = {key.removeprefix(prefix): value for key, value in state.average.items() if key.startswith(prefix)}
+    return found or getattr(state, name).state_dict()
+
+
+def learning_rate(state: State, budget: float) -> float:
+    """Warm up over 200 steps, then a cosine down to a tenth over the stage's seconds."""
+    progress = min(state.seconds[state.stage] / budget, 1.0)
+    warm = min(state.steps[state.stage] / 200, 1.0)
+    return LEARNING_RATES[state.stage] * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+
+
+def run_stage(state: State, budget: float, loss_of: Callable[[State], Tensor]) -> None:
+    """Train until the stage has had `budget` seconds; checkpoints, log lines and sheets on the way."""
+    state.optimizer = state.optimizer or make_optimizer(state)
+    saved = shown = logged = time.monotonic()
+    losses: list[float] = []
+    while state.seconds[state.stage] < budget:
+        began = time.monotonic()
+        rate = learning_rate(state, budget)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(state.device.type, torch.bfloat16):
+            loss = loss_of(state)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_((p for group in state.optimizer.param_groups for p in group["params"]), 1.0)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.steps[state.stage] += 1
+        update_average(state)
+        losses.append(loss.item())
+        now = time.monotonic()
+        state.seconds[state.stage] += now - began
+        if now - logged > 30:
+            log(state, loss=sum(losses) / len(losses), rate=rate, speed=len(losses) / (now - logged))
+            logged, losses = now, []
+        if now - saved > CHECKPOINT_SECONDS:
+            save(state)
+            saved = time.monotonic()
+        if now - shown > SHEET_SECONDS and state.stage != "vae":
+            write_sheet(state)
+            shown = time.monotonic()
+
+
+def log(state: State, **numbers: float) -> None:
+    line = {
+        "stage": state.stage,
+        "step": state.steps[state.stage],
+        "minutes": state.seconds[state.stage] / 60,
+        **numbers,
+    }
+    text = json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()})
+    print(text, flush=True)
+    with (state.folder / "log.jsonl").open("a") as file:
+        file.write(text + "\n")
+
+
+def vae_loss(state: State) -> Tensor:
+    """Weighted L1 of the picture and its edges, plus a small KL that keeps the latents smooth.
+
+    Three steps in four see crops around the subjects, where all the detail is; the fourth sees whole frames.
+    """
+    clips = world.sample(8, state.generator)
+    images, mask = clips.video.transpose(1, 2).flatten(0, 1), clips.mask.flatten(0, 1).unsqueeze(1)
+    if state.steps["vae"] % 4:
+        corners = crop_corners(clips.pose.flatten(0, 1)[:, :2].repeat(2, 1), state.generator)
+        images, mask = crop(images.repeat(2, 1, 1, 1), corners), crop(mask.repeat(2, 1, 1, 1), corners)
+    else:
+        images, mask = images[::2], mask[::2]
+    images, weight = images.to(state.device), 1 + SUBJECT_WEIGHT * mask.to(state.device)
+    posterior = state.vae.encode(images).latent_dist
+    decoded = state.vae.decode(posterior.sample()).sample.float()
+    error = (decoded - images).abs() * weight
+    edges = (decoded - images).diff(dim=-1).abs().mean() + (decoded - images).diff(dim=-2).abs().mean()
+    loss: Tensor = error.mean() + edges + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+    return loss
+
+
+def crop_corners(centre: Tensor, generator: torch.Generator) -> Tensor:
+    """Top-left pixels (n, x y) of 32 x 32 crops near `centre` (n, x y, in [-1, 1]), on the grid of the latents."""
+    jitter = torch.randint(-8, 9, centre.shape, generator=generator)
+    pixels = ((centre + 1) * 32).round().long() - 16 + jitter
+    return pixels.clamp(0, 32) // 4 * 4
+
+
+def crop(images: Tensor, corners: Tensor) -> Tensor:
+    """(n c 32 32) out of (n c 64 64)."""
+    rows = corners[:, 1, None] + torch.arange(32)
+    columns = corners[:, 0, None] + torch.arange(32)
+    return images[torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def fill_cache(state: State, count: int) -> dict[str, Tensor]:
+    """Encode `count` clips once: the VAE stays out of the loops that follow."""
+    path = state.folder / "latents.pt"
+    if path.exists():
+        return dict(torch.load(path, weights_only=True))
+    state.vae.load_state_dict(averaged(state, "vae"))
+    parts: dict[str, list[Tensor]] = {key: [] for key in ("latents", "weight", "noun", "look", "movement", "scene")}
+    for done in range(0, count, 64):
+        clips = world.sample(64, state.generator)
+        images = clips.video.transpose(1, 2).flatten(0, 1).to(state.device)
+        with torch.autocast(state.device.type, torch.bfloat16):
+            latents = state.vae.encode(images).latent_dist.mode().float().cpu()
+        parts["latents"].append(latents.view(64, 8, models.LATENT_CHANNELS, 16, 16).transpose(1, 2).half())
+        parts["weight"].append((1 + SUBJECT_WEIGHT * F.avg_pool2d(clips.mask, 4)).half())
+        for key in ("noun", "look", "movement", "scene"):
+            parts[key].append(getattr(clips, key).to(torch.uint8))
+        if done % 2048 == 0:
+            print(f"encoded {done} of {count} clips", flush=True)
+    cache = {key: torch.cat(value) for key, value in parts.items()}
+    torch.save(cache, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+    return cache
+
+
+def encode_text(state: State, texts: list[str]) -> Tensor:
+    """(b l d) prompt embeddings, with gradients."""
+    tokens = state.tokenizer(
+        texts, padding="max_length", truncation=True, max_length=models.MAX_TOKENS, return_tensors="pt"
+    )
+    embeds: Tensor = state.text(tokens.input_ids.to(state.device)).last_hidden_state
+    return embeds
+
+
+def diffusion_loss(state: State, cache: dict[str, Tensor], frames_each: int) -> Tensor:
+    """Weighted v-prediction error on 64 frames: single ones (`frames_each` 1, motion bypassed) or clips of 8."""
+    b = 64 // frames_each
+    chosen = torch.randint(0, len(cache["latents"]), (b,), generator=state.generator)
+    latents, weight = cache["latents"][chosen].float(), cache["weight"][chosen].float().unsqueeze(1)
+    if frames_each == 1:
+        frame = torch.randint(0, 8, (b,), generator=state.generator)
+        rows = torch.arange(b)
+        latents, weight = latents[rows, :, frame].unsqueeze(2), weight[rows, :, frame].unsqueeze(2)
+    truth = {key: cache[key][chosen].long() for key in ("noun", "look", "movement", "scene")}
+    texts = world.captions(truth, state.generator)
+    latents, weight = (latents * state.latent_scale).to(state.device), weight.to(state.device)
+    noise = torch.randn(latents.shape, generator=state.generator).to(state.device)
+    timesteps = torch.randint(0, 1000, (b,), generator=state.generator).to(state.device)
+    noisy = diffusion.add_noise(state.schedule, latents, noise, timesteps)
+    prediction = predict(state, noisy, timesteps, encode_text(state, texts))
+    goal = diffusion.target(state.schedule, latents, noise, timesteps)
+    return ((prediction.float() - goal).square() * weight).sum() / (weight.sum() * latents.shape[1])
+
+
+def predict(state: State, noisy: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
+    """The U-Net's output; a clip of one frame bypasses the motion modules."""
+    frames = noisy.shape[2]
+    with without_motion(state.unet) if frames == 1 else nullcontext():
+        return state.unet(noisy, timesteps, embeds.repeat_interleave(frames, 0)).sample  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def write_sheet(state: State, guidance_scale: float = 5.0) -> None:
+    """Sample SHEET_PROMPTS with the averaged weights into `sheet-STAGE-STEP.png`, a clip a row."""
+    training = {name: {k: v.clone() for k, v in getattr(state, name).state_dict().items()} for name in ("unet", "text")}
+    for name in training:
+        getattr(state, name).load_state_dict(averaged(state, name))
+    frames = 1 if state.stage == "image" else 8
+    count = len(SHEET_PROMPTS)
+    noisy = torch.randn(count, models.LATENT_CHANNELS, frames, 16, 16, generator=torch.Generator().manual_seed(0)).to(
+        state.device
+    )
+    with torch.autocast(state.device.type, torch.bfloat16):
+        embeds = encode_text(state, SHEET_PROMPTS + [""] * count)
+        steps = diffusion.inference_timesteps(state.schedule, 25).tolist()
+        for step, after in zip(steps, [*steps[1:], -1], strict=True):
+            batch = torch.full((2 * count,), step, device=state.device)
+            wanted, free = predict(state, torch.cat([noisy, noisy]), batch, embeds).float().chunk(2)
+            noisy = diffusion.ddim_step(
+                state.schedule, diffusion.guide(wanted, free, guidance_scale), noisy, step, after
+            )
+        images = state.vae.decode((noisy / state.latent_scale).transpose(1, 2).flatten(0, 1)).sample.float()
+    grid = images.view(count, frames, 3, 64, 64).permute(0, 3, 1, 4, 2).reshape(count * 64, frames * 64, 3)
+    pixels = ((grid.clamp(-1, 1) + 1) * 127.5).byte().cpu().numpy()
+    Image.fromarray(pixels).save(state.folder / f"sheet-{state.stage}-{state.steps[state.stage]:06d}.png")
+    for name, weights in training.items():
+        getattr(state, name).load_state_dict(weights)
+
+
+def next_stage(state: State, stage: str) -> None:
+    """Enter `stage` with a new optimizer, keeping what has been averaged as the weights to go on from."""
+    if state.stage != stage:
+        for name in state.trained():
+            getattr(state, name).load_state_dict(averaged(state, name))
+        state.stage, state.optimizer = stage, None
+        save(state)
+
+
+def train(state: State, minutes: float, num_clips: int) -> None:
+    """All stages, each up to its share of `minutes`."""
+    if state.stage == "vae":
+        run_stage(state, 60 * minutes * SHARES["vae"], vae_loss)
+        next_stage(state, "image")
+    cache = fill_cache(state, num_clips)
+    state.latent_scale = 1 / cache["latents"].float().std().item()
+    if state.stage == "image":
+        run_stage(state, 60 * minutes * SHARES["image"], lambda state: diffusion_loss(state, cache, 1))
+        write_sheet(state)
+        next_stage(state, "clip")
+    every_fourth = lambda state: diffusion_loss(state, cache, 1 if state.steps["clip"] % 4 == 3 else 8)  # noqa: E731
+    run_stage(state, 60 * minutes * SHARES["clip"], every_fourth)
+    save(state)
+    write_sheet(state)
+
+
+def export(state: State, folder: Path) -> None:
+    """Write the averaged networks as plain diffusers folders in half precision."""
+    for name, place in (("vae", "vae"), ("unet", "unet"), ("text", "text_encoder")):
+        network = getattr(state, name)
+        network.load_state_dict(averaged(state, name))
+        if name == "vae":
+            network.register_to_config(scaling_factor=state.latent_scale)
+        network.half().save_pretrained(folder / place, safe_serialization=True)
+    state.tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(models.SCHEDULER, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m customttt.tiny.pretrain", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run: state, log, sheets")
+    parser.add_argument("--minutes", type=float, default=120, help="training time over all stages")
+    parser.add_argument("--clips", type=int, default=12288, help="how many clips are rendered and encoded")
+    parser.add_argument("--export", type=Path, help="write the averaged model here and stop")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    state = create(arguments.out, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if arguments.export:
+        export(state, arguments.export)
+        return
+    print(f"pid {os.getpid()}, {state.stage} stage, {state.seconds}", flush=True)
+    train(state, arguments.minutes, arguments.clips)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The one training loop, and the two things it learns: an appearance and a motion. Knows no library.
+
+Latents and prompt embeddings come in ready: neither the VAE nor the text encoder is needed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from lion_pytorch import Lion
+from torch import Tensor, nn
+
+from customttt import diffusion, lora, losses
+from customttt.backbones import Backbone
+from customttt.config import TrainConfig
+from customttt.errors import DivergedError
+
+LION_BETAS, LION_WEIGHT_DECAY = (0.9, 0.99), 0.1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a long step stands: reported after every step."""
+
+    phase: str
+    step: int
+    """Steps done."""
+    total: int
+    loss: float | None = None
+
+
+Report = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """A report that tells nobody."""
+
+
+def optimize(
+    parameters: Sequence[nn.Parameter],
+    loss_at: Callable[[int], Float[Tensor, ""]],
+    *,
+    phase: str,
+    steps: int,
+    learning_rate: float,
+    accelerator: Accelerator,
+    report: Report = silent,
+) -> list[float]:
+    """Minimize `loss_at(step)` over `parameters` with Lion (arXiv 2302.06675) and return every loss.
+
+    Raises DivergedError as soon as a loss is not a finite number.
+    """
+    optimizer = Lion(parameters, lr=learning_rate, betas=LION_BETAS, weight_decay=LION_WEIGHT_DECAY)
+    history: list[float] = []
+    with lora.trainable(parameters):
+        for step in range(steps):
+            with accelerator.autocast():
+                loss = loss_at(step)
+            history.append(_finite(loss.item(), phase, step, learning_rate))
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            report(Progress(phase, step + 1, steps, history[-1]))
+    return history
+
+
+def _finite(loss: float, phase: str, step: int, learning_rate: float) -> float:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"The loss became {loss} at step {step + 1} of {phase} with learning rate {learning_rate:g}; "
+            "nothing was saved. Try a smaller --learning-rate."
+        )
+    return loss
+
+
+def noised(
+    backbone: Backbone, latents: diffusion.Latents, generator: torch.Generator
+) -> tuple[diffusion.Latents, diffusion.Latents, diffusion.Timesteps]:
+    """Fresh noise on `latents` at uniform timesteps: (noisy latents, what to predict, timesteps)."""
+    schedule = backbone.schedule
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    timesteps = torch.randint(0, len(schedule), (len(latents),), generator=generator).to(latents.device)
+    noisy = diffusion.add_noise(schedule, latents, noise, timesteps)
+    return noisy, diffusion.target(schedule, latents, noise, timesteps), timesteps
+
+
+def learn_appearance(
+    backbone: Backbone,
+    latents: Float[Tensor, "n c 1 h w"],
+    prompt_embeds: Float[Tensor, "n l d"],
+    config: TrainConfig,
+    accelerator: Accelerator,
+    report: Report = silent,
+) -> tuple[lora.Weights, list[float]]:
+    """Spatial LoRA of one subject from its pictures, motion modules bypassed. Returns (weights, losses)."""
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def loss_at(_: int) -> Float[Tensor, ""]:
+        chosen = torch.randint(0, len(latents), (config.batch_size,), generator=generator)
+        noisy, target, timesteps = noised(backbone, latents[chosen], generator)
+        with backbone.without_motion():
+            prediction = backbone.predict(noisy, timesteps, prompt_embeds[chosen])
+        return losses.denoising(prediction, target)
+
+    return _learn(backbone, "appearance", config, loss_at, accelerator, report)
+
+
+def learn_motion(
+    backbone: Backbone,
+    latents: Float[Tensor, "1 c f h w"],
+    prompt_embeds: Float[Tensor, "1 l d"],
+    config: TrainConfig,
+    accelerator: Accelerator,
+    report: Report = silent,
+) -> tuple[lora.Weights, list[float]]:
+    """Temporal LoRA of one movement from one clip, with the debiased loss. Returns (weights, losses)."""
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def loss_at(_: int) -> Float[Tensor, ""]:
+        copies = latents.expand(config.batch_size, -1, -1, -1, -1)
+        noisy, target, timesteps = noised(backbone, copies, generator)
+        prediction = backbone.predict(noisy, timesteps, prompt_embeds.expand(config.batch_size, -1, -1))
+        anchor = int(torch.randint(0, latents.shape[2], (), generator=generator))
+        return losses.motion(prediction, target, anchor, config.debias)
+
+    return _learn(backbone, "motion", config, loss_at, accelerator, report)
+
+
+def _learn(
+    backbone: Backbone,
+    kind: str,
+    config: TrainConfig,
+    loss_at: Callable[[int], Float[Tensor, ""]],
+    accelerator: Accelerator,
+    report: Report,
+) -> tuple[lora.Weights, list[float]]:
+    """Add a LoRA to the layers of `kind`, optimize it, and take it out again."""
+    targets = backbone.targets(kind, config.layers)
+    parameters = lora.inject(backbone.unet, kind, targets, rank=config.rank, dropout=config.dropout, seed=config.seed)
+    try:
+        with torch.random.fork_rng(devices=[]), lora.active(backbone.unet, **{kind: 1.0}):
+            torch.manual_seed(config.seed)  # dropout
+            backbone.unet.train()
+            history = optimize(
+                parameters, loss_at, phase=f"learning the {kind}", steps=config.steps,
+                learning_rate=config.learning_rate, accelerator=accelerator, report=report,
+            )  # fmt: skip
+        return lora.state(backbone.unet, kind), history
+    finally:
+        backbone.unet.eval()
+        lora.remove(backbone.unet, kind)

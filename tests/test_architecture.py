@@ -1,0 +1,62 @@
+"""The layout holds: files import only what stands above them, and the upper part is free of torch."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = [
+    "errors", "config", "concept", "recipe", "library", "media", "diffusion", "backbones", "lora", "losses",
+    "train", "sampling", "ttt", "compose", "learn", "tiny",
+]  # fmt: skip
+TORCH_FREE = ORDER[: ORDER.index("media") + 1]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Names below `customttt` that a file imports at its top level."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module == "customttt":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("customttt."):
+            found.add((node.module or "").split(".")[1])
+    return found
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_file_imports_only_from_files_above_it(module: str) -> None:
+    path = ROOT / "customttt" / f"{module}.py"
+    if not path.exists():
+        return  # the packages `backbones` and `tiny` know those below them only inside functions or by purpose
+    later = set(ORDER[ORDER.index(module) :])
+    assert not imported_modules(path) & later
+
+
+def test_every_file_has_its_place_in_the_order() -> None:
+    names = {path.stem for path in (ROOT / "customttt").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert names - {"__init__", "__pycache__"} == set(ORDER)
+
+
+def test_the_library_prints_nothing_and_knows_no_command_line() -> None:
+    for path in (ROOT / "customttt").rglob("*.py"):
+        if path.name != "pretrain.py":  # a script
+            assert not re.search(r"\bprint\(", path.read_text()), path
+        assert "import typer" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("module", ["customttt", *(f"customttt.{name}" for name in TORCH_FREE), "customttt_cli.app"])
+def test_importing_the_upper_part_never_imports_torch(module: str) -> None:
+    code = f"import {module}, sys; sys.exit(bool({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_the_animatediff_file_names_its_layers() -> None:
+    for path in (ROOT / "customttt").rglob("*.py"):
+        if path.name != "animatediff.py":
+            assert "up_blocks" not in path.read_text().replace("up_block_types", ""), path

@@ -1,0 +1,135 @@
+"""The AnimateDiff family: numbered layers, bypassed motion, and the paper's parameter count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNetMotionModel
+
+from customttt import lora
+from customttt.backbones import Backbone, defaults, identify, open_base
+from customttt.backbones.animatediff import BRANCHES, LAYERS, PAPER
+from customttt.errors import BaseUnavailableError
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_random_base: Path) -> Backbone:
+    return open_base(str(tiny_random_base), torch.device("cpu"))
+
+
+def video(frames: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(1, 3, frames, 64, 64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@torch.no_grad()
+def predict(backbone: Backbone, latents: torch.Tensor, prompt: str = "A koala.") -> torch.Tensor:
+    return backbone.predict(latents, torch.tensor([500]), backbone.embed([prompt]))
+
+
+def count_lora_parameters(unet: torch.nn.Module, kind: str, layers: tuple[int, ...], rank: int) -> int:
+    targets = lora.target_names(unet, [f"{LAYERS[layer]}.{BRANCHES[kind]}" for layer in layers])
+    linears = [unet.get_submodule(name) for name in targets]
+    return sum(rank * (linear.in_features + linear.out_features) for linear in linears)
+
+
+def test_the_paper_s_loras_have_the_paper_s_12_124_160_parameters() -> None:
+    with torch.device("meta"):
+        unet = UNetMotionModel(cross_attention_dim=768, use_motion_mid_block=False)
+    appearance = count_lora_parameters(unet, "appearance", PAPER.appearance.layers, PAPER.appearance.rank)
+    motion = count_lora_parameters(unet, "motion", PAPER.motion.layers, PAPER.motion.rank)
+    assert (appearance, motion, appearance + motion) == (5_980_160, 6_144_000, 12_124_160)
+
+
+def test_encoding_and_decoding_keep_the_shape(backbone: Backbone) -> None:
+    latents = backbone.encode(video(3))
+    assert latents.shape == (1, *backbone.latent_shape(3, 64))
+    assert backbone.decode(latents).shape == (1, 3, 3, 64, 64)
+
+
+def test_with_motion_bypassed_frames_do_not_see_each_other(backbone: Backbone) -> None:
+    latents = backbone.encode(video(4))
+    with backbone.without_motion():
+        together = predict(backbone, latents)
+        alone = torch.cat([predict(backbone, frame) for frame in latents.split(1, dim=2)], dim=2)
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_with_motion_frames_see_each_other(backbone: Backbone) -> None:
+    latents = backbone.encode(video(4))
+    changed = latents.clone()
+    changed[:, :, 3] = 0
+    assert not torch.allclose(predict(backbone, latents)[:, :, 0], predict(backbone, changed)[:, :, 0])
+
+
+def test_the_bypass_ends_with_its_context_even_after_an_error(backbone: Backbone) -> None:
+    latents = backbone.encode(video(4))
+    before = predict(backbone, latents)
+    with pytest.raises(KeyboardInterrupt), backbone.without_motion():
+        raise KeyboardInterrupt
+    assert torch.equal(predict(backbone, latents), before)
+
+
+def test_the_prompt_is_read(backbone: Backbone) -> None:
+    latents = backbone.encode(video(2))
+    assert not torch.allclose(predict(backbone, latents, "A koala."), predict(backbone, latents, "A tiger."))
+
+
+def test_the_fingerprint_changes_with_the_weights(tiny_random_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "base"
+    shutil.copytree(tiny_random_base, copy)
+    assert identify(str(copy)) == identify(str(tiny_random_base))
+    weights = next((copy / "unet").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert identify(str(copy)) != identify(str(tiny_random_base))
+
+
+def test_a_folder_without_a_base_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(BaseUnavailableError, match=r"unet/config\.json"):
+        defaults(str(tmp_path))
+
+
+def test_without_a_hub_the_paper_s_base_is_unavailable_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BaseUnavailableError, match="--base tiny"):
+        open_base("animatediff", torch.device("cpu"))
+
+
+def test_an_epsilon_and_a_v_base_both_load(tiny_random_base: Path, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    copy = tmp_path / "base"
+    shutil.copytree(tiny_random_base, copy)
+    path = copy / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "prediction_type": "epsilon", "rescale_betas_zero_snr": False}))
+    assert open_base(str(tiny_random_base), torch.device("cpu")).schedule.prediction_type == "v_prediction"
+    assert open_base(str(copy), torch.device("cpu")).schedule.prediction_type == "epsilon"
+
+
+def test_an_image_unet_with_a_motion_adapter_loads(tiny_random_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from diffusers import MotionAdapter, UNet2DConditionModel
+
+    copy = tmp_path / "base"
+    shutil.copytree(tiny_random_base, copy)
+    shutil.rmtree(copy / "unet")
+    channels = (32, 32, 32, 32)
+    UNet2DConditionModel(
+        sample_size=16, in_channels=8, out_channels=8, block_out_channels=channels, layers_per_block=1,
+        norm_num_groups=16, cross_attention_dim=128, attention_head_dim=4,
+    ).save_pretrained(copy / "unet")  # fmt: skip
+    MotionAdapter(
+        block_out_channels=channels, motion_layers_per_block=1, motion_num_attention_heads=4, motion_norm_num_groups=16,
+        use_motion_mid_block=False,
+    ).save_pretrained(copy / "motion_adapter")  # fmt: skip
+    loaded = open_base(str(copy), torch.device("cpu"))
+    assert predict(loaded, torch.zeros(1, *loaded.latent_shape(2, 64))).shape == (1, 8, 2, 16, 16)

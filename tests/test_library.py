@@ -1,0 +1,537 @@
+"""The library: nothing half-written is ever found, damage is told, and errors say what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from customttt import library as library_module
+from customttt.concept import Concept, Kind
+from customttt.errors import (
+    AlreadyExistsError,
+    DamagedError,
+    LockedError,
+    NotFoundError,
+    StoreError,
+    UsageError,
+)
+from customttt.library import Library
+
+KEY = "0123456789abcdef"
+
+
+def concept(name: str = "koala", kind: Kind = "appearance", **changes: Any) -> Concept:
+    fields: dict[str, Any] = {
+        "phrase": name,
+        "prompt": f"A {name}.",
+        "base": "tiny",
+        "base_fingerprint": "f00d",
+        "layers": (2, 6),
+        "rank": 4,
+        "steps": 500,
+        "learning_rate": 1e-5,
+        "seed": 0,
+        "sources": (),
+        "losses": (0.5,) * 500,
+        "versions": {},
+        "created": datetime(2025, 1, 1, tzinfo=UTC),
+        "seconds": 1.0,
+    }
+    return Concept(name=name, kind=kind, **{**fields, **changes})
+
+
+def writer(content: bytes) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "lora.safetensors").write_bytes(content)
+        (folder / "preview.png").write_bytes(content[::-1])
+
+    return write
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file that is not the lock."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def names(library: Library) -> list[str]:
+    return [name for name, _ in library.entries()]
+
+
+@pytest.fixture(autouse=True)
+def flushed(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The inodes that were flushed; nothing really is, for what SIGKILL leaves the kernel still holds."""
+    inodes: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: inodes.add(os.fstat(descriptor).st_ino))
+    return inodes
+
+
+@pytest.fixture
+def empty(home: Path) -> Library:
+    return Library(home)
+
+
+@pytest.fixture
+def library(empty: Library) -> Library:
+    """A library that holds a koala."""
+    empty.add(concept(), writer(b"koala"))
+    return empty
+
+
+# -- finding
+
+
+def test_the_library_lives_where_the_environment_says(home: Path) -> None:
+    assert Library().path() == home
+
+
+def test_an_empty_library_lists_nothing_and_creates_nothing(empty: Library) -> None:
+    assert empty.concepts() == []
+    assert empty.verify() == []
+    assert empty.adapted(KEY) is None
+    assert not empty.root.exists()
+
+
+def test_what_is_added_is_found_again(library: Library) -> None:
+    assert library.get("koala").model_copy(update={"files": {}}) == concept()
+    assert set(library.get("koala").files) == {"lora.safetensors", "preview.png"}
+    assert library.weights("koala").read_bytes() == b"koala"
+    assert library.weights("koala").parent == library.path("koala")
+    assert library.verify() == []
+
+
+def test_concepts_are_sorted_and_filtered_by_kind(empty: Library) -> None:
+    for name, kind in (("b", "motion"), ("c", "appearance"), ("a", "motion")):
+        empty.add(concept(name, kind), writer(b"x"))  # type: ignore[arg-type]
+    assert [found.name for found in empty.concepts()] == ["a", "b", "c"]
+    assert [found.name for found in empty.concepts("motion")] == ["a", "b"]
+
+
+def test_a_misspelt_name_is_told_the_right_one(library: Library) -> None:
+    with pytest.raises(NotFoundError, match=r"'kaola'; did you mean 'koala'\? 'customttt list'"):
+        library.get("kaola")
+
+
+@pytest.mark.parametrize("name", ["Koala", "", ".", "..", "../concepts/koala", "/etc"])
+def test_only_an_exact_name_is_found(library: Library, name: str) -> None:
+    for look_up in (library.get, library.path, library.weights, library.verify, library.remove):
+        with pytest.raises(NotFoundError):
+            look_up(name)
+
+
+def test_a_concept_of_the_wrong_kind_is_refused_naming_both(library: Library) -> None:
+    with pytest.raises(UsageError, match="'koala' is an appearance, but a motion is needed here"):
+        library.get("koala", "motion")
+    assert library.get("koala", "appearance").kind == "appearance"
+
+
+def test_a_hundred_concepts_list_at_once(library: Library) -> None:
+    koala = library.get("koala")
+    for i in range(100):
+        folder = shutil.copytree(library.path("koala"), library.path() / "concepts" / f"koala{i}")
+        copy = koala.model_copy(update={"name": f"koala{i}"})
+        (folder / "manifest.json").write_text(copy.to_json(), encoding="utf-8")
+    start = time.perf_counter()
+    assert len(library.concepts()) == 101
+    assert time.perf_counter() - start < 0.3
+
+
+def test_importing_the_library_brings_no_tensors() -> None:
+    code = "import sys, customttt.library; print({'torch', 'diffusers', 'numpy', 'PIL'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "set()"
+
+
+# -- adding
+
+
+def test_a_taken_name_is_refused_and_force_replaces_it(library: Library) -> None:
+    with pytest.raises(AlreadyExistsError, match="use --force to replace it or pick another name"):
+        library.check_free("koala")
+    with pytest.raises(AlreadyExistsError):
+        library.add(concept(), writer(b"other"))
+    assert library.weights("koala").read_bytes() == b"koala"
+    library.add(concept(rank=8), writer(b"other"), force=True)
+    assert library.weights("koala").read_bytes() == b"other"
+    assert library.get("koala").rank == 8
+
+
+def test_force_replaces_a_damaged_entry(library: Library) -> None:
+    (library.path("koala") / "manifest.json").unlink()
+    library.add(concept(), writer(b"new"), force=True)
+    assert library.weights("koala").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_names_that_differ_in_case_only_are_refused(library: Library, force: bool) -> None:
+    with pytest.raises(AlreadyExistsError, match="differs from 'koala' in case only"):
+        library.add(concept("Koala"), writer(b"x"), force=force)
+
+
+@pytest.mark.parametrize("name", ["../koala", "con", "a b", "x" * 65])
+def test_a_bad_name_reaches_no_disk(empty: Library, name: str) -> None:
+    with pytest.raises(UsageError):
+        empty.add(concept(name), writer(b"x"))
+    assert contents(empty.root) == {}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_interrupted_add_leaves_the_library_as_it_was(library: Library, force: bool) -> None:
+    def write(folder: Path) -> NoReturn:
+        (folder / "lora.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    before = contents(library.root)
+    with pytest.raises(KeyboardInterrupt):
+        library.add(concept("koala" if force else "tiger"), write, force=force)
+    assert contents(library.root) == before
+
+
+def test_all_that_is_added_is_flushed_to_the_disk(library: Library, flushed: set[int]) -> None:
+    folder = library.path("koala")
+    assert {path.stat().st_ino for path in (folder.parent, folder, *folder.iterdir())} <= flushed
+
+
+def test_a_concept_without_weights_is_refused(empty: Library) -> None:
+    with pytest.raises(StoreError, match=r"without lora\.safetensors"):
+        empty.add(concept(), lambda _: None)
+    assert empty.concepts() == []
+
+
+# -- killed processes, at every single operation on the disk
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+EVENTS = {
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "shutil.rmtree",
+    "os.listdir",
+    "os.scandir",
+}
+
+
+def in_child(action: Callable[[], object]) -> int:
+    """Run the action in a forked process; returns its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def killed_before_operation(number: int, action: Callable[[], object]) -> bool:
+    """Run the action in a process that SIGKILLs itself before its n-th file operation, if it gets there."""
+
+    def doomed() -> None:
+        left = iter(range(number))
+
+        def hook(event: str, _: tuple[Any, ...]) -> None:
+            if event in EVENTS and next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        action()
+
+    _, status = os.waitpid(in_child(doomed), 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def kills(action: Callable[[], object], restore: Callable[[], object]) -> Iterator[int]:
+    """Kill the action before its first, second, ... operation; after each, the caller checks what is left."""
+    number = 0
+    while killed_before_operation(number, action):
+        yield number
+        restore()
+        number += 1
+    assert number > 10
+
+
+@needs_fork
+def test_a_killed_add_leaves_the_new_entry_whole_or_none(library: Library) -> None:
+    def add() -> None:
+        library.add(concept("tiger"), writer(b"tiger"))
+
+    seen = set()
+    for _ in kills(add, restore=lambda: library.remove("tiger") if "tiger" in names(library) else None):
+        assert library.verify() == []
+        assert library.weights("koala").read_bytes() == b"koala"
+        seen.add("tiger" in names(library))
+    assert seen == {False, True}
+
+
+@needs_fork
+def test_a_killed_replacement_leaves_the_old_entry_or_the_new(library: Library) -> None:
+    def replace() -> None:
+        library.add(concept(rank=8), writer(b"new"), force=True)
+
+    seen = set()
+    for _ in kills(replace, restore=lambda: library.add(concept(), writer(b"koala"), force=True)):
+        assert library.verify() == []
+        found = (library.get("koala").rank, library.weights("koala").read_bytes())
+        assert found in {(4, b"koala"), (8, b"new")}
+        seen.add(found)
+    assert len(seen) == 2
+
+
+@needs_fork
+def test_a_killed_rename_loses_nothing(library: Library) -> None:
+    def restore() -> None:
+        for name in names(library):
+            library.remove(name)
+        library.add(concept(), writer(b"koala"))
+
+    for _ in kills(lambda: library.rename("koala", "bear"), restore):
+        assert library.verify() == []
+        assert {library.weights(name).read_bytes() for name in names(library)} == {b"koala"}
+
+
+@needs_fork
+def test_a_killed_removal_leaves_all_or_nothing(library: Library) -> None:
+    for _ in kills(lambda: library.remove("koala"), restore=lambda: library.add(concept(), writer(b"k"), force=True)):
+        assert library.verify() == []
+        assert names(library) in ([], ["koala"])
+
+
+@needs_fork
+def test_the_next_writer_clears_what_the_dead_left(library: Library) -> None:
+    def die(folder: Path) -> None:
+        (folder / "lora.safetensors").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.waitpid(in_child(lambda: library.add(concept("tiger"), die)), 0)
+    assert any((library.root / ".staging").iterdir())
+    library.add(concept("bear"), writer(b"bear"))
+    assert not any((library.root / ".staging").iterdir())
+    assert names(library) == ["bear", "koala"]
+
+
+@needs_fork
+def test_two_processes_add_at_the_same_time(empty: Library) -> None:
+    def write(folder: Path) -> None:
+        writer(b"x")(folder)
+        time.sleep(0.01)
+
+    def add(prefix: str) -> None:
+        for i in range(5):
+            empty.add(concept(f"{prefix}{i}"), write)
+
+    for pid in [in_child(lambda: add("a")), in_child(lambda: add("b"))]:
+        assert os.waitpid(pid, 0)[1] == 0
+    assert len(names(empty)) == 10
+    assert empty.verify() == []
+
+
+@needs_fork
+def test_a_reader_never_meets_a_half_replaced_concept(library: Library) -> None:
+    def replace() -> None:
+        for rank in range(1, 21):
+            library.add(concept(rank=rank), writer(bytes([rank])), force=True)
+            time.sleep(0.005)
+
+    writing = in_child(replace)
+    while os.waitpid(writing, os.WNOHANG)[0] == 0:
+        library.weights("koala")
+    assert library.get("koala").rank == 20
+
+
+def test_a_second_writer_does_not_wait_for_ever(empty: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filelock import FileLock
+
+    empty.check_writable()
+    monkeypatch.setattr(library_module, "LOCK_SECONDS", 0.05)
+    with FileLock(empty.root / ".lock"), pytest.raises(LockedError, match="Another customttt"):
+        empty.add(concept(), writer(b"x"))
+    empty.add(concept(), writer(b"x"))
+
+
+# -- damage
+
+
+def damages(folder: Path) -> Iterator[Callable[[], object]]:
+    weights, manifest = folder / "lora.safetensors", folder / "manifest.json"
+    yield lambda: weights.write_bytes(b"kOala")
+    yield weights.unlink
+    yield lambda: weights.rename(folder / "moved")
+    yield lambda: (folder / "preview.png").write_bytes(b"")
+    yield manifest.unlink
+    yield lambda: manifest.write_bytes(b"\xff\xfe")
+    yield lambda: manifest.write_bytes(manifest.read_bytes().replace(b"A koala", b"A koalb"))
+
+
+@pytest.mark.parametrize("which", range(7))
+def test_any_damage_is_told_and_no_damaged_weights_are_given(library: Library, which: int) -> None:
+    library.add(concept("tiger"), writer(b"tiger"))
+    list(damages(library.path("koala")))[which]()
+    assert {problem.name for problem in library.verify()} == {"koala"}
+    assert library.verify("tiger") == []
+    with pytest.raises(DamagedError, match="koala"):
+        library.weights("koala")
+    assert names(library) == ["koala", "tiger"]
+    library.remove("koala")
+    assert library.verify() == []
+
+
+def test_a_damaged_entry_does_not_hide_the_others(library: Library) -> None:
+    library.add(concept("tiger"), writer(b"tiger"))
+    (library.path("koala") / "manifest.json").write_text("{}")
+    assert [found.name for found in library.concepts()] == ["tiger"]
+    assert isinstance(dict(library.entries())["koala"], DamagedError)
+    with pytest.raises(DamagedError, match="koala"):
+        library.get("koala")
+
+
+def test_a_folder_that_was_renamed_by_hand_is_told(library: Library) -> None:
+    library.path("koala").rename(library.path() / "concepts" / "bear")
+    assert "is that of 'koala'" in library.verify("bear")[0].sentence
+
+
+def test_a_file_that_does_not_belong_is_told(library: Library) -> None:
+    (library.path("koala") / "notes.txt").write_text("mine")
+    [problem] = library.verify()
+    assert "notes.txt does not belong to the concept" in problem.sentence
+    assert library.weights("koala").is_file()
+
+
+# -- renaming and removing
+
+
+def test_a_renamed_concept_is_the_same_under_its_new_name(library: Library) -> None:
+    renamed = library.get("koala").model_copy(update={"name": "bear"})
+    assert library.rename("koala", "bear") == renamed
+    assert names(library) == ["bear"]
+    assert library.weights("bear").read_bytes() == b"koala"
+
+
+def test_renaming_overwrites_nothing(library: Library) -> None:
+    library.add(concept("tiger"), writer(b"tiger"))
+    for old, new in (("koala", "tiger"), ("koala", "koala"), ("koala", "Tiger")):
+        with pytest.raises(AlreadyExistsError):
+            library.rename(old, new)
+    with pytest.raises(NotFoundError):
+        library.rename("lion", "cat")
+    with pytest.raises(UsageError):
+        library.rename("koala", "../bear")
+    assert names(library) == ["koala", "tiger"]
+
+
+def test_a_damaged_concept_is_not_renamed(library: Library) -> None:
+    library.weights("koala").write_bytes(b"x")
+    with pytest.raises(DamagedError):
+        library.rename("koala", "bear")
+
+
+def test_a_removed_concept_leaves_nothing_behind(library: Library) -> None:
+    library.remove("koala")
+    assert contents(library.root) == {}
+
+
+# -- the cache of adapted weights
+
+
+def test_adapted_weights_are_found_by_their_key(empty: Library) -> None:
+    path = empty.add_adapted(KEY, lambda place: place.write_bytes(b"one"))
+    assert empty.adapted(KEY) == path
+    assert path.read_bytes() == b"one"
+    again = empty.add_adapted(KEY, lambda place: place.write_bytes(b"two"))
+    assert empty.adapted(KEY) == again
+    assert list(path.parent.iterdir()) == [again]
+    assert empty.adapted(KEY[::-1]) is None
+
+
+def test_damaged_adapted_weights_are_never_given(empty: Library) -> None:
+    path = empty.add_adapted(KEY, lambda place: place.write_bytes(b"one"))
+    path.write_bytes(b"0ne")
+    assert empty.adapted(KEY) is None
+    assert [problem.name for problem in empty.verify()] == [f"adapted/{path.name}"]
+
+
+@pytest.mark.parametrize("key", ["", "koala", "../../etc", "*", KEY.upper()])
+def test_a_key_is_hex_digits(empty: Library, key: str) -> None:
+    with pytest.raises(UsageError):
+        empty.adapted(key)
+    with pytest.raises(UsageError):
+        empty.add_adapted(key, lambda place: place.touch())
+
+
+# -- disks that do not take it
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("call", ["fsync", "mkdir", "rename"])
+def test_a_disk_that_refuses_leaves_the_library_as_it_was(
+    library: Library, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    before = contents(library.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(StoreError, match=os.strerror(code)):
+            library.add(concept(), writer(b"new"), force=True)
+    assert contents(library.root) == before
+
+
+def test_a_root_that_is_no_folder_is_told_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StoreError, match="cannot be written"):
+            Library(root).check_writable()
+        assert Library(root).concepts() == []
+
+
+def test_checking_the_library_leaves_nothing_in_it(empty: Library) -> None:
+    empty.check_writable()
+    assert list(empty.root.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_there(small_disk: Path) -> None:
+    library = Library(small_disk)
+    library.add(concept(), writer(bytes(1000)))
+    before = contents(small_disk)
+    with pytest.raises(StoreError, match="No space left"):
+        library.check_writable(1 << 20)
+    with pytest.raises(StoreError, match="No space left"):
+        library.add(concept(), writer(bytes(1 << 20)), force=True)
+    assert contents(small_disk) == before
+    assert library.verify() == []
+
+
+def test_a_read_only_library_can_be_read(small_disk: Path) -> None:
+    library = Library(small_disk)
+    library.add(concept(), writer(b"koala"))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert library.weights("koala").read_bytes() == b"koala"
+    assert library.verify() == []
+    with pytest.raises(StoreError, match="Read-only"):
+        library.check_writable()
+    with pytest.raises(StoreError, match="Read-only"):
+        library.remove("koala")

@@ -1,0 +1,114 @@
+"""The loop: what moves, what is repeated exactly, and what stops it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from customttt import lora, train
+from customttt.backbones import Backbone, open_base
+from customttt.config import TrainConfig
+from customttt.errors import DivergedError
+
+APPEARANCE = TrainConfig(layers=(2, 6), learning_rate=1e-3, steps=3, batch_size=2, rank=2)
+MOTION = TrainConfig(layers=(2, 5), learning_rate=1e-3, steps=3, rank=2)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_random_base: Path) -> Backbone:
+    return open_base(str(tiny_random_base), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def learn(backbone: Backbone, accelerator: Accelerator, kind: str, **options: object) -> lora.Weights:
+    count, frames = (3, 1) if kind == "appearance" else (1, 4)
+    latents = torch.randn(count, *backbone.latent_shape(frames, 32), generator=torch.Generator().manual_seed(0))
+    embeds = backbone.embed(["A koala."] * count)
+    if kind == "appearance":
+        return train.learn_appearance(backbone, latents, embeds, APPEARANCE.but(**options), accelerator)[0]
+    return train.learn_motion(backbone, latents, embeds, MOTION.but(**options), accelerator)[0]
+
+
+@pytest.mark.parametrize("kind", ["appearance", "motion"])
+def test_learning_moves_the_adapter_and_only_the_adapter(
+    backbone: Backbone, accelerator: Accelerator, kind: str
+) -> None:
+    before = {name: weight.clone() for name, weight in backbone.unet.state_dict().items()}
+    weights = learn(backbone, accelerator, kind)
+    assert any(value.any() for key, value in weights.items() if "lora_B" in key)
+    after = backbone.unet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", ["appearance", "motion"])
+def test_the_same_seed_learns_the_same_weights_bit_for_bit(
+    backbone: Backbone, accelerator: Accelerator, kind: str
+) -> None:
+    first = learn(backbone, accelerator, kind, seed=5)
+    torch.manual_seed(99)  # the world outside does not matter
+    second, other = learn(backbone, accelerator, kind, seed=5), learn(backbone, accelerator, kind, seed=6)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_learning_an_appearance_lowers_its_loss(backbone: Backbone, accelerator: Accelerator) -> None:
+    latents = torch.zeros(1, *backbone.latent_shape(1, 32))
+    config = APPEARANCE.but(steps=40, learning_rate=5e-3, dropout=0.0, rank=8)
+    _, history = train.learn_appearance(backbone, latents, backbone.embed(["A koala."]), config, accelerator)
+    assert sum(history[-10:]) < 0.9 * sum(history[:10])
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_leaves_the_base_clean(
+    backbone: Backbone, accelerator: Accelerator
+) -> None:
+    modules = [name for name, _ in backbone.unet.named_modules()]
+    latents = torch.full((1, *backbone.latent_shape(1, 32)), float("nan"))
+    with pytest.raises(DivergedError, match="step 1"):
+        train.learn_appearance(backbone, latents, backbone.embed(["A koala."]), APPEARANCE, accelerator)
+    assert [name for name, _ in backbone.unet.named_modules()] == modules
+
+
+def test_an_interrupted_run_leaves_the_base_clean(backbone: Backbone, accelerator: Accelerator) -> None:
+    modules = [name for name, _ in backbone.unet.named_modules()]
+
+    def interrupt(_: train.Progress) -> None:
+        raise KeyboardInterrupt
+
+    latents = torch.zeros(1, *backbone.latent_shape(4, 32))
+    with pytest.raises(KeyboardInterrupt):
+        train.learn_motion(backbone, latents, backbone.embed(["A koala."]), MOTION, accelerator, interrupt)
+    assert [name for name, _ in backbone.unet.named_modules()] == modules
+    assert not backbone.unet.training
+
+
+def test_progress_is_reported_after_every_step(backbone: Backbone, accelerator: Accelerator) -> None:
+    seen: list[train.Progress] = []
+    latents = torch.zeros(1, *backbone.latent_shape(4, 32))
+    train.learn_motion(backbone, latents, backbone.embed(["A koala."]), MOTION, accelerator, seen.append)
+    assert [(progress.step, progress.total) for progress in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert all(progress.loss is not None for progress in seen)
+
+
+def test_checkpointed_blocks_over_a_frozen_base_still_give_gradients(backbone: Backbone) -> None:
+    lora.inject(backbone.unet, "a", backbone.targets("motion", (2, 5)), rank=2)
+    backbone.unet.train()
+    backbone.unet.enable_gradient_checkpointing()
+    try:
+        parameters = lora.parameters(backbone.unet, "a")
+        with lora.trainable(parameters), lora.active(backbone.unet, a=1.0):
+            noisy = torch.randn(1, *backbone.latent_shape(4, 32))
+            backbone.predict(noisy, torch.tensor([500]), backbone.embed([""])).square().mean().backward()
+        ups = [parameter for name, parameter in backbone.unet.named_parameters() if ".lora_B.a." in name]
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in ups)
+    finally:
+        backbone.unet.disable_gradient_checkpointing()
+        backbone.unet.eval()
+        lora.remove(backbone.unet, "a")

@@ -1,0 +1,123 @@
+"""Test-time training: two frozen teachers, one student, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from customttt import lora, ttt
+from customttt.backbones import Backbone, open_base
+from customttt.config import SampleConfig, TTTConfig
+from customttt.diffusion import inference_timesteps
+
+CONFIG = TTTConfig(steps=2, learning_rate=1e-3, reference_steps=2, reference_guidance=2.0)
+SAMPLE = SampleConfig(num_frames=4, size=32, num_inference_steps=10)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_random_base: Path) -> Backbone:
+    return open_base(str(tiny_random_base), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def pair(backbone: Backbone) -> tuple[lora.Weights, lora.Weights]:
+    def fresh(kind: str, layers: tuple[int, ...]) -> lora.Weights:
+        lora.inject(backbone.unet, kind, backbone.targets(kind, layers), rank=2)
+        weights = lora.state(backbone.unet, kind)
+        lora.remove(backbone.unet, kind)
+        generator = torch.Generator().manual_seed(1)
+        return {key: torch.randn(value.shape, generator=generator) * 0.1 for key, value in weights.items()}
+
+    return fresh("appearance", (2, 6)), fresh("motion", (2, 5))
+
+
+def prompts(backbone: Backbone) -> ttt.Prompts:
+    return ttt.Prompts(
+        doings=backbone.embed(["A koala is standing.", "A koala is running."]),
+        objects=backbone.embed(["A dog is swimming."]),
+        student=backbone.embed(["A koala is swimming."]),
+        empty=backbone.embed([""]),
+    )
+
+
+Pair = tuple[lora.Weights, lora.Weights]
+
+
+def adapt(backbone: Backbone, pair: Pair, config: TTTConfig = CONFIG) -> tuple[lora.Weights, lora.Weights, list[float]]:
+    return ttt.adapt(backbone, *pair, prompts(backbone), config, SAMPLE, Accelerator(cpu=True))
+
+
+def same(first: lora.Weights, second: lora.Weights) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_both_loras_are_trained_and_the_originals_stay(backbone: Backbone, pair: Pair) -> None:
+    before = [{key: value.clone() for key, value in weights.items()} for weights in pair]
+    appearance, motion, history = adapt(backbone, pair)
+    assert appearance.keys() == pair[0].keys()
+    assert motion.keys() == pair[1].keys()
+    assert not same(appearance, pair[0])
+    assert not same(motion, pair[1])
+    assert all(same(now, then) for now, then in zip(pair, before, strict=True))
+    assert len(history) == CONFIG.steps
+
+
+def test_zero_steps_change_nothing(backbone: Backbone, pair: Pair) -> None:
+    appearance, motion, _ = adapt(backbone, pair, CONFIG.but(steps=0))
+    assert same(appearance, pair[0])
+    assert same(motion, pair[1])
+
+
+def test_the_base_is_as_it_was(backbone: Backbone, pair: Pair) -> None:
+    modules = [name for name, _ in backbone.unet.named_modules()]
+    before = {name: weight.clone() for name, weight in backbone.unet.state_dict().items()}
+    adapt(backbone, pair)
+    assert [name for name, _ in backbone.unet.named_modules()] == modules
+    assert all(torch.equal(weight, before[name]) for name, weight in backbone.unet.state_dict().items())
+
+
+def test_it_is_repeatable_bit_for_bit(backbone: Backbone, pair: Pair) -> None:
+    assert same(adapt(backbone, pair)[0], adapt(backbone, pair)[0])
+
+
+def test_the_teachers_stay_frozen_while_the_student_learns(backbone: Backbone, pair: Pair) -> None:
+    """The references of step 2 are those that the untrained LoRAs give."""
+    pool = adapt(backbone, pair, CONFIG.but(references=2, learning_rate=1.0))[2]
+    assert pool[0] == adapt(backbone, pair, CONFIG.but(references=2, learning_rate=1e-6))[2][0]
+    for weights, teacher in zip(pair, ("appearance_teacher", "motion_teacher"), strict=True):
+        lora.restore(backbone.unet, teacher, weights)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        references = ttt.References(backbone, prompts(backbone), CONFIG, SAMPLE, generator)
+        z_s, z_t = references.at(0)
+        assert z_s.shape == z_t.shape == (1, *backbone.latent_shape(4, 32))
+        assert not z_s.requires_grad
+    finally:
+        lora.remove(backbone.unet, "appearance_teacher", "motion_teacher")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reference_schedule": "truncated"}, {"references": 1}, {"student_motion": True}, {"debias": 1.0},
+        {"batch_size": 2}, {"appearance_weight": 0.0}, {"motion_weight": 0.0}, {"reference_guidance": 1.0},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_every_open_choice_runs_and_matters(backbone: Backbone, pair: Pair, change: dict[str, object]) -> None:
+    usual, changed = adapt(backbone, pair), adapt(backbone, pair, CONFIG.but(**change))
+    assert all(torch.isfinite(torch.tensor(changed[2])))
+    assert not (same(usual[0], changed[0]) and same(usual[1], changed[1]))
+
+
+def test_a_full_reference_schedule_ends_clean_and_a_truncated_one_where_the_sampler_would_be(
+    backbone: Backbone,
+) -> None:
+    full = ttt.reference_timesteps(backbone.schedule, CONFIG, SAMPLE)
+    assert full == (inference_timesteps(backbone.schedule, 2).tolist(), -1)
+    steps = inference_timesteps(backbone.schedule, 10).tolist()
+    truncated = ttt.reference_timesteps(backbone.schedule, CONFIG.but(reference_schedule="truncated"), SAMPLE)
+    assert truncated == (steps[:2], steps[2])
