@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AwareDatetime,
@@ -86,7 +86,7 @@ class Concept(BaseModel):
         return text.replace('"digest": ""', f'"digest": "{_sha256(text)}"', 1)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> Concept:
         """The concept that `to_json` wrote.
 
         Raises DamagedError if the text differs from what was written, or if a newer customttt wrote it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 from customttt.errors import UsageError
 
@@ -21,6 +21,9 @@ def _at_least(low: float, **values: float) -> None:
             raise UsageError(f"{name.replace('_', ' ')} is {value}; it must be at least {low:g}.")
 
 
+Settings = TypeVar("Settings", bound="_Settings")
+
+
 class _Settings:
     """What the three have in common: JSON and changing some fields."""
 
@@ -28,14 +31,14 @@ class _Settings:
         return asdict(self)  # type: ignore[call-overload,no-any-return]
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[Settings], data: Mapping[str, Any]) -> Settings:
         """Raises UsageError for an unknown field."""
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         if unknown := set(data) - known:
             raise UsageError(f"The recipe has unknown settings: {', '.join(sorted(unknown))}.")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
 
-    def but(self, **changes: Any) -> Self:
+    def but(self: Settings, **changes: Any) -> Settings:
         """The same settings with some replaced; None means: leave it."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[type-var]
 

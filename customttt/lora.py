@@ -7,6 +7,7 @@ of the spatial (appearance) or the temporal (motion) modules of a few numbered l
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,9 @@ def inject(
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, unet, adapter_name=adapter)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
+            inject_adapter_in_model(config, unet, adapter_name=adapter)
     unet.requires_grad_(False)
     return parameters(unet, adapter)
 

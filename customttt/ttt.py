@@ -29,12 +29,12 @@ from customttt.train import Report, noised, optimize, silent
 
 @dataclass(frozen=True)
 class Prompts:
-    """Embeddings of all that teachers and student read; each is (n l d), the student's and the empty one (1 l d)."""
+    """Embeddings of all that teachers and student read."""
 
-    doings: PromptEmbeds
-    objects: PromptEmbeds
-    student: PromptEmbeds
-    empty: PromptEmbeds
+    doings: Float[Tensor, "n l d"]
+    objects: Float[Tensor, "m l d"]
+    student: Float[Tensor, "1 l d"]
+    empty: Float[Tensor, "1 l d"]
 
 
 def adapt(

@@ -1,1 +1,1 @@
-"""The command line of customttt."""
+"""The command line of customttt: it resolves names, hands objects over, and tells what happened. No tensors here."""

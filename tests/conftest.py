@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,4 +13,48 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library of its own for every test: nothing reaches the user's."""
     root = tmp_path / "home"
     monkeypatch.setenv("CUSTOMTTT_HOME", str(root))
+    monkeypatch.delenv("CUSTOMTTT_BASE", raising=False)
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with random weights as a diffusers folder; torch gets one thread, as workers share the cores."""
+    import torch
+    from bases import build_tiny_random
+
+    torch.set_num_threads(1)
+    return build_tiny_random(tmp_path_factory.mktemp("base") / "tiny-random")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three small photos of one subject."""
+    from material import make_pictures
+
+    return make_pictures(tmp_path_factory.mktemp("material") / "imgs")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An mp4 of one movement: 12 frames at 8 a second."""
+    from material import make_clip
+
+    return make_clip(tmp_path_factory.mktemp("material") / "clip.mp4")
+
+
+@pytest.fixture(scope="session")
+def _learned_once(tiny_random_base: Path, pictures: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from material import run
+
+    root = tmp_path_factory.mktemp("learned") / "home"
+    for command in (["learn-appearance", "koala", str(pictures)], ["learn-motion", "swimming", str(clip)]):
+        done = run(*command, "--base", str(tiny_random_base), env={"CUSTOMTTT_HOME": str(root)})
+        assert done.exit_code == 0, done.output
+    return root
+
+
+@pytest.fixture
+def learned(_learned_once: Path, home: Path) -> Path:
+    """This test's library, in which an appearance `koala` and a motion `swimming` are, learned on the random base."""
+    return Path(shutil.copytree(_learned_once, home))

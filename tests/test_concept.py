@@ -102,9 +102,7 @@ def test_every_flipped_byte_is_found() -> None:
             Concept.from_json(flipped)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "{}", '{"digest": ""}', '{"digest": 3}', "[" * 100_000]
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"digest": ""}', '{"digest": 3}', "[" * 100_000])
 def test_what_is_no_manifest_is_damaged(text: str) -> None:
     with pytest.raises(DamagedError):
         Concept.from_json(text)

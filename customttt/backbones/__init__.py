@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from customttt.config import Defaults
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
 
-Video = Float[Tensor, "b c f h w"]
+Video = Float[Tensor, "b 3 f height width"]
 PromptEmbeds = Float[Tensor, "b l d"]
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A text-to-video base model, ready to learn from and to sample."""
 

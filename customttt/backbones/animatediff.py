@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -62,7 +62,9 @@ class AnimateDiff:
     def encode(self, video: Video) -> Latents:
         b, _, f, _, _ = video.shape
         images = video.transpose(1, 2).flatten(0, 1).to(self.device, self.vae.dtype)
-        mean: Latents = self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
+        encoded = self.vae.encode(images)
+        mean: Latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+        mean = mean * self.vae.config.scaling_factor
         return mean.float().view(b, f, *mean.shape[1:]).transpose(1, 2)
 
     @torch.no_grad()
@@ -189,16 +191,25 @@ def _load_parts(checkpoint: str, folder: Path | None, dtype: torch.dtype) -> dic
     weights: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
     return {
         "unet": _load_unet(checkpoint, folder, weights),
-        "vae": part(AutoencoderKL, "vae", torch_dtype=torch.float32, use_safetensors=True),
+        "vae": part(_vae_class(folder), "vae", torch_dtype=torch.float32, use_safetensors=True),
         "text_encoder": part(CLIPTextModel, "text_encoder", use_safetensors=True).float(),
         "tokenizer": part(CLIPTokenizer, "tokenizer"),
         "schedule": NoiseSchedule.from_config(_scheduler_config(folder)),
     }
 
 
+def _class_name(folder: Path, part: str) -> str:
+    return str(json.loads((folder / part / "config.json").read_text()).get("_class_name"))
+
+
+def _vae_class(folder: Path | None) -> Any:
+    tiny = folder is not None and _class_name(folder, "vae") == "AutoencoderTiny"
+    return AutoencoderTiny if tiny else AutoencoderKL
+
+
 def _load_unet(checkpoint: str, folder: Path | None, weights: dict[str, Any]) -> UNetMotionModel:
     """A whole motion U-Net, or an image U-Net with the motion adapter put in."""
-    if folder and json.loads((folder / "unet" / "config.json").read_text())["_class_name"] == "UNetMotionModel":
+    if folder and _class_name(folder, "unet") == "UNetMotionModel":
         return UNetMotionModel.from_pretrained(checkpoint, subfolder="unet", **weights)
     own = folder / "motion_adapter" if folder else None
     adapter = MotionAdapter.from_pretrained(own if own and own.is_dir() else HUB_ADAPTER, **weights)

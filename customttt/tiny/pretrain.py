@@ -30,12 +30,12 @@ from customttt.backbones.animatediff import without_motion
 from customttt.tiny import models, world
 
 SHARES = {"vae": 0.12, "image": 0.27, "clip": 0.61}
-LEARNING_RATES = {"vae": 1e-3, "image": 6e-4, "clip": 4e-4}
+LEARNING_RATES = {"vae": 2e-3, "image": 6e-4, "clip": 4e-4}
 CHECKPOINT_SECONDS = 240
 SHEET_SECONDS = 900
 SUBJECT_WEIGHT = 2.0  # how much more a latent under the subject counts
 EMA_DECAY, EMA_EVERY = 0.9995, 4  # a step, steps
-KL_WEIGHT = 2e-4
+LATENT_NOISE = 0.05
 SHEET_PROMPTS = [
     "A koala is running on Mars.",
     "A tiger is jumping in the snow.",
@@ -200,39 +200,43 @@ def log(state: State, **numbers: float) -> None:
         file.write(text + "\n")
 
 
-def vae_loss(state: State) -> Tensor:
-    """Weighted L1 of the picture and its edges, plus a small KL that keeps the latents smooth.
+class Crops:
+    """32 x 32 crops around subjects, where all the detail is, out of a pool of frames that is slowly renewed."""
 
-    Three steps in four see crops around the subjects, where all the detail is; the fourth sees whole frames.
-    """
-    clips = world.sample(8, state.generator)
-    images, mask = clips.video.transpose(1, 2).flatten(0, 1), clips.mask.flatten(0, 1).unsqueeze(1)
-    if state.steps["vae"] % 4:
-        corners = crop_corners(clips.pose.flatten(0, 1)[:, :2].repeat(2, 1), state.generator)
-        images, mask = crop(images.repeat(2, 1, 1, 1), corners), crop(mask.repeat(2, 1, 1, 1), corners)
-    else:
-        images, mask = images[::2], mask[::2]
-    images, weight = images.to(state.device), 1 + SUBJECT_WEIGHT * mask.to(state.device)
-    posterior = state.vae.encode(images).latent_dist
-    decoded = state.vae.decode(posterior.sample()).sample.float()
-    error = (decoded - images).abs() * weight
-    edges = (decoded - images).diff(dim=-1).abs().mean() + (decoded - images).diff(dim=-2).abs().mean()
-    loss: Tensor = error.mean() + edges + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+    def __init__(self, generator: torch.Generator, clips: int = 256) -> None:
+        self.generator, self.drawn = generator, 0
+        self.parts = [torch.cat(part) for part in zip(*(self._render(32) for _ in range(clips // 32)), strict=True)]
+
+    def _render(self, clips: int) -> tuple[Tensor, Tensor, Tensor]:
+        new = world.sample(clips, self.generator)
+        masks = new.mask.flatten(0, 1).unsqueeze(1)
+        return new.video.transpose(1, 2).flatten(0, 1), masks, new.pose.flatten(0, 1)[:, :2]
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """(images, masks), each (count c 32 32)."""
+        if self.drawn % 40 == 0:
+            start = 64 * int(torch.randint(0, len(self.parts[0]) // 64, (), generator=self.generator))
+            for part, new in zip(self.parts, self._render(8), strict=True):
+                part[start : start + 64] = new
+        self.drawn += 1
+        chosen = torch.randint(0, len(self.parts[0]), (count,), generator=self.generator)
+        jitter = torch.randint(-14, 15, (count, 2), generator=self.generator)
+        corners = (((self.parts[2][chosen] + 1) * 32).round().long() - 16 + jitter).clamp(0, 32)
+        rows, columns = (corners[:, axis, None] + torch.arange(32) for axis in (1, 0))
+        pick = chosen[:, None, None], slice(None), rows[:, :, None], columns[:, None]
+        images, masks = (part[pick].permute(0, 3, 1, 2) for part in self.parts[:2])
+        return images, masks
+
+
+def vae_loss(state: State, crops: Crops) -> Tensor:
+    """Weighted L1 of picture and edges; noise on the latents keeps them smooth, a small penalty keeps them small."""
+    images, masks = (part.to(state.device, memory_format=torch.channels_last) for part in crops.draw(32))
+    latents = state.vae.encode(images).latents
+    noise = LATENT_NOISE * torch.randn(latents.shape, generator=state.generator).to(latents)
+    error = state.vae.decode(latents + noise).sample.float() - images
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    loss: Tensor = (error.abs() * (1 + masks)).mean() + 0.5 * edges + 0.002 * latents.float().square().mean()
     return loss
-
-
-def crop_corners(centre: Tensor, generator: torch.Generator) -> Tensor:
-    """Top-left pixels (n, x y) of 32 x 32 crops near `centre` (n, x y, in [-1, 1]), on the grid of the latents."""
-    jitter = torch.randint(-8, 9, centre.shape, generator=generator)
-    pixels = ((centre + 1) * 32).round().long() - 16 + jitter
-    return pixels.clamp(0, 32) // 4 * 4
-
-
-def crop(images: Tensor, corners: Tensor) -> Tensor:
-    """(n c 32 32) out of (n c 64 64)."""
-    rows = corners[:, 1, None] + torch.arange(32)
-    columns = corners[:, 0, None] + torch.arange(32)
-    return images[torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
@@ -247,7 +251,7 @@ def fill_cache(state: State, count: int) -> dict[str, Tensor]:
         clips = world.sample(64, state.generator)
         images = clips.video.transpose(1, 2).flatten(0, 1).to(state.device)
         with torch.autocast(state.device.type, torch.bfloat16):
-            latents = state.vae.encode(images).latent_dist.mode().float().cpu()
+            latents = state.vae.encode(images).latents.float().cpu()
         parts["latents"].append(latents.view(64, 8, models.LATENT_CHANNELS, 16, 16).transpose(1, 2).half())
         parts["weight"].append((1 + SUBJECT_WEIGHT * F.avg_pool2d(clips.mask, 4)).half())
         for key in ("noun", "look", "movement", "scene"):
@@ -336,7 +340,8 @@ def next_stage(state: State, stage: str) -> None:
 def train(state: State, minutes: float, num_clips: int) -> None:
     """All stages, each up to its share of `minutes`."""
     if state.stage == "vae":
-        run_stage(state, 60 * minutes * SHARES["vae"], vae_loss)
+        crops = Crops(state.generator)
+        run_stage(state, 60 * minutes * SHARES["vae"], lambda state: vae_loss(state, crops))
         next_stage(state, "image")
     cache = fill_cache(state, num_clips)
     state.latent_scale = 1 / cache["latents"].float().std().item()

@@ -413,7 +413,7 @@ def render(
     layer = _place(sprites, pose, flip, size)
     background = paint(scene, size, generator).unsqueeze(1)
     rgb = layer[:, :, :3] + background * (1 - layer[:, :, 3:])
-    return Clips(rgb.transpose(1, 2) * 2 - 1, layer[:, :, 3], pose, noun, look, movement, scene)
+    return Clips((rgb.transpose(1, 2) * 2 - 1).clamp(-1, 1), layer[:, :, 3], pose, noun, look, movement, scene)
 
 
 def _trained_looks() -> Int[Tensor, " n"]:

@@ -1,0 +1,78 @@
+"""The command `compose`: one appearance and one motion, or a video's recipe, become videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from customttt.errors import UsageError
+from customttt.library import Library
+from customttt_cli import options, output
+from customttt_cli.wish import Wish
+
+EXAMPLE = 'Example: customttt compose koala swimming "on Mars" --seed 3 -o mars.mp4'
+_Amount = Annotated[float | None, typer.Option(help="How strongly it acts, 0 to 4; 1 as learned.", show_default=False)]
+
+
+def compose(
+    appearance: Annotated[str | None, typer.Argument(help="A learned appearance.", show_default=False)] = None,
+    motion: Annotated[str | None, typer.Argument(help="A learned motion.", show_default=False)] = None,
+    prompt: Annotated[str, typer.Argument(help="Where: 'on Mars'. Or a sentence with {appearance} and {motion}.")] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A .mp4, .gif or .webp, or a folder for png frames.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Another seed, another video; by default 0.", show_default=False)
+    ] = None,
+    num: Annotated[int, typer.Option(help="How many videos, of consecutive seeds.")] = 1,
+    frames: Annotated[int | None, typer.Option(help="Frames; by default the base's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of denoising; by default the base's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt, from 1.")] = None,
+    no_ttt: Annotated[bool, typer.Option("--no-ttt", help="Leave test-time training out.")] = False,
+    ttt_steps: Annotated[int | None, typer.Option(help="Steps of test-time training; by default the base's.")] = None,
+    appearance_scale: _Amount = None,
+    motion_scale: _Amount = None,
+    recipe: Annotated[Path | None, typer.Option(help="Render this video again, or with what else is given.")] = None,
+    base: Annotated[str | None, typer.Option(help="By default the base that the concepts were learned on.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Put a learned appearance and a learned motion into one video, adapted to each other by test-time training."""
+    if no_ttt and ttt_steps:
+        raise UsageError(f"--no-ttt and --ttt-steps {ttt_steps} exclude each other; use one of them.")
+    wish = Wish(
+        prompt=prompt, seed=seed, num=num, frames=frames, steps=steps, guidance=guidance,
+        ttt_steps=0 if no_ttt else ttt_steps, appearance_scale=appearance_scale, motion_scale=motion_scale, base=base,
+    )  # fmt: skip
+    wish.check()
+    _compose(wish, _names(appearance, motion, recipe), recipe, out, as_json)
+
+
+def _names(appearance: str | None, motion: str | None, recipe: Path | None) -> tuple[str, str] | None:
+    """The two names, or None where a recipe has them. Raises UsageError."""
+    if recipe is not None:
+        if appearance is not None:
+            raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION and PROMPT out.")
+        return None
+    if appearance is None or motion is None:
+        raise UsageError('Give an appearance and a motion: customttt compose koala swimming "on Mars".')
+    return appearance, motion
+
+
+def _compose(wish: Wish, names: tuple[str, str] | None, file: Path | None, out: Path | None, as_json: bool) -> None:
+    from customttt import media
+    from customttt_cli import pairs, render
+
+    library = Library()
+    pair = pairs.named(library, *names) if names else pairs.in_recipe(library, file or Path())
+    paths = render.output_paths(out, pair.title, wish.seeds(pair.recipe))
+    for path in paths.values():
+        media.check_output(path)
+    recipe = pairs.settle(pair, wish)
+    for seed, path, made in render.videos(library, pair, recipe, paths):
+        output.result(json.dumps({"path": str(path), "seed": seed, "recipe": made}) if as_json else str(path))
+    output.say(f"How it was made: customttt show {path}")
+    output.say(f"Once more, with another seed: customttt compose --recipe {path} --seed {seed + 1}")

@@ -1,0 +1,32 @@
+"""The command `demo`: the whole story in minutes, on a plain CPU, with what ships in the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from customttt.library import Library
+from customttt_cli import output
+
+EXAMPLE = "Example: customttt demo --output ./customttt-demo"
+
+
+def demo(
+    folder: Annotated[
+        Path, typer.Option("--output", "-o", help="A folder for the videos and the contact sheet.")
+    ] = Path("customttt-demo"),
+) -> None:
+    """Learn a subject and a movement, compose them with and without test-time training, and lay it all out."""
+    from customttt import media
+
+    library = Library()
+    library.check_writable()
+    media.check_output(folder / "contact-sheet.mp4")
+    output.quiet()
+    with output.waiting("Loading torch"):
+        from customttt.tiny import demo as story
+    with output.progress() as report:
+        sheet = story.run(folder, library, report, output.say)
+    output.result(str(sheet))

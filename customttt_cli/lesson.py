@@ -1,0 +1,162 @@
+"""A lesson, whatever its kind: check, plan, read, learn, store. All cheap checks come before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from customttt.concept import Concept, Kind
+from customttt.config import SampleConfig, TrainConfig
+from customttt.errors import DamagedError, NotFoundError
+from customttt.library import Library
+from customttt.recipe import check_prompt
+from customttt_cli import output, showing
+from customttt_cli.sources import Look, Material, Source
+
+OTHER: dict[Kind, Kind] = {"appearance": "motion", "motion": "appearance"}
+FIRST = {
+    "appearance": "customttt learn-appearance koala ./imgs",
+    "motion": "customttt learn-motion swimming clip.mp4",
+}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is to be learned, as asked for."""
+
+    kind: Kind
+    name: str
+    phrase: str
+    prompt: str
+    base: str | None
+    changes: Mapping[str, Any]
+    """Fields of TrainConfig; None leaves the base's."""
+    force: bool
+    dry_run: bool
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A lesson on a certain base."""
+
+    base: str
+    why: str
+    fingerprint: str
+    config: TrainConfig
+    sample: SampleConfig
+
+
+def learn(lesson: Lesson, source: Source) -> None:
+    """Everything from the first check to the stored concept."""
+    library = Library()
+    for text in (lesson.prompt, lesson.phrase):
+        check_prompt(text)
+    taken = _taken(library, lesson)
+    look = source.look()
+    if taken and not _learned_from(taken, lesson, look):
+        library.check_free(lesson.name)
+    with output.waiting("Loading torch"):
+        plan = _plan(lesson)
+    if taken and _same_settings(taken, lesson, plan):
+        _nothing_to_do(library, taken, lesson)
+        return
+    library.check_free(lesson.name, lesson.force)
+    material = source.read(plan.sample)
+    for line in _describe(lesson, plan, material):
+        (output.result if lesson.dry_run else output.say)(line)
+    if not lesson.dry_run:
+        _tell(library, _carry_out(library, lesson, plan, material), lesson)
+
+
+def _taken(library: Library, lesson: Lesson) -> Concept | None:
+    """The concept that has this name and is not to be replaced. A damaged one is only replaced by --force."""
+    library.check_free(lesson.name, force=True)  # letters that differ in case only
+    if lesson.force:
+        return None
+    try:
+        return library.get(lesson.name)
+    except NotFoundError:
+        return None
+    except DamagedError:
+        library.check_free(lesson.name)
+        raise
+
+
+def _learned_from(concept: Concept, lesson: Lesson, look: Look) -> bool:
+    """Whether the sources are the same; what was cut, fitted or captioned is not, for the manifest does not tell."""
+    digests = tuple(source.sha256 for source in concept.sources)
+    return look.as_is and concept.kind == lesson.kind and digests == look.digests
+
+
+def _plan(lesson: Lesson) -> Plan:
+    output.quiet()
+    from customttt import backbones
+
+    base, why = backbones.choose_base(lesson.base)
+    defaults = backbones.defaults(base)
+    config = defaults.appearance if lesson.kind == "appearance" else defaults.motion
+    return Plan(base, why, backbones.identify(base), config.but(**lesson.changes), defaults.sample)
+
+
+def _same_settings(concept: Concept, lesson: Lesson, plan: Plan) -> bool:
+    """Whether learning again would give the same concept."""
+    keys = ("layers", "rank", "steps", "learning_rate", "seed")
+    return (concept.phrase, concept.prompt) == (lesson.phrase, lesson.prompt) and (
+        concept.base_fingerprint == plan.fingerprint
+        and all(getattr(concept, key) == getattr(plan.config, key) for key in keys)
+    )
+
+
+def _nothing_to_do(library: Library, concept: Concept, lesson: Lesson) -> None:
+    library.weights(concept.name)  # a damaged concept is not there
+    output.say(f"'{concept.name}' was learned from the same input in the same way; there is nothing to do.")
+    _result(library, concept, lesson)
+
+
+def _result(library: Library, concept: Concept, lesson: Lesson) -> None:
+    output.result(concept.to_json().rstrip() if lesson.as_json else str(library.path(concept.name)))
+
+
+def _describe(lesson: Lesson, plan: Plan, material: Material) -> list[str]:
+    config = plan.config
+    layers = ", ".join(map(str, config.layers))
+    return [
+        f"Base: {plan.base} ({plan.why})",
+        f"{lesson.kind.capitalize()} '{lesson.name}' from {material.summary}; prompt \"{lesson.prompt}\"",
+        f"Layers {layers}; rank {config.rank}; {config.steps} steps at learning rate {config.learning_rate:g}; "
+        f"seed {config.seed}",
+    ]
+
+
+def _carry_out(library: Library, lesson: Lesson, plan: Plan, material: Material) -> Concept:
+    from customttt import learn as learning
+
+    library.check_writable()
+    with output.loading(plan.base):
+        backbone, accelerator = learning.open_accelerated(plan.base)
+    backbone.targets(lesson.kind, plan.config.layers)  # raises for a layer with nothing to learn in
+    backbone.latent_shape(material.num_frames, plan.sample.size)  # raises for too many frames
+    words = learning.Wording(lesson.name, lesson.phrase, lesson.prompt)
+    with output.progress() as report:
+        learned = material.teach(backbone, wording=words, config=plan.config, accelerator=accelerator, report=report)
+    return learned.add_to(library, force=lesson.force)
+
+
+def _tell(library: Library, concept: Concept, lesson: Lesson) -> None:
+    loss = showing.losses(concept.losses)
+    output.say(f"Learned '{concept.name}' in {output.duration(concept.seconds)}; loss {loss}.")
+    output.say(f"Next: {_next_command(library, concept)}")
+    _result(library, concept, lesson)
+
+
+def _next_command(library: Library, concept: Concept) -> str:
+    """What to type now: compose with the newest fitting partner, or learn one."""
+    other = OTHER[concept.kind]
+    fitting = [one for one in library.concepts(other) if one.base_fingerprint == concept.base_fingerprint]
+    if not fitting:
+        return FIRST[other]
+    partner = max(fitting, key=lambda one: one.created)
+    pair = {concept.kind: concept.name, other: partner.name}
+    return f'customttt compose {pair["appearance"]} {pair["motion"]} "on the beach"'

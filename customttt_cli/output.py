@@ -1,0 +1,195 @@
+"""The only place that prints: results to stdout, everything else to stderr. NO_COLOR is honoured (by rich)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from customttt.train import Progress, Report
+
+PLAIN_SECONDS = 5.0
+"""Between two lines of progress where stderr is not a terminal."""
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+_state = {"results": False, "tracing": False}
+
+
+def begin() -> None:
+    """Forget what an earlier run in this process printed."""
+    _state.update(results=False, tracing=False)
+
+
+def trace() -> None:
+    """Show tracebacks and let the libraries below talk."""
+    _state["tracing"] = True
+
+
+def tracing() -> bool:
+    return _state["tracing"]
+
+
+def quiet() -> None:
+    """Keep the talk of torch, transformers and diffusers from the terminal; call it before they are imported."""
+    if tracing():
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+
+
+def result(text: str) -> None:
+    """One line of what was asked for, on stdout."""
+    _state["results"] = True
+    print(text, flush=True)
+
+
+def say(text: str) -> None:
+    """A plain sentence on stderr."""
+    _line(text)
+
+
+def warn(text: str) -> None:
+    _line(f"warning: {text}", "yellow")
+
+
+def error(text: str) -> None:
+    _line(f"error: {text}", "red")
+
+
+def interrupted() -> None:
+    done = "only what is printed above was done" if _state["results"] else "nothing was saved"
+    say(f"Interrupted; {done}.")
+
+
+def _line(text: str, style: str = "") -> None:
+    _stderr().print(text, style=style, markup=False, emoji=False)
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], dim: Sequence[bool]) -> None:
+    """A table on stdout; the rows marked `dim` are shown in red. Piped, it is as wide as it needs to be."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row, marked in zip(rows, dim, strict=True):
+        grid.add_row(*map(Text, row), style="red" if marked else "")
+    _state["results"] = True
+    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(grid)
+
+
+def interactive() -> bool:
+    """Whether someone is there to answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str) -> bool:
+    """Ask on stderr; anything but y or yes means no."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def duration(seconds: float) -> str:
+    """`85` as "1 min 25 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class Meter:
+    """What can be said about a step: loss, speed, time left. Every phase is timed for itself."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+
+    def note(self, progress: Progress) -> str:
+        now = time.monotonic()
+        if progress.step == 1:  # a phase began when the one before it ended
+            self.began = self.last
+        self.last = now
+        speed = progress.step / max(now - self.began, 1e-6)
+        loss = [] if progress.loss is None else [f"loss {progress.loss:.4f}"]
+        left = duration((progress.total - progress.step) / speed)
+        return ", ".join([*loss, f"{speed:.3g} steps/s", f"{left} left"])
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """A spinner on a terminal, elsewhere nothing, while something takes a few seconds."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with _stderr().status(text):
+        yield
+
+
+@contextmanager
+def loading(base: str) -> Iterator[None]:
+    """While a base is loaded; one that is no folder here may come from the hub, which takes its time."""
+    if base != "tiny" and not Path(base).is_absolute():
+        say(f"Loading {base}; the first time, several gigabytes are downloaded.")
+    with waiting(f"Loading {base}"):
+        yield
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A bar on a terminal, elsewhere a line every few seconds; both tell phase, step, loss, speed and time left."""
+    with _bar() if sys.stderr.isatty() else _lines() as report:
+        yield report
+
+
+@contextmanager
+def _bar() -> Iterator[Report]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    meter = Meter()
+    columns = (TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Bars(*columns, console=_stderr(), redirect_stdout=False) as bars:
+
+        def report(progress: Progress) -> None:
+            if progress.step == 1 or not bars.task_ids:
+                bars.add_task(progress.phase.capitalize(), total=progress.total, note="")
+            bars.update(bars.task_ids[-1], completed=progress.step, note=meter.note(progress))
+
+        yield report
+
+
+@contextmanager
+def _lines() -> Iterator[Report]:
+    meter, shown = Meter(), time.monotonic() - PLAIN_SECONDS / 2  # a first sign of life comes earlier
+
+    def report(progress: Progress) -> None:
+        nonlocal shown
+        note = meter.note(progress)
+        if progress.step == progress.total or time.monotonic() - shown >= PLAIN_SECONDS:
+            shown = time.monotonic()
+            say(f"{progress.phase.capitalize()}: step {progress.step} of {progress.total}, {note}")
+
+    yield report

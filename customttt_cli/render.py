@@ -1,0 +1,95 @@
+"""From a recipe to files: load, adapt or find the adapted LoRAs in the library, render each seed, write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from customttt.errors import LockedError, StoreError, UsageError
+from customttt.library import Library
+from customttt.recipe import VideoRecipe
+from customttt_cli import output
+from customttt_cli.pairs import Pair
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from customttt.backbones import Backbone
+    from customttt.compose import LoraPair
+
+
+def output_paths(out: Path | None, title: str, seeds: Sequence[int]) -> dict[int, Path]:
+    """Where the video of each seed goes; without `--output`, to names in this folder that nothing has yet."""
+    if out is not None:
+        return _each(out, seeds)
+    stems = chain([title], (f"{title}-{number}" for number in count(2)))
+    candidates = (_each(Path(f"{stem}.mp4"), seeds) for stem in stems)
+    return next(paths for paths in candidates if not any(path.exists() for path in paths.values()))
+
+
+def _each(path: Path, seeds: Sequence[int]) -> dict[int, Path]:
+    if len(seeds) == 1:
+        return {seeds[0]: path}
+    if not path.name:
+        raise UsageError(f"--output is '{path}'; several videos need a name, to which their seeds are added.")
+    return {seed: path.with_name(f"{path.stem}-seed{seed}{path.suffix}") for seed in seeds}
+
+
+def videos(
+    library: Library, pair: Pair, recipe: VideoRecipe, paths: Mapping[int, Path]
+) -> Iterator[tuple[int, Path, dict[str, Any]]]:
+    """Make one video after the other: (seed, path, the recipe as written into it)."""
+    from customttt import compose, learn, media
+
+    with output.loading(recipe.base):
+        backbone, accelerator = learn.open_accelerated(recipe.base)
+    _check(backbone, recipe)
+    weights = _adapted(backbone, accelerator, library, pair, recipe)
+    for seed, path in paths.items():
+        one = recipe.with_seed(seed)
+        with output.progress() as report:
+            frames = compose.render(backbone, weights, one, accelerator, report)
+        made = {**one.to_dict(), "versions": learn.versions()}
+        media.write_video(path, frames, recipe.sample.fps, made)
+        yield seed, path, made
+
+
+def _check(backbone: Backbone, recipe: VideoRecipe) -> None:
+    """Raise UsageError for too many frames; say what will be made, and that a long prompt is not read to its end."""
+    backbone.latent_shape(recipe.sample.num_frames, recipe.sample.size)
+    prompt = recipe.target_prompt
+    output.say(f'Prompt: "{prompt}"')
+    tokens, most = backbone.count_tokens(prompt)
+    if tokens > most:
+        output.warn(f"The prompt has {tokens} tokens, and {recipe.base} reads {most}; its end will be ignored.")
+
+
+def _adapted(
+    backbone: Backbone, accelerator: Accelerator, library: Library, pair: Pair, recipe: VideoRecipe
+) -> LoraPair:
+    """The two LoRAs after test-time training, which is not done twice for the same recipe."""
+    from customttt import compose, lora
+
+    loaded = lora.load(pair.weights[0]), lora.load(pair.weights[1])
+    if recipe.ttt.steps == 0:
+        return loaded
+    key = recipe.adaptation_key()
+    if cached := library.adapted(key):
+        output.say("Test-time training: done for this pair before; its result is used again.")
+        return lora.split(lora.load(cached))
+    with output.progress() as report:
+        adapted = compose.adapt(backbone, loaded, recipe, accelerator, report)
+    _keep(library, key, adapted)
+    return adapted
+
+
+def _keep(library: Library, key: str, adapted: LoraPair) -> None:
+    """Cache them; a library that cannot be written costs the next seed's time, not this video."""
+    from customttt import lora
+
+    try:
+        library.add_adapted(key, lambda path: lora.save(lora.join(adapted), path))
+    except (StoreError, LockedError) as error:
+        output.warn(f"The adapted LoRAs are not kept for the next time: {error}")

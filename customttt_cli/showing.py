@@ -1,0 +1,95 @@
+"""Concepts and recipes as lines of text. Nothing is read or printed here, but for a folder's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from customttt.concept import Concept
+from customttt.recipe import Ingredient, VideoRecipe
+from customttt_cli.output import duration
+
+SPAN = 10
+"""Losses that a mean is taken over, where there are as many."""
+
+
+def concept_lines(concept: Concept, folder: Path) -> list[str]:
+    """A manifest for people."""
+    return _aligned(
+        {
+            "name": concept.name,
+            "kind": concept.kind,
+            "phrase": concept.phrase,
+            "prompt": concept.prompt,
+            "base": f"{concept.base} (fingerprint {concept.base_fingerprint})",
+            "layers": ", ".join(map(str, concept.layers)),
+            "rank": str(concept.rank),
+            "steps": f"{concept.steps} at learning rate {concept.learning_rate:g}, seed {concept.seed}",
+            "loss": losses(concept.losses),
+            "learned": f"{concept.created:%Y-%m-%d %H:%M} UTC, in {duration(concept.seconds)}",
+            "from": ", ".join(source.name for source in concept.sources),
+            "versions": _versions(concept.versions),
+            "path": str(folder),
+        }
+    )
+
+
+def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:
+    """A recipe for people."""
+    sample, ttt = recipe.sample, recipe.ttt
+    adapted = f"{ttt.steps} steps at learning rate {ttt.learning_rate:g}" if ttt.steps else "none"
+    return _aligned(
+        {
+            "prompt": recipe.target_prompt,
+            "appearance": _ingredient(recipe.appearance),
+            "motion": _ingredient(recipe.motion),
+            "base": f"{recipe.base} (fingerprint {recipe.base_fingerprint})",
+            "adapted": adapted,
+            "denoised": f"{sample.num_inference_steps} steps, guidance {sample.guidance_scale:g}, seed {recipe.seed}",
+            "frames": f"{sample.num_frames} of {sample.size} x {sample.size}, {sample.fps} a second, "
+            f"shown {sample.magnify} times as large",
+            "versions": _versions(versions),
+        }
+    )
+
+
+def _ingredient(one: Ingredient) -> str:
+    return f'{one.name} ("{one.phrase}", scale {one.scale:g}, weights {one.sha256[:12]})'
+
+
+def losses(history: Sequence[float]) -> str:
+    """The first and the last of them; one alone says little, for every step draws its own noise."""
+    if not history:
+        return "unknown"
+    span = min(SPAN, max(len(history) // 2, 1))
+    first, last = sum(history[:span]) / span, sum(history[-span:]) / span
+    return f"{first:.4g} at first, {last:.4g} at last (mean of {span})"
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _aligned(fields: Mapping[str, str]) -> list[str]:
+    width = max(map(len, fields))
+    return [f"{name:<{width}}  {value}" for name, value in fields.items()]
+
+
+def ago(then: datetime, now: datetime) -> str:
+    """`3 hours ago`."""
+    seconds = max((now - then).total_seconds(), 0)
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            number = int(seconds // length)
+            return f"{number} {unit}{'s' * (number != 1)} ago"
+    return "just now"
+
+
+def size_of(folder: Path) -> str:
+    """What the files in a folder take up."""
+    return megabytes(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def megabytes(sizes: Iterable[int]) -> str:
+    return f"{sum(sizes) / 1e6:.1f} MB"

@@ -1,0 +1,67 @@
+"""What `compose` was asked for beyond the names: settings, each None where nothing was given. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from customttt.concept import Concept
+from customttt.config import Defaults, SampleConfig, TTTConfig
+from customttt.errors import UsageError
+from customttt.recipe import Ingredient, VideoRecipe
+
+MAX_SEED = 2**63 - 1
+MAX_VIDEOS = 1000
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Options of `compose`; what is None is the base's own, or the recipe's."""
+
+    prompt: str
+    seed: int | None
+    num: int
+    frames: int | None
+    steps: int | None
+    guidance: float | None
+    ttt_steps: int | None
+    appearance_scale: float | None
+    motion_scale: float | None
+    base: str | None
+
+    def check(self) -> None:
+        """Raise UsageError for values that no base could use."""
+        if not 1 <= self.num <= MAX_VIDEOS:
+            raise UsageError(f"--num is {self.num}; it must be 1 to {MAX_VIDEOS}.")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED - self.num:
+            raise UsageError(f"--seed is {self.seed}; it must be 0 or more.")
+        anything = Ingredient("x", "x", "")
+        self.again(VideoRecipe(anything, anything, self.prompt, "", "", TTTConfig(), SampleConfig()))
+
+    def seeds(self, recipe: VideoRecipe | None) -> range:
+        """One seed a video."""
+        first = self.seed if self.seed is not None else recipe.seed if recipe else 0
+        return range(first, first + self.num)
+
+    def new(self, appearance: Concept, motion: Concept, base: str, fingerprint: str, defaults: Defaults) -> VideoRecipe:
+        """The recipe of a video of two concepts."""
+        ingredients = Ingredient.of(appearance), Ingredient.of(motion)
+        return self.again(
+            VideoRecipe(*ingredients, self.prompt, base, fingerprint, defaults.ttt, defaults.sample, seed=0)
+        )
+
+    def again(self, recipe: VideoRecipe) -> VideoRecipe:
+        """A recipe with what was given in place of what stands in it."""
+        return replace(
+            recipe,
+            appearance=_scaled(recipe.appearance, self.appearance_scale),
+            motion=_scaled(recipe.motion, self.motion_scale),
+            ttt=recipe.ttt.but(steps=self.ttt_steps),
+            sample=recipe.sample.but(
+                num_frames=self.frames, num_inference_steps=self.steps, guidance_scale=self.guidance
+            ),
+            seed=recipe.seed if self.seed is None else self.seed,
+        )
+
+
+def _scaled(ingredient: Ingredient, scale: float | None) -> Ingredient:
+    return ingredient if scale is None else replace(ingredient, scale=scale)

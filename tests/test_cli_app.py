@@ -1,0 +1,91 @@
+"""The command line as a whole: its help, its examples, its version."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from material import run
+from typer.core import TyperGroup
+from typer.main import get_command
+
+import customttt
+from customttt.library import Library
+from customttt.train import Progress, Report
+from customttt_cli import output
+from customttt_cli.app import app
+
+group = get_command(app)
+assert isinstance(group, TyperGroup)
+COMMANDS = group.commands
+
+
+def test_no_command_shows_the_help_in_three_groups() -> None:
+    shown = run().output
+    assert run("--help").exit_code == 0
+    for words in ("Learn", "Compose", "Library", *(name for name, one in COMMANDS.items() if not one.hidden)):
+        assert words in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_s_help_has_an_example_that_parses(name: str) -> None:
+    shown = run(name, "--help", env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    found = re.search(r"Example: customttt (.+?)\s*$", shown.stdout, re.MULTILINE)
+    assert found, shown.stdout
+    command, *arguments = shlex.split(found[1])
+    assert COMMANDS[command].help == COMMANDS[name].help
+    COMMANDS[command].make_context(command, arguments)
+
+
+def test_the_version() -> None:
+    assert run("--version").stdout == f"customttt {customttt.__version__}\n"
+
+
+def test_an_unknown_option_or_command_is_a_usage_error() -> None:
+    assert run("list", "--colour").exit_code == 2
+    done = run("lst")
+    assert done.exit_code == 2
+    assert "list" in done.stderr
+
+
+def test_python_m_is_the_same_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "customttt_cli", "path"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'home'}\n"
+
+
+def test_the_demo_prints_the_contact_sheet_and_tells_its_story(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def story(folder: Path, library: Library, report: Report, say: Callable[[str], None]) -> Path:
+        assert library.root == home
+        say("Learning how this koala looks.")
+        for step in (1, 2):
+            report(Progress("denoising", step, 2))
+        return folder / "contact-sheet.png"
+
+    monkeypatch.setattr("customttt.tiny.demo.run", story)
+    done = run("demo", "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{tmp_path / 'out' / 'contact-sheet.png'}\n"
+    assert done.stderr.splitlines()[0] == "Learning how this koala looks."
+    assert "Denoising: step 2 of 2" in done.stderr
+    assert run("demo", "--output", "/proc/nowhere").exit_code == 11
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with output.progress() as report:
+        for step in range(1, 4):
+            report(Progress("test-time training", step, 3, 0.25))
+    shown = capfd.readouterr().err
+    assert "Test-time training" in shown
+    assert re.search(r"3/3 loss 0\.2500, .+ steps/s, 0 s left", shown)

@@ -1,0 +1,53 @@
+"""Settings refuse what cannot work, in one sentence, and survive JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from customttt.backbones.animatediff import PAPER
+from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
+from customttt.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 0}, "steps is 0"), ({"rank": 0}, "rank is 0"), ({"learning_rate": -1.0}, "learning rate is -1"),
+        ({"learning_rate": float("nan")}, "learning rate is nan"), ({"layers": ()}, "layers is 0"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_learning_with_impossible_numbers_is_refused(change: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        TrainConfig(layers=(2, 6), learning_rate=1e-5).but(**change)
+
+
+@pytest.mark.parametrize("change", [{"num_frames": 0}, {"guidance_scale": 0.5}, {"num_inference_steps": 0}], ids=str)
+def test_sampling_with_impossible_numbers_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        SampleConfig().but(**change)
+
+
+def test_test_time_training_may_have_zero_steps_but_not_fewer() -> None:
+    assert TTTConfig().but(steps=0).steps == 0
+    with pytest.raises(UsageError, match="ttt steps is -1"):
+        TTTConfig().but(steps=-1)
+
+
+def test_settings_survive_json() -> None:
+    assert Defaults.from_dict(json.loads(json.dumps(asdict(PAPER)))) == PAPER
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown settings: stepps"):
+        TTTConfig.from_dict({"stepps": 3})
+
+
+def test_the_defaults_are_the_paper_s() -> None:
+    assert (PAPER.appearance.layers, PAPER.motion.layers) == ((2, 6), (2, 5))
+    assert (PAPER.appearance.learning_rate, PAPER.motion.learning_rate) == (1e-5, 5e-5)
+    assert (PAPER.ttt.steps, PAPER.ttt.learning_rate, PAPER.ttt.reference_steps) == (30, 1e-6, 5)
+    assert (PAPER.sample.num_frames, PAPER.sample.size, PAPER.sample.num_inference_steps) == (16, 256, 25)

@@ -1,0 +1,94 @@
+"""The main job on the embedded base, as a library: learn, keep, adapt, render."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+
+from customttt import compose, learn, lora, media
+from customttt.backbones import Backbone
+from customttt.concept import Concept
+from customttt.library import Library
+from customttt.recipe import Ingredient, VideoRecipe
+from customttt.tiny.demo import INPUTS
+
+Story = tuple[Backbone, Accelerator, Library, Concept, Concept]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """A koala and swimming, learned for a few steps and kept."""
+    backbone, accelerator = learn.open_accelerated("tiny")
+    settings, library = backbone.defaults, Library(tmp_path_factory.mktemp("library"))
+    pictures = media.read_pictures([INPUTS / "koala"], settings.sample.size)
+    clip = media.read_clip(INPUTS / "swimming.mp4", 8, 8, settings.sample.size)
+    words = learn.Wording("koala", "koala", "A koala.")
+    looks = learn.appearance(backbone, pictures, words, settings.appearance.but(steps=4), accelerator)
+    words = learn.Wording("swimming", "swimming", "Something is swimming.")
+    moves = learn.motion(backbone, clip, words, settings.motion.but(steps=4), accelerator)
+    return backbone, accelerator, library, looks.add_to(library), moves.add_to(library)
+
+
+def recipe_of(story: Story, **changes: object) -> VideoRecipe:
+    backbone, _, _, koala, swimming = story
+    settings = backbone.defaults
+    made = VideoRecipe(
+        Ingredient.of(koala), Ingredient.of(swimming), "on Mars", backbone.name, backbone.fingerprint,
+        settings.ttt.but(steps=2), settings.sample.but(num_inference_steps=3),
+    )  # fmt: skip
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def pair_of(story: Story) -> compose.LoraPair:
+    library = story[2]
+    return lora.load(library.weights("koala")), lora.load(library.weights("swimming"))
+
+
+def render(story: Story, recipe: VideoRecipe) -> media.Frames:
+    backbone, accelerator = story[:2]
+    pair = compose.adapt(backbone, pair_of(story), recipe, accelerator)
+    return compose.render(backbone, pair, recipe, accelerator)
+
+
+def test_the_manifest_tells_how_a_concept_was_learned(story: Story) -> None:
+    backbone, _, library, koala, _ = story
+    assert library.get("koala") == koala
+    assert (koala.base, koala.base_fingerprint, koala.layers) == ("tiny", backbone.fingerprint, (2, 6))
+    assert len(koala.sources) == 5
+    assert len(koala.losses) == koala.steps == 4
+    assert library.verify() == []
+
+
+def test_the_same_recipe_renders_the_same_frames_bit_for_bit(story: Story) -> None:
+    assert np.array_equal(render(story, recipe_of(story)), render(story, recipe_of(story)))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"prompt": "in the snow"}], ids=str)
+def test_another_seed_or_scene_is_another_video(story: Story, change: dict[str, object]) -> None:
+    assert not np.array_equal(render(story, recipe_of(story)), render(story, recipe_of(story, **change)))
+
+
+def test_the_frames_have_the_size_that_the_recipe_says(story: Story) -> None:
+    sample = story[0].defaults.sample
+    side = sample.size * sample.magnify
+    assert render(story, recipe_of(story)).shape == (sample.num_frames, side, side, 3)
+
+
+def test_the_recipe_in_the_video_gives_the_same_frames_again(story: Story, tmp_path: Path) -> None:
+    recipe = recipe_of(story, seed=3)
+    frames = render(story, recipe)
+    media.write_video(tmp_path / "out", frames, recipe.sample.fps, recipe.to_dict())
+    again = VideoRecipe.from_dict(media.read_recipe(tmp_path / "out"))
+    assert np.array_equal(media.read_frames(tmp_path / "out")[0], frames)
+    assert np.array_equal(render(story, again), frames)
+
+
+def test_at_scale_zero_the_loras_do_not_act(story: Story) -> None:
+    backbone = story[0]
+    plain = recipe_of(story, ttt=backbone.defaults.ttt.but(steps=0))
+    alone = replace(plain, appearance=replace(plain.appearance, scale=0.0), motion=replace(plain.motion, scale=0.0))
+    assert not np.array_equal(render(story, plain), render(story, alone))

@@ -1,0 +1,89 @@
+"""Recipes: the sentences they make, and what the adapted LoRAs depend on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from customttt.config import SampleConfig, TTTConfig
+from customttt.errors import UsageError
+from customttt.recipe import Ingredient, VideoRecipe, check_prompt, phrase_of, sentence, with_article
+
+
+def recipe(prompt: str = "on Mars", **options: object) -> VideoRecipe:
+    appearance = Ingredient("koala", "koala", "a" * 64)
+    motion = Ingredient("swimming", "swimming", "b" * 64)
+    made = VideoRecipe(appearance, motion, prompt, "tiny", "f00d", TTTConfig(), SampleConfig())
+    return replace(made, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target"),
+    [
+        ("on Mars", "A koala is swimming on Mars."),
+        ("on Mars.", "A koala is swimming on Mars."),
+        ("", "A koala is swimming."),
+        ("{appearance} and a dog are {motion}", "A koala and a dog are swimming"),
+    ],
+)
+def test_the_target_prompt_is_a_sentence(prompt: str, target: str) -> None:
+    assert recipe(prompt).target_prompt == target
+
+
+def test_the_prompts_of_test_time_training_are_those_of_the_paper() -> None:
+    made = recipe()
+    assert made.joint_prompt == "A koala is swimming."
+    assert made.doing_prompts[0] == "A koala is standing."
+    assert made.object_prompts[0] == "A man is swimming."
+    assert recipe(ttt=TTTConfig(scene_in_student=True)).joint_prompt == "A koala is swimming on Mars."
+
+
+def test_words_are_joined_as_english_does() -> None:
+    assert with_article("owl") == "an owl"
+    assert with_article("my dog") == "my dog"
+    assert sentence("a bear", "is lifting weights") == "A bear is lifting weights."
+    assert phrase_of("teddy-bear_2") == "teddy bear 2"
+
+
+def test_a_recipe_survives_json() -> None:
+    made = recipe(seed=7)
+    assert VideoRecipe.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+@pytest.mark.parametrize("change", [{"customttt": 99}, {"nonsense": 1}, {"appearance": {"name": "x"}}], ids=str)
+def test_what_is_no_recipe_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        VideoRecipe.from_dict({**recipe().to_dict(), **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 5}, {"prompt": "in the snow"}, {"appearance": Ingredient("koala", "koala", "a" * 64, scale=0.5)},
+     {"sample": SampleConfig(guidance_scale=3.0)}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_seed_scene_scale_and_guidance_do_not_train_again(change: dict[str, object]) -> None:
+    assert recipe(**change).adaptation_key() == recipe().adaptation_key()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ttt": TTTConfig(steps=5)}, {"motion": Ingredient("swimming", "swimming", "c" * 64)}, {"base_fingerprint": "x"},
+     {"sample": SampleConfig(num_frames=8)}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_what_training_depends_on_trains_again(change: dict[str, object]) -> None:
+    assert recipe(**change).adaptation_key() != recipe().adaptation_key()
+
+
+@pytest.mark.parametrize("prompt", ["x" * 10_000, "two\nlines"])
+def test_a_prompt_that_cannot_be_read_is_refused(prompt: str) -> None:
+    with pytest.raises(UsageError, match="prompt"):
+        check_prompt(prompt)
+
+
+def test_a_scale_out_of_range_is_refused() -> None:
+    with pytest.raises(UsageError, match="scale"):
+        recipe(appearance=Ingredient("koala", "koala", "a" * 64, scale=9.0))
