@@ -67,6 +67,7 @@ class Concept(BaseModel):
     learning_rate: Annotated[FiniteFloat, Field(gt=0)]
     seed: int
     sources: tuple[Source, ...]
+    inputs: Sha256  # of pixels and captions as they were learned from, after cutting and fitting
     losses: tuple[FiniteFloat, ...]  # one a step
     files: dict[FileName, Sha256] = {}  # filled in by `Library.add`
     versions: dict[str, str]  # package -> version

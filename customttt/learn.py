@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Sequence
@@ -73,7 +74,8 @@ def appearance(
     embeds = backbone.embed([picture.caption or wording.prompt for picture in pictures])
     weights, history = train.learn_appearance(backbone, latents, embeds, config, accelerator, report)
     sources = [Source(name=picture.name, sha256=picture.sha256) for picture in pictures]
-    return _learned("appearance", backbone, wording, config, sources, weights, history, began)
+    made_of = sources, picture_digest(pictures)
+    return _learned("appearance", backbone, wording, config, made_of, weights, history, began)
 
 
 def motion(
@@ -88,8 +90,21 @@ def motion(
     began = time.monotonic()
     latents, embeds = backbone.encode(to_video(clip.frames)), backbone.embed([wording.prompt])
     weights, history = train.learn_motion(backbone, latents, embeds, config, accelerator, report)
-    sources = [Source(name=clip.name, sha256=clip.sha256)]
-    return _learned("motion", backbone, wording, config, sources, weights, history, began)
+    made_of = [Source(name=clip.name, sha256=clip.sha256)], clip_digest(clip)
+    return _learned("motion", backbone, wording, config, made_of, weights, history, began)
+
+
+def picture_digest(pictures: Sequence[Picture]) -> str:
+    """sha256 of all pixels and captions: the same pictures, cut the same way, with the same words."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{picture.pixels.shape} {picture.caption!r}".encode() + picture.pixels.tobytes())
+    return digest.hexdigest()
+
+
+def clip_digest(clip: Clip) -> str:
+    """sha256 of all frames."""
+    return hashlib.sha256(f"{clip.frames.shape}".encode() + clip.frames.tobytes()).hexdigest()
 
 
 def _learned(
@@ -97,7 +112,7 @@ def _learned(
     backbone: Backbone,
     wording: Wording,
     config: TrainConfig,
-    sources: Sequence[Source],
+    made_of: tuple[Sequence[Source], str],
     weights: lora.Weights,
     history: Sequence[float],
     began: float,
@@ -105,7 +120,7 @@ def _learned(
     concept = Concept(
         name=wording.name, kind=kind, phrase=wording.phrase, prompt=wording.prompt, base=backbone.name,
         base_fingerprint=backbone.fingerprint, layers=config.layers, rank=config.rank, steps=config.steps,
-        learning_rate=config.learning_rate, seed=config.seed, sources=tuple(sources),
+        learning_rate=config.learning_rate, seed=config.seed, sources=tuple(made_of[0]), inputs=made_of[1],
         losses=tuple(round(loss, 6) for loss in history), versions=versions(),
         created=datetime.now(UTC), seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip

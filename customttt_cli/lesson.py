@@ -59,11 +59,11 @@ def learn(lesson: Lesson, source: Source) -> None:
         library.check_free(lesson.name)
     with output.waiting("Loading torch"):
         plan = _plan(lesson)
-    if taken and _same_settings(taken, lesson, plan):
+    material = source.read(plan.sample)
+    if taken and _same(taken, lesson, plan, material):
         _nothing_to_do(library, taken, lesson)
         return
     library.check_free(lesson.name, lesson.force)
-    material = source.read(plan.sample)
     for line in _describe(lesson, plan, material):
         (output.result if lesson.dry_run else output.say)(line)
     if not lesson.dry_run:
@@ -85,9 +85,8 @@ def _taken(library: Library, lesson: Lesson) -> Concept | None:
 
 
 def _learned_from(concept: Concept, lesson: Lesson, look: Look) -> bool:
-    """Whether the sources are the same; what was cut, fitted or captioned is not, for the manifest does not tell."""
-    digests = tuple(source.sha256 for source in concept.sources)
-    return look.as_is and concept.kind == lesson.kind and digests == look.digests
+    """Whether the files are the same; how they are cut and captioned is known when they are read."""
+    return concept.kind == lesson.kind and tuple(source.sha256 for source in concept.sources) == look.digests
 
 
 def _plan(lesson: Lesson) -> Plan:
@@ -100,12 +99,12 @@ def _plan(lesson: Lesson) -> Plan:
     return Plan(base, why, backbones.identify(base), config.but(**lesson.changes), defaults.sample)
 
 
-def _same_settings(concept: Concept, lesson: Lesson, plan: Plan) -> bool:
+def _same(concept: Concept, lesson: Lesson, plan: Plan, material: Material) -> bool:
     """Whether learning again would give the same concept."""
     keys = ("layers", "rank", "steps", "learning_rate", "seed")
-    return (concept.phrase, concept.prompt) == (lesson.phrase, lesson.prompt) and (
-        concept.base_fingerprint == plan.fingerprint
-        and all(getattr(concept, key) == getattr(plan.config, key) for key in keys)
+    known = (concept.phrase, concept.prompt, concept.base_fingerprint, concept.inputs)
+    return known == (lesson.phrase, lesson.prompt, plan.fingerprint, material.digest) and all(
+        getattr(concept, key) == getattr(plan.config, key) for key in keys
     )
 
 

@@ -22,8 +22,6 @@ class Look:
 
     digests: tuple[str, ...]
     """sha256 of every file, in order."""
-    as_is: bool
-    """Whether the files alone say what is learned from: nothing is cut, fitted or captioned."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,8 @@ class Material:
 
     summary: str
     num_frames: int
+    digest: str
+    """Of pixels and captions, see `Concept.inputs`."""
     teach: Callable[..., Learned]
 
 
@@ -55,9 +55,7 @@ class Pictures:
     def look(self) -> Look:
         from customttt import media
 
-        pictures = media.read_pictures(self.paths, LOOK_SIZE)
-        captioned = any(picture.caption for picture in pictures)
-        return Look(tuple(picture.sha256 for picture in pictures), not (self.fit or captioned))
+        return Look(tuple(picture.sha256 for picture in media.read_pictures(self.paths, LOOK_SIZE)))
 
     def read(self, sample: SampleConfig) -> Material:
         from customttt import learn, media
@@ -65,7 +63,7 @@ class Pictures:
         pictures = media.read_pictures(self.paths, sample.size, self.fit)
         how = "fitted" if self.fit else "cropped"
         summary = f"{count(len(pictures), 'picture')}, {how} to {sample.size} x {sample.size}"
-        return Material(summary, 1, partial(learn.appearance, pictures=pictures))
+        return Material(summary, 1, learn.picture_digest(pictures), partial(learn.appearance, pictures=pictures))
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Movement:
 
         fewest = 1 if self.frames is None else self.frames
         clip = media.read_clip(self.path, fewest, LOOK_FPS, LOOK_SIZE, self.start, self.end)
-        return Look((clip.sha256,), not self.start and self.end is None and self.frames is None)
+        return Look((clip.sha256,))
 
     def read(self, sample: SampleConfig) -> Material:
         from customttt import learn, media
@@ -90,7 +88,7 @@ class Movement:
         wanted = sample.num_frames if self.frames is None else self.frames
         clip = media.read_clip(self.path, wanted, sample.fps, sample.size, self.start, self.end)
         summary = f"{count(wanted, 'frame')} at {clip.fps:.3g} a second, {sample.size} x {sample.size}"
-        return Material(summary, wanted, partial(learn.motion, clip=clip))
+        return Material(summary, wanted, learn.clip_digest(clip), partial(learn.motion, clip=clip))
 
 
 def count(number: int, noun: str) -> str:

