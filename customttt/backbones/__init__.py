@@ -57,9 +57,6 @@ class Backbone(Protocol):
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         """(tokens of the prompt, most that the text encoder reads)."""
 
-    def release_encoders(self) -> None:
-        """Free what learning no longer needs once latents and embeddings are made: the VAE and the text encoder."""
-
 
 def identify(base: str) -> str:
     """The fingerprint of a base without loading it. Raises BaseUnavailableError."""

@@ -112,9 +112,6 @@ class AnimateDiff:
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         return len(self.tokenizer(prompt).input_ids), self.tokenizer.model_max_length
 
-    def release_encoders(self) -> None:
-        self.vae = self.text_encoder = None
-
 
 def _identity(hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     return hidden_states

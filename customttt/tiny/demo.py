@@ -5,13 +5,16 @@ The inputs in `demo/` come from the world's held-out part; `python -m customttt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from customttt import compose, learn, media
+from customttt.backbones import Backbone
+from customttt.concept import Concept
 from customttt.library import Library
 from customttt.recipe import Ingredient, VideoRecipe, sentence, with_article
 from customttt.tiny import TINY_PATH
@@ -22,8 +25,14 @@ APPEARANCE, MOTION, SCENE = "demo-koala", "demo-swimming", "on Mars"
 LOOK = ("purple", "crown")
 PICTURE_SCENES = ["on the grass", "on the beach", "in the city", "in the snow", "at night"]
 CLIP_NOUN, CLIP_SCENE = "dog", "in the desert"
-PIXELS = 256
-CELL = 128
+PIXELS, CELL = 256, 128
+ALONE, WITHOUT, WITH = (
+    "the base alone",
+    "both LoRAs,\nwithout test-time\ntraining",
+    "both LoRAs,\nwith test-time\ntraining",
+)
+FILES = {ALONE: "base-alone.mp4", WITHOUT: "without-ttt.mp4", WITH: "with-ttt.mp4"}
+Opened = tuple[Backbone, Accelerator]
 
 
 def run(output: Path, library: Library, report: Report, say: Callable[[str], None]) -> Path:
@@ -32,45 +41,58 @@ def run(output: Path, library: Library, report: Report, say: Callable[[str], Non
     The two concepts stay in the library. Returns the path of the contact sheet.
     """
     library.check_writable()
-    backbone, accelerator = learn.open_accelerated("tiny")
-    settings = backbone.defaults
-    pictures = media.read_pictures([INPUTS / "koala"], settings.sample.size)
-    clip = media.read_clip(
-        INPUTS / "swimming.mp4", settings.sample.num_frames, settings.sample.fps, settings.sample.size
-    )
-    say(f"Learning how this koala looks from {len(pictures)} pictures.")
-    words = learn.Wording(APPEARANCE, "koala", sentence(with_article("koala")))
-    looks = learn.appearance(backbone, pictures, words, settings.appearance, accelerator, report)
-    say("Learning how to swim from one clip.")
-    words = learn.Wording(MOTION, "swimming", sentence("something", "swimming"))
-    moves = learn.motion(backbone, clip, words, settings.motion, accelerator, report)
-    saved = looks.add_to(library, force=True), moves.add_to(library, force=True)
+    opened = learn.open_accelerated("tiny")
+    size, frames, fps = (getattr(opened[0].defaults.sample, key) for key in ("size", "num_frames", "fps"))
+    pictures = media.read_pictures([INPUTS / "koala"], size)
+    clip = media.read_clip(INPUTS / "swimming.mp4", frames, fps, size)
+    koala, swimming = _learn(opened, pictures, clip, report, say)
+    saved = koala.add_to(library, force=True), swimming.add_to(library, force=True)
+    videos = _compose(opened, saved, (koala.weights, swimming.weights), output, report, say)
+    rows: list[tuple[str, Sequence[media.Pixels] | media.Frames]]
+    rows = [("the pictures", [picture.pixels for picture in pictures]), ("the clip", clip.frames), *videos.items()]
+    media.write_png(output / "contact-sheet.png", media.contact_sheet(rows, CELL))
+    say(f"Videos, their recipes and the contact sheet are in {output}; the concepts are in your library.")
+    say(f'Next: customttt compose {APPEARANCE} {MOTION} "in the snow" --seed 1')
+    return output / "contact-sheet.png"
 
-    pair = looks.weights, moves.weights
+
+def _learn(
+    opened: Opened, pictures: list[media.Picture], clip: media.Clip, report: Report, say: Callable[[str], None]
+) -> tuple[learn.Learned, learn.Learned]:
+    backbone, accelerator = opened
+    settings = backbone.defaults
+    say(f"Learning how this koala looks, from {len(pictures)} pictures.")
+    words = learn.Wording(APPEARANCE, "koala", sentence(with_article("koala")))
+    koala = learn.appearance(backbone, pictures, words, settings.appearance, accelerator, report)
+    say("Learning how to swim, from one clip of a dog.")
+    words = learn.Wording(MOTION, "swimming", sentence(with_article(CLIP_NOUN), "swimming"))
+    return koala, learn.motion(backbone, clip, words, settings.motion, accelerator, report)
+
+
+def _compose(
+    opened: Opened,
+    saved: tuple[Concept, Concept],
+    pair: compose.LoraPair,
+    output: Path,
+    report: Report,
+    say: Callable[[str], None],
+) -> dict[str, media.Frames]:
+    """Render the same seed by the base alone, by both LoRAs as they are, and after test-time training."""
+    backbone, accelerator = opened
     adapted = VideoRecipe(
         Ingredient.of(saved[0]), Ingredient.of(saved[1]), SCENE, backbone.name, backbone.fingerprint,
-        settings.ttt, settings.sample,
+        backbone.defaults.ttt, backbone.defaults.sample,
     )  # fmt: skip
-    plain = replace(adapted, ttt=settings.ttt.but(steps=0))
+    plain = replace(adapted, ttt=adapted.ttt.but(steps=0))
     alone = replace(plain, appearance=replace(plain.appearance, scale=0.0), motion=replace(plain.motion, scale=0.0))
-    say(f"Composing: {adapted.target_prompt}")
     videos = {}
-    for name, recipe in (("base-alone", alone), ("without-ttt", plain), ("with-ttt", adapted)):
+    for title, recipe in ((ALONE, alone), (WITHOUT, plain), (WITH, adapted)):
+        say(f'Composing "{adapted.target_prompt}" by {title.replace(chr(10), " ")}.')
         trained = compose.adapt(backbone, pair, recipe, accelerator, report)
-        videos[name] = compose.render(backbone, trained, recipe, accelerator, report)
-        media.write_video(output / f"{name}.mp4", videos[name], recipe.sample.fps, recipe.to_dict())
-    sheet = media.contact_sheet(
-        [
-            ("the pictures", [picture.pixels for picture in pictures]),
-            ("the clip", clip.frames),
-            ("the base alone", videos["base-alone"]),
-            ("both, without test-time training", videos["without-ttt"]),
-            ("both, with test-time training", videos["with-ttt"]),
-        ],
-        CELL,
-    )
-    media.write_png(output / "contact-sheet.png", sheet)
-    return output / "contact-sheet.png"
+        videos[title] = compose.render(backbone, trained, recipe, accelerator, report)
+        made = {**recipe.to_dict(), "versions": learn.versions()}
+        media.write_video(output / FILES[title], videos[title], recipe.sample.fps, made)
+    return videos
 
 
 def render_inputs(folder: Path = INPUTS) -> None:

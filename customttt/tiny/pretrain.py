@@ -274,8 +274,8 @@ def encode_text(state: State, texts: list[str]) -> Tensor:
 
 
 def diffusion_loss(state: State, cache: dict[str, Tensor], frames_each: int) -> Tensor:
-    """Weighted v-prediction error on 64 frames: single ones (`frames_each` 1, motion bypassed) or clips of 8."""
-    b = 64 // frames_each
+    """Weighted v-prediction error on 32 frames: single ones (`frames_each` 1, motion bypassed) or clips of 8."""
+    b = 32 // frames_each
     chosen = torch.randint(0, len(cache["latents"]), (b,), generator=state.generator)
     latents, weight = cache["latents"][chosen].float(), cache["weight"][chosen].float().unsqueeze(1)
     if frames_each == 1:
