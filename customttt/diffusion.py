@@ -1,7 +1,7 @@
 """The forward process, its training targets, guidance and the DDIM step, as pure functions.
 
 Symbols: alpha_bar_t is `alphas_cumprod[t]`, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM, arXiv
-2006.11239, eq. 4). Latents are (b c f h w); timesteps are (b,), from 0 (clean) to T - 1.
+2006.11239). Latents are (b c f h w); timesteps are (b,), from 0 (clean) to T - 1.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class NoiseSchedule:
 
 
 def zero_terminal_snr(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
-    """Shift and scale sqrt(alpha_bar) so that the last timestep is pure noise (arXiv 2305.08891, algorithm 1)."""
+    """Shift and scale sqrt(alpha_bar) so that the last timestep is pure noise (arXiv 2305.08891)."""
     root = alphas_cumprod.sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     return root.square()
@@ -64,7 +64,7 @@ def _roots(
 
 
 def add_noise(schedule: NoiseSchedule, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-    """x_t from x_0 and eps (arXiv 2006.11239, eq. 4)."""
+    """x_t from x_0 and eps (arXiv 2006.11239)."""
     signal, sigma = _roots(schedule, timesteps)
     return signal * latents + sigma * noise
 
@@ -88,12 +88,12 @@ def split(
 
 
 def guide(conditional: Latents, unconditional: Latents, guidance_scale: float) -> Latents:
-    """Classifier-free guidance (arXiv 2207.12598, eq. 6, with guidance_scale = 1 + w)."""
+    """Classifier-free guidance (arXiv 2207.12598, with guidance_scale = 1 + w)."""
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
 def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> Int[Tensor, " n"]:
-    """The timesteps a sampler visits, noisiest first (arXiv 2305.08891, table 2, names the three spacings)."""
+    """The timesteps a sampler visits, noisiest first (arXiv 2305.08891 names the three spacings)."""
     count, n = len(schedule), num_inference_steps
     if schedule.spacing == "trailing":
         return torch.arange(count, 0, -count / n).round().long()[:n] - 1
@@ -105,7 +105,7 @@ def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> In
 def ddim_step(
     schedule: NoiseSchedule, prediction: Latents, noisy_latents: Latents, timestep: int, previous: int
 ) -> Latents:
-    """One deterministic DDIM step from `timestep` to `previous` (-1: clean) (arXiv 2010.02502, eq. 12, sigma = 0)."""
+    """One deterministic DDIM step from `timestep` to `previous` (-1: clean) (arXiv 2010.02502, sigma = 0)."""
     batch = torch.full((len(noisy_latents),), timestep, device=noisy_latents.device)
     clean, noise = split(schedule, prediction, noisy_latents, batch)
     return clean if previous < 0 else add_noise(schedule, clean, noise, torch.full_like(batch, previous))

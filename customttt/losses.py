@@ -16,20 +16,20 @@ Loss = Float[Tensor, ""]
 
 
 def denoising(prediction: Latents, target: Latents) -> Loss:
-    """L_org: the plain error of the prediction (DDPM, arXiv 2006.11239, eq. 14)."""
+    """L_org: the plain error of the prediction (DDPM, arXiv 2006.11239)."""
     return F.mse_loss(prediction.float(), target.float())
 
 
 def debias(values: Latents, anchor: int, beta: float = 1.0) -> Latents:
     """phi: sqrt(beta^2 + 1) eps_i - beta eps_anchor, which takes out what all frames share, their appearance.
 
-    MotionDirector, arXiv 2310.08465, eq. 6; `anchor` is one frame's index.
+    MotionDirector, arXiv 2310.08465; `anchor` is one frame's index.
     """
     return math.sqrt(beta**2 + 1) * values - beta * values[:, :, anchor : anchor + 1]
 
 
 def motion(prediction: Latents, target: Latents, anchor: int, debias_weight: float = 1.0) -> Loss:
-    """L_org + L_ad: the plain error and the error of what `debias` leaves (arXiv 2310.08465, eq. 8)."""
+    """L_org + L_ad: the plain error and the error of what `debias` leaves (arXiv 2310.08465)."""
     loss = denoising(prediction, target)
     if debias_weight == 0:
         return loss

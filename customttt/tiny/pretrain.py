@@ -1,6 +1,6 @@
 """Train `tiny` from its world: `python -m customttt.tiny.pretrain --out runs/tiny --minutes 120`.
 
-Three stages as in AnimateDiff (arXiv 2307.04725, section 4): the VAE on single frames; the image U-Net with the text
+Three stages as in AnimateDiff (arXiv 2307.04725): the VAE on single frames; the image U-Net with the text
 encoder on single frames, motion modules bypassed; then everything on clips, with image steps mixed in so that
 nothing is forgotten. The same command resumes after any kill, and runs on a CPU or a GPU. Each stage gets its share
 of `--minutes`; asking for more minutes later goes on with the last stage.
