@@ -1,0 +1,65 @@
+"""Pretraining: all stages run, a kill costs nothing, and what is exported is a base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from customttt.backbones import open_base
+from customttt.tiny import pretrain
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sheets, a checkpoint after every step, and a stage that is one step long."""
+    monkeypatch.setattr(pretrain, "write_sheet", lambda *_: None)
+    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(pretrain, "EMA_EVERY", 1)
+    monkeypatch.setattr(pretrain, "SHARES", {"vae": 1e-9, "image": 1e-9, "clip": 1e-9})
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = pretrain.create(tmp_path, CPU)
+    whole_stage = pretrain.run_stage
+
+    def killed(state: pretrain.State, *arguments: object) -> None:
+        if state.stage == "image":
+            raise KeyboardInterrupt
+        whole_stage(state, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pretrain, "run_stage", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train(state, 1.0, 64)
+    again = pretrain.create(tmp_path, CPU)
+    assert (again.stage, again.steps["vae"]) == ("image", 1)
+    assert all(torch.equal(a, b) for a, b in zip(again.vae.parameters(), state.vae.parameters(), strict=True))
+    assert again.average.keys() == state.average.keys()
+    assert all(torch.equal(again.average[name], value) for name, value in state.average.items())
+
+    monkeypatch.setattr(pretrain, "run_stage", whole_stage)
+    pretrain.train(again, 1.0, 64)
+    assert again.steps == {"vae": 1, "image": 1, "clip": 1}
+    pretrain.export(again, tmp_path / "base")
+    assert open_base(str(tmp_path / "base"), CPU).latent_shape(8, 64) == (8, 8, 16, 16)
+
+
+def test_crops_lie_on_the_subjects() -> None:
+    crops = pretrain.Crops(torch.Generator().manual_seed(0), clips=32)
+    images, masks = crops.draw(64)
+    assert images.shape == (64, 3, 32, 32)
+    assert (masks.amax((1, 2, 3)) > 0.5).float().mean() > 0.9
+
+
+def test_the_learning_rate_warms_up_and_then_falls(tmp_path: Path) -> None:
+    state = pretrain.create(tmp_path, CPU)
+    rates = []
+    for steps, seconds in ((0, 0.0), (100, 10.0), (200, 20.0), (5000, 50.0), (9000, 100.0)):
+        state.steps["vae"], state.seconds["vae"] = steps, seconds
+        rates.append(pretrain.learning_rate(state, 100.0))
+    assert rates[0] == 0
+    assert rates[1] < rates[2] > rates[3] > rates[4] > 0
