@@ -55,7 +55,8 @@ def optimize(
 
     Raises DivergedError as soon as a loss is not a finite number.
     """
-    optimizer = Lion(parameters, lr=learning_rate, betas=LION_BETAS, weight_decay=LION_WEIGHT_DECAY)
+    lion = Lion(parameters, lr=learning_rate, betas=LION_BETAS, weight_decay=LION_WEIGHT_DECAY)
+    optimizer = accelerator.prepare(lion)  # in half precision it undoes the scale of the loss
     history: list[float] = []
     with lora.trainable(parameters):
         for step in range(steps):
