@@ -65,7 +65,8 @@ class TrainConfig(_Settings):
 
     def __post_init__(self) -> None:
         _at_least(1, steps=self.steps, batch_size=self.batch_size, rank=self.rank, layers=len(self.layers))
-        _at_least(0, learning_rate=self.learning_rate, debias=self.debias, seed=self.seed)
+        _at_least(1e-12, learning_rate=self.learning_rate)
+        _at_least(0, debias=self.debias, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class TTTConfig(_Settings):
     """Who moves in the motion teacher's prompt: "a <object> is lifting weights." [O]"""
 
     def __post_init__(self) -> None:
-        _at_least(0, ttt_steps=self.steps, learning_rate=self.learning_rate, references=self.references)
+        _at_least(1e-12, learning_rate=self.learning_rate)
+        _at_least(0, ttt_steps=self.steps, references=self.references)
         _at_least(0, appearance_weight=self.appearance_weight, motion_weight=self.motion_weight, debias=self.debias)
         _at_least(1, reference_steps=self.reference_steps, batch_size=self.batch_size)
         _at_least(1, reference_guidance=self.reference_guidance, doings=len(self.doings), objects=len(self.objects))

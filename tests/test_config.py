@@ -15,7 +15,7 @@ from customttt.errors import UsageError
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"steps": 0}, "steps is 0"), ({"rank": 0}, "rank is 0"), ({"learning_rate": -1.0}, "learning rate is -1"),
+        ({"steps": 0}, "steps is 0"), ({"rank": 0}, "rank is 0"), ({"learning_rate": 0.0}, "learning rate is 0"),
         ({"learning_rate": float("nan")}, "learning rate is nan"), ({"layers": ()}, "layers is 0"),
     ],
     ids=str,

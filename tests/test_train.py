@@ -61,9 +61,14 @@ def test_the_same_seed_learns_the_same_weights_bit_for_bit(
 
 def test_learning_an_appearance_lowers_its_loss(backbone: Backbone, accelerator: Accelerator) -> None:
     latents = torch.zeros(1, *backbone.latent_shape(1, 32))
-    config = APPEARANCE.but(steps=40, learning_rate=5e-3, dropout=0.0, rank=8)
-    _, history = train.learn_appearance(backbone, latents, backbone.embed(["A koala."]), config, accelerator)
-    assert sum(history[-10:]) < 0.9 * sum(history[:10])
+
+    def losses(learning_rate: float) -> list[float]:
+        config = APPEARANCE.but(steps=40, learning_rate=learning_rate, dropout=0.0, rank=8)
+        return train.learn_appearance(backbone, latents, backbone.embed(["A koala."]), config, accelerator)[1]
+
+    still, learned = losses(1e-9), losses(2e-3)  # on the same noise at the same timesteps
+    assert still[0] == learned[0]
+    assert sum(learned[20:]) < 0.95 * sum(still[20:])
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_leaves_the_base_clean(
