@@ -57,7 +57,8 @@ def render(story: Story, recipe: VideoRecipe) -> media.Frames:
 def test_the_manifest_tells_how_a_concept_was_learned(story: Story) -> None:
     backbone, _, library, koala, _ = story
     assert library.get("koala") == koala
-    assert (koala.base, koala.base_fingerprint, koala.layers) == ("tiny", backbone.fingerprint, (2, 6))
+    layers = backbone.defaults.appearance.layers
+    assert (koala.base, koala.base_fingerprint, koala.layers) == ("tiny", backbone.fingerprint, layers)
     assert len(koala.sources) == 5
     assert len(koala.losses) == koala.steps == 4
     assert library.verify() == []
