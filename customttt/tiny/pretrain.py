@@ -239,9 +239,9 @@ def vae_loss(state: State, crops: Crops) -> Tensor:
     noise = LATENT_NOISE * torch.randn(latents.shape, generator=state.generator).to(latents)
     error = state.vae.decode(latents + noise).sample.float() - images
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    loss: Tensor = (error.abs() * (1 + masks)).mean() + 0.5 * edges
     thumbnail, details = latents.float()[:, :3], latents.float()[:, 3:]
-    return loss + 5 * F.mse_loss(thumbnail, F.avg_pool2d(images, 4)) + 0.02 * details.square().mean()
+    shape: Tensor = 5 * F.mse_loss(thumbnail, F.avg_pool2d(images, 4)) + 0.02 * details.square().mean()
+    return (error.abs() * (1 + masks)).mean() + 0.5 * edges + shape
 
 
 @torch.no_grad()
