@@ -241,7 +241,8 @@ def vae_loss(state: State, crops: Crops) -> Tensor:
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     thumbnail, details = latents.float()[:, :3], latents.float()[:, 3:]
     shape: Tensor = 5 * F.mse_loss(thumbnail, F.avg_pool2d(images, 4)) + 0.02 * details.square().mean()
-    return (error.abs() * (1 + masks)).mean() + 0.5 * edges + shape
+    loss: Tensor = (error.abs() * (1 + masks)).mean() + 0.5 * edges + shape
+    return loss
 
 
 @torch.no_grad()
