@@ -18,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from diffusers.utils import logging
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -173,6 +174,7 @@ def fingerprint(folder: Path | None, base: str) -> str:
 def load(base: str, device: torch.device) -> AnimateDiff:
     """Load `tiny`, a local diffusers folder, or SD 1.5 + adapter from the hub. Raises BaseUnavailableError."""
     folder = locate(base)
+    logging.disable_progress_bar()  # of reading shards: this package prints nothing
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     checkpoint = str(folder or (HUB_CHECKPOINT if base == "animatediff" else base))
     try:
