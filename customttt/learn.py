@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 
 from customttt import lora, train
 from customttt.backbones import Backbone, open_base
+from customttt.checkpoint import FORGETFUL, Keeper
 from customttt.compose import to_video
 from customttt.concept import Concept, Kind, Source
 from customttt.config import TrainConfig
@@ -23,6 +25,9 @@ from customttt.errors import OutOfMemoryError
 from customttt.library import WEIGHTS, Library
 from customttt.media import Clip, Picture
 from customttt.train import Report, silent
+
+CHANGEABLE = ("steps", "learning_rate")
+"""Fields of TrainConfig that a run may change when it goes on."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,13 @@ def appearance(
     config: TrainConfig,
     accelerator: Accelerator,
     report: Report = silent,
+    keeper: Keeper = FORGETFUL,
 ) -> Learned:
     """Learn a subject from its pictures; a picture's own caption replaces the prompt."""
     began = time.monotonic()
     latents = torch.cat([backbone.encode(to_video(picture.pixels[None])) for picture in pictures])
     embeds = backbone.embed([picture.caption or wording.prompt for picture in pictures])
-    weights, history = train.learn_appearance(backbone, latents, embeds, config, accelerator, report)
+    weights, history = train.learn_appearance(backbone, latents, embeds, config, accelerator, report, keeper)
     sources = [Source(name=picture.name, sha256=picture.sha256) for picture in pictures]
     made_of = sources, picture_digest(pictures)
     return _learned("appearance", backbone, wording, config, made_of, weights, history, began)
@@ -85,13 +91,20 @@ def motion(
     config: TrainConfig,
     accelerator: Accelerator,
     report: Report = silent,
+    keeper: Keeper = FORGETFUL,
 ) -> Learned:
     """Learn a movement from one clip."""
     began = time.monotonic()
     latents, embeds = backbone.encode(to_video(clip.frames)), backbone.embed([wording.prompt])
-    weights, history = train.learn_motion(backbone, latents, embeds, config, accelerator, report)
+    weights, history = train.learn_motion(backbone, latents, embeds, config, accelerator, report, keeper)
     made_of = [Source(name=clip.name, sha256=clip.sha256)], clip_digest(clip)
     return _learned("motion", backbone, wording, config, made_of, weights, history, began)
+
+
+def run_key(kind: Kind, fingerprint: str, wording: Wording, config: TrainConfig, inputs: str) -> str:
+    """What a run of learning is kept under: all that makes it, but the settings in CHANGEABLE (sha256)."""
+    fixed = {key: value for key, value in asdict(config).items() if key not in CHANGEABLE}
+    return hashlib.sha256(json.dumps([kind, fingerprint, asdict(wording), fixed, inputs]).encode()).hexdigest()
 
 
 def picture_digest(pictures: Sequence[Picture]) -> str:

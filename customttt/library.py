@@ -3,6 +3,7 @@
     <root>/concepts/<name>/manifest.json             the Concept, written last
     <root>/concepts/<name>/lora.safetensors          and other files, each with its sha256 in the manifest
     <root>/adapted/<key>.<sha256>.safetensors        cache of LoRAs after test-time training
+    <root>/unfinished/<key>.<sha256>.safetensors     where a run of learning stands that has not ended
     <root>/.staging/                                 what is being written, replaced or removed
     <root>/.lock                                     held by the one writer; readers take no lock
 
@@ -58,6 +59,7 @@ class Library:
         self.root = (root or _default_root()).expanduser().absolute()
         self._concepts = self.root / "concepts"
         self._adapted = self.root / "adapted"
+        self._unfinished = self.root / "unfinished"
         self._staging = self.root / ".staging"
 
     # -- reading: no lock
@@ -103,15 +105,20 @@ class Library:
 
     def adapted(self, key: str) -> Path | None:
         """The cached weights under `key` (hex digits); None where there are none, or only damaged ones."""
-        return next(filter(_is_intact, self._cached(key)), None)
+        return next(filter(_is_intact, _under(self._adapted, key)), None)
+
+    def unfinished(self, key: str) -> Path | None:
+        """The run of learning kept under `key` (hex digits); None where there is none, or only a damaged one."""
+        return next(filter(_is_intact, _under(self._unfinished, key)), None)
 
     def verify(self, name: str | None = None) -> list[Problem]:
         """Read every byte of one concept, or of the whole library, and return what is wrong."""
         if name is not None:
             return self._problems(self._find(name).name)
         found = [problem for entry in self._names() for problem in self._problems(entry)]
-        damaged = [path for path in sorted(self._adapted.glob("*")) if not _is_intact(path)]
-        return found + [Problem(f"adapted/{path.name}", f"{path} {_DIFFERS}.") for path in damaged]
+        kept = [path for folder in (self._adapted, self._unfinished) for path in sorted(folder.glob("*"))]
+        damaged = [path for path in kept if not _is_intact(path)]
+        return found + [Problem(f"{path.parent.name}/{path.name}", f"{path} {_DIFFERS}.") for path in damaged]
 
     # -- checks before a long training
 
@@ -187,19 +194,33 @@ class Library:
 
         Returns where the file is now. Raises UsageError for another kind of key, LockedError or StoreError.
         """
-        older = self._cached(key)
-        with self._writing(), self._staged() as folder:
-            staged = folder / WEIGHTS
+        return self._keep(self._adapted, key, write)
+
+    def add_unfinished(self, key: str, write: Callable[[Path], object]) -> Path:
+        """Keep where a run of learning stands, in place of what was kept under `key`; as `add_adapted`."""
+        return self._keep(self._unfinished, key, write)
+
+    def remove_unfinished(self, key: str) -> None:
+        """Forget a run of learning. Raises UsageError, LockedError or StoreError."""
+        if left := _under(self._unfinished, key):
+            with self._writing():
+                for path in left:
+                    path.unlink(missing_ok=True)
+
+    # -- below: how it is done
+
+    def _keep(self, folder: Path, key: str, write: Callable[[Path], object]) -> Path:
+        older = _under(folder, key)
+        with self._writing(), self._staged() as staging:
+            staged = staging / WEIGHTS
             write(staged)
             _sync(staged)
-            place = self._adapted / f"{key}.{_digest(staged)}.safetensors"
+            place = folder / f"{key}.{_digest(staged)}.safetensors"
             staged.replace(place)
-            _sync(self._adapted)
+            _sync(folder)
             for path in set(older) - {place}:
                 path.unlink(missing_ok=True)
         return place
-
-    # -- below: how it is done
 
     def _names(self) -> list[str]:
         names = sorted(path.name for path in self._concepts.glob("*") if path.is_dir())
@@ -235,18 +256,13 @@ class Library:
         strangers = [f"{folder / name} does not belong to the concept" for name in extra]
         return [Problem(name, f"{sentence}.") for sentence in _changed(folder, concept) + strangers]
 
-    def _cached(self, key: str) -> list[Path]:
-        if not re.fullmatch(r"[0-9a-f]{8,64}", key):
-            raise UsageError(f"The key {key!r} of adapted weights must be 8 to 64 hex digits.")
-        return list(self._adapted.glob(f"{key}.*.safetensors"))
-
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Hold the lock: what lies in `.staging` then is a dead process's, and is put back or deleted."""
         from filelock import FileLock, Timeout  # 40 ms that reading does not pay
 
         with self._store_errors():
-            for folder in (self._concepts, self._adapted, self._staging):
+            for folder in (self._concepts, self._adapted, self._unfinished, self._staging):
                 folder.mkdir(parents=True, exist_ok=True)
             try:
                 with FileLock(self.root / ".lock", timeout=LOCK_SECONDS):
@@ -314,6 +330,12 @@ def _default_root() -> Path:
     return Path(home) if home else user_data_path("customttt", appauthor=False)
 
 
+def _under(folder: Path, key: str) -> list[Path]:
+    if not re.fullmatch(r"[0-9a-f]{8,64}", key):
+        raise UsageError(f"The key {key!r} of weights must be 8 to 64 hex digits.")
+    return list(folder.glob(f"{key}.*.safetensors"))
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -331,7 +353,7 @@ def _changed(folder: Path, concept: Concept) -> list[str]:
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether an adapted file has the sha256 that its name tells."""
+    """Whether a kept file has the sha256 that its name tells."""
     try:
         return path.name.split(".")[1:2] == [_digest(path)]
     except OSError:

@@ -6,7 +6,7 @@ Latents and prompt embeddings come in ready: neither the VAE nor the text encode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from customttt import diffusion, lora, losses
 from customttt.backbones import Backbone
+from customttt.checkpoint import FORGETFUL, Keeper, randomness
 from customttt.config import TrainConfig
 from customttt.errors import DivergedError
 
@@ -42,7 +43,7 @@ def silent(_: Progress) -> None:
 
 
 def optimize(
-    parameters: Sequence[nn.Parameter],
+    parameters: list[nn.Parameter],
     loss_at: Callable[[int], Float[Tensor, ""]],
     *,
     phase: str,
@@ -50,19 +51,26 @@ def optimize(
     learning_rate: float,
     accelerator: Accelerator,
     report: Report = silent,
+    keeper: Keeper = FORGETFUL,
+    generator: torch.Generator | None = None,
 ) -> list[float]:
     """Minimize `loss_at(step)` over `parameters` with Lion (arXiv 2302.06675) and return every loss.
 
-    Raises DivergedError as soon as a loss is not a finite number.
+    A keeper, which needs the generator that `loss_at` draws from, lets a killed run go on. Raises DivergedError as soon
+    as a loss is not a finite number; what was kept before stays kept.
     """
     lion = Lion(parameters, lr=learning_rate, betas=LION_BETAS, weight_decay=LION_WEIGHT_DECAY)
     optimizer = accelerator.prepare(lion)  # in half precision it undoes the scale of the loss
-    history: list[float] = []
+    generator = generator or torch.Generator()
     with lora.trainable(parameters):
-        for step in range(steps):
+        history = keeper.restore(parameters, optimizer, generator)
+        for step in range(len(history), steps):
+            random = randomness(generator)
             with accelerator.autocast():
                 loss = loss_at(step)
-            history.append(_finite(loss.item(), phase, step, learning_rate))
+            value = _finite(loss.item(), phase, step, learning_rate, keeper.steps)
+            keeper.offer(parameters, optimizer, random, history)
+            history.append(value)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -70,11 +78,14 @@ def optimize(
     return history
 
 
-def _finite(loss: float, phase: str, step: int, learning_rate: float) -> float:
+def _finite(loss: float, phase: str, step: int, learning_rate: float, kept: int) -> float:
     if not math.isfinite(loss):
+        way_on = (
+            f"step {kept} is kept: go on from it with --resume and" if kept else "nothing was saved; start again with"
+        )
         raise DivergedError(
             f"The loss became {loss} at step {step + 1} of {phase} with learning rate {learning_rate:g}; "
-            "nothing was saved. Try a smaller --learning-rate."
+            f"{way_on} a smaller --learning-rate."
         )
     return loss
 
@@ -97,6 +108,7 @@ def learn_appearance(
     config: TrainConfig,
     accelerator: Accelerator,
     report: Report = silent,
+    keeper: Keeper = FORGETFUL,
 ) -> tuple[lora.Weights, list[float]]:
     """Spatial LoRA of one subject from its pictures, motion modules bypassed. Returns (weights, losses)."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -108,7 +120,7 @@ def learn_appearance(
             prediction = backbone.predict(noisy, timesteps, prompt_embeds[chosen])
         return losses.denoising(prediction, target)
 
-    return _learn(backbone, "appearance", config, loss_at, accelerator, report)
+    return _learn(backbone, "appearance", config, loss_at, accelerator, report, keeper, generator)
 
 
 def learn_motion(
@@ -118,6 +130,7 @@ def learn_motion(
     config: TrainConfig,
     accelerator: Accelerator,
     report: Report = silent,
+    keeper: Keeper = FORGETFUL,
 ) -> tuple[lora.Weights, list[float]]:
     """Temporal LoRA of one movement from one clip, with the debiased loss. Returns (weights, losses)."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -129,7 +142,7 @@ def learn_motion(
         anchor = int(torch.randint(0, latents.shape[2], (), generator=generator))
         return losses.motion(prediction, target, anchor, config.debias)
 
-    return _learn(backbone, "motion", config, loss_at, accelerator, report)
+    return _learn(backbone, "motion", config, loss_at, accelerator, report, keeper, generator)
 
 
 def _learn(
@@ -139,6 +152,8 @@ def _learn(
     loss_at: Callable[[int], Float[Tensor, ""]],
     accelerator: Accelerator,
     report: Report,
+    keeper: Keeper,
+    generator: torch.Generator,
 ) -> tuple[lora.Weights, list[float]]:
     """Add a LoRA to the layers of `kind`, optimize it, and take it out again."""
     targets = backbone.targets(kind, config.layers)
@@ -149,7 +164,8 @@ def _learn(
             backbone.unet.train()
             history = optimize(
                 parameters, loss_at, phase=f"learning the {kind}", steps=config.steps,
-                learning_rate=config.learning_rate, accelerator=accelerator, report=report,
+                learning_rate=config.learning_rate, accelerator=accelerator, report=report, keeper=keeper,
+                generator=generator,
             )  # fmt: skip
         return lora.state(backbone.unet, kind), history
     finally:

@@ -31,6 +31,7 @@ def learn_appearance(
     learning_rate: options.LearningRate = None,
     layers: options.Layers = None,
     seed: options.TrainSeed = None,
+    resume: options.Resume = False,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
@@ -39,7 +40,7 @@ def learn_appearance(
     phrase = wording("--noun", noun, name)
     changes = train_changes(steps, rank, learning_rate, layers, seed)
     sentence_read = prompt or sentence(with_article(phrase))
-    lesson = Lesson("appearance", name, phrase, sentence_read, base, changes, force, dry_run, as_json)
+    lesson = Lesson("appearance", name, phrase, sentence_read, base, changes, resume, force, dry_run, as_json)
     learn(lesson, Pictures(images, fit))
 
 
@@ -57,6 +58,7 @@ def learn_motion(
     learning_rate: options.LearningRate = None,
     layers: options.Layers = None,
     seed: options.TrainSeed = None,
+    resume: options.Resume = False,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
@@ -65,7 +67,7 @@ def learn_motion(
     words = wording("--phrase", phrase, name)
     changes = train_changes(steps, rank, learning_rate, layers, seed)
     sentence_read = prompt or sentence("something", words)
-    lesson = Lesson("motion", name, words, sentence_read, base, changes, force, dry_run, as_json)
+    lesson = Lesson("motion", name, words, sentence_read, base, changes, resume, force, dry_run, as_json)
     learn(lesson, Movement(clip, start, end, frames))
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from customttt.concept import Concept, Kind
 from customttt.config import SampleConfig, TrainConfig
-from customttt.errors import DamagedError, NotFoundError
+from customttt.errors import DamagedError, LockedError, NotFoundError, UsageError
 from customttt.library import Library
 from customttt.recipe import check_prompt
 from customttt_cli import output, showing
 from customttt_cli.sources import Look, Material, Source
+
+if TYPE_CHECKING:
+    from customttt.checkpoint import Keeper
+    from customttt.learn import Wording
 
 OTHER: dict[Kind, Kind] = {"appearance": "motion", "motion": "appearance"}
 FIRST = {
@@ -32,6 +38,7 @@ class Lesson:
     base: str | None
     changes: Mapping[str, Any]
     """Fields of TrainConfig; None leaves the base's."""
+    resume: bool
     force: bool
     dry_run: bool
     as_json: bool
@@ -44,6 +51,7 @@ class Plan:
     base: str
     why: str
     fingerprint: str
+    words: Wording
     config: TrainConfig
     sample: SampleConfig
 
@@ -64,10 +72,58 @@ def learn(lesson: Lesson, source: Source) -> None:
         _nothing_to_do(library, taken, lesson)
         return
     library.check_free(lesson.name, lesson.force)
-    for line in _describe(lesson, plan, material):
+    key = _key(lesson, plan, material)
+    kept, standing = _go_on(library, lesson, plan, key)
+    for line in (*_describe(lesson, plan, material), *standing):
         (output.result if lesson.dry_run else output.say)(line)
     if not lesson.dry_run:
-        _tell(library, _carry_out(library, lesson, plan, material), lesson)
+        keeper = _keeper(library, plan, key, kept)
+        concept = _carry_out(library, lesson, plan, material, keeper)
+        library.remove_unfinished(key)
+        _tell(library, concept, lesson)
+
+
+def _key(lesson: Lesson, plan: Plan, material: Material) -> str:
+    from customttt import learn as learning
+
+    return learning.run_key(lesson.kind, plan.fingerprint, plan.words, plan.config, material.digest)
+
+
+def _go_on(library: Library, lesson: Lesson, plan: Plan, key: str) -> tuple[Path | None, list[str]]:
+    """The unfinished run to go on from, and a line about it. Raises UsageError for a --resume that cannot be."""
+    from customttt import checkpoint
+
+    kept = library.unfinished(key)
+    if kept is None:
+        if lesson.resume:
+            raise UsageError("There is no unfinished run of this to --resume; leave it out to start one.")
+        return None, []
+    known = checkpoint.standing(kept)
+    done, steps = len(known.losses), plan.config.steps
+    if known.settings == _changeable(plan):
+        return kept, [f"An interrupted run goes on after step {done} of {steps}."]
+    was = f"after step {done}, at learning rate {known.settings['learning_rate']:g}"
+    if not lesson.resume:
+        return None, [f"An interrupted run stands {was}; --resume goes on from it; this one starts anew."]
+    if done >= steps:
+        raise UsageError(f"The run to --resume stands {was}; give more --steps than {done}.")
+    return kept, [f"The run goes on {was} until now."]
+
+
+def _changeable(plan: Plan) -> dict[str, Any]:
+    from customttt import learn as learning
+
+    return {key: getattr(plan.config, key) for key in learning.CHANGEABLE}
+
+
+def _keeper(library: Library, plan: Plan, key: str, kept: Path | None) -> Keeper:
+    from customttt.checkpoint import Keeper
+
+    def keep(write: Callable[[Path], object]) -> None:
+        with suppress(LockedError):  # another process is writing; the next chance comes soon
+            library.add_unfinished(key, write)
+
+    return Keeper(kept, keep, _changeable(plan))
 
 
 def _taken(library: Library, lesson: Lesson) -> Concept | None:
@@ -92,11 +148,13 @@ def _learned_from(concept: Concept, lesson: Lesson, look: Look) -> bool:
 def _plan(lesson: Lesson) -> Plan:
     output.quiet()
     from customttt import backbones
+    from customttt import learn as learning
 
+    words = learning.Wording(lesson.name, lesson.phrase, lesson.prompt)
     base, why = backbones.choose_base(lesson.base)
     defaults = backbones.defaults(base)
     config = defaults.appearance if lesson.kind == "appearance" else defaults.motion
-    return Plan(base, why, backbones.identify(base), config.but(**lesson.changes), defaults.sample)
+    return Plan(base, why, backbones.identify(base), words, config.but(**lesson.changes), defaults.sample)
 
 
 def _same(concept: Concept, lesson: Lesson, plan: Plan, material: Material) -> bool:
@@ -129,7 +187,7 @@ def _describe(lesson: Lesson, plan: Plan, material: Material) -> list[str]:
     ]
 
 
-def _carry_out(library: Library, lesson: Lesson, plan: Plan, material: Material) -> Concept:
+def _carry_out(library: Library, lesson: Lesson, plan: Plan, material: Material, keeper: Keeper) -> Concept:
     from customttt import learn as learning
 
     library.check_writable()
@@ -137,9 +195,10 @@ def _carry_out(library: Library, lesson: Lesson, plan: Plan, material: Material)
         backbone, accelerator = learning.open_accelerated(plan.base)
     backbone.targets(lesson.kind, plan.config.layers)  # raises for a layer with nothing to learn in
     backbone.latent_shape(material.num_frames, plan.sample.size)  # raises for too many frames
-    words = learning.Wording(lesson.name, lesson.phrase, lesson.prompt)
     with output.progress() as report:
-        learned = material.teach(backbone, wording=words, config=plan.config, accelerator=accelerator, report=report)
+        learned = material.teach(
+            backbone, wording=plan.words, config=plan.config, accelerator=accelerator, report=report, keeper=keeper
+        )
     return learned.add_to(library, force=lesson.force)
 
 

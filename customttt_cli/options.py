@@ -30,6 +30,9 @@ Layers = Annotated[
     typer.Option(help="Blocks of the U-Net to learn in, 0 to 8: 2,6. By default the base's.", show_default=False),
 ]
 TrainSeed = Annotated[int | None, typer.Option("--seed", help="Of noise and start; by default 0.", show_default=False)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with an interrupted run although --steps or --learning-rate changed.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the concept that has this name.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

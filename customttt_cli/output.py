@@ -126,13 +126,15 @@ class Meter:
 
     def __init__(self) -> None:
         self.began = self.last = time.monotonic()
+        self.phase, self.before = "", 0
 
     def note(self, progress: Progress) -> str:
         now = time.monotonic()
-        if progress.step == 1:  # a phase began when the one before it ended
-            self.began = self.last
+        if progress.step == 1 or progress.phase != self.phase:  # a phase began when the one before it ended
+            self.began, self.phase = self.last, progress.phase
+            self.before = progress.step - 1  # of an interrupted run
         self.last = now
-        speed = progress.step / max(now - self.began, 1e-6)
+        speed = (progress.step - self.before) / max(now - self.began, 1e-6)
         loss = [] if progress.loss is None else [f"loss {progress.loss:.4f}"]
         left = duration((progress.total - progress.step) / speed)
         return ", ".join([*loss, f"{speed:.3g} steps/s", f"{left} left"])

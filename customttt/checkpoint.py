@@ -1,0 +1,111 @@
+"""Where a run of training stands, kept so that a killed one goes on and ends bit-equal to one that was not.
+
+One safetensors file holds the LoRA, the optimizer's state and the state of every random generator; its metadata are
+the losses so far and the settings that a run may change when it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from customttt.errors import DamagedError
+
+EVERY_SECONDS = 10.0
+_METADATA = "customttt"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of a kept run without reading its tensors."""
+
+    losses: list[float]
+    """One a step; as many as there are steps done."""
+    settings: dict[str, Any]
+    """What may change when the run goes on, such as the learning rate."""
+
+
+@dataclass
+class Keeper:
+    """Keeps one run: `kept` is the file to go on from, `keep` stores what a function writes at the path it is given."""
+
+    kept: Path | None = None
+    keep: Callable[[Callable[[Path], object]], object] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    saved: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    """Steps that are safe on the disk."""
+
+    def restore(self, parameters: list[nn.Parameter], optimizer: Any, generator: torch.Generator) -> list[float]:
+        """Put everything back as it was; returns the losses so far, none for a new run. Raises DamagedError."""
+        if self.kept is None:
+            return []
+        losses = standing(self.kept).losses
+        try:
+            with safe_open(self.kept, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            for index, parameter in enumerate(parameters):
+                parameter.data.copy_(tensors[f"parameter.{index}"])
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith("optimizer."):
+                    _, index, key = name.split(".")
+                    state.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            _set_randomness(tensors, generator)
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+            raise DamagedError(f"{self.kept} cannot be gone on from ({error}); delete it to start anew.") from error
+        self.steps = len(losses)
+        return losses
+
+    def offer(
+        self, parameters: list[nn.Parameter], optimizer: Any, randomness: Mapping[str, Tensor], losses: list[float]
+    ) -> None:
+        """Keep the state before a step whose loss is known to be finite, if the last was kept long enough ago."""
+        if self.keep is None or time.monotonic() - self.saved < EVERY_SECONDS:
+            return
+        tensors = {f"parameter.{index}": parameter.detach() for index, parameter in enumerate(parameters)}
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+        tensors |= randomness
+        metadata = {_METADATA: json.dumps({"losses": losses, "settings": dict(self.settings)})}
+        whole = {name: value.cpu().clone().contiguous() for name, value in tensors.items()}
+        self.keep(lambda path: save_file(whole, path, metadata))
+        self.steps, self.saved = len(losses), time.monotonic()
+
+
+FORGETFUL = Keeper()
+"""Keeps nothing."""
+
+
+def standing(path: Path) -> Standing:
+    """How far the run kept at `path` has come. Raises DamagedError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Standing(**json.loads(file.metadata()[_METADATA]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be gone on from ({error}); delete it to start anew.") from error
+
+
+def randomness(generator: torch.Generator) -> dict[str, Tensor]:
+    """The state of the run's own generator and of torch's global ones (dropout)."""
+    states = {"random.cpu": torch.get_rng_state(), "random.own": generator.get_state()}
+    if torch.cuda.is_available():
+        states["random.cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_randomness(states: Mapping[str, Tensor], generator: torch.Generator) -> None:
+    torch.set_rng_state(states["random.cpu"])
+    generator.set_state(states["random.own"])
+    if torch.cuda.is_available() and "random.cuda" in states:
+        torch.cuda.set_rng_state(states["random.cuda"])
