@@ -63,3 +63,26 @@ def test_the_learning_rate_warms_up_and_then_falls(tmp_path: Path) -> None:
         rates.append(pretrain.learning_rate(state, 100.0))
     assert rates[0] == 0
     assert rates[1] < rates[2] > rates[3] > rates[4] > 0
+
+
+def test_crops_of_latents_hold_the_subject() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.ones(64, 1, 1, 16, 16)
+    places = torch.randint(0, 16, (64, 2), generator=generator)
+    weight[torch.arange(64), 0, 0, places[:, 0], places[:, 1]] = 6.0
+    latents, cut = pretrain.crop_around(weight.repeat(1, 3, 1, 1, 1), weight, generator)
+    assert latents.shape == (64, 3, 1, 8, 8)
+    assert torch.equal(latents[:, :1], cut)
+    assert (cut.amax((1, 2, 3, 4)) == 6).all()
+
+
+def test_muon_moves_a_convolution_by_an_orthogonal_step() -> None:
+    convolution = torch.nn.Conv2d(4, 6, 3)
+    before = convolution.weight.detach().clone()
+    convolution(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    optimizer = pretrain.Muon([convolution.weight])
+    optimizer.param_groups[0].update(lr=1.0, weight_decay=0.0)
+    optimizer.step()
+    moved = torch.linalg.svdvals((convolution.weight - before).detach().flatten(1))
+    assert moved.max() / moved.min() < 2.0
+    assert convolution.weight.grad is None
