@@ -23,11 +23,11 @@ from torch.nn import functional as F
 
 from customttt.tiny import TINY_PATH
 
-TRAINED_NOUNS = [
-    "koala", "tiger", "dog", "teddy bear", "panda", "fox", "frog", "elephant",
-    "pig", "penguin", "cat", "rabbit", "turtle", "robot", "car", "mushroom",
+TRAINED_NOUNS = ["koala", "tiger", "dog", "teddy bear", "panda", "fox", "cat", "rabbit", "penguin", "car"]
+HELD_OUT_NOUNS = [
+    "octopus", "lion", "chick", "cow", "strawberry", "pumpkin",
+    "frog", "elephant", "pig", "turtle", "robot", "mushroom",
 ]  # fmt: skip
-HELD_OUT_NOUNS = ["octopus", "lion", "chick", "cow", "strawberry", "pumpkin"]
 NOUNS = TRAINED_NOUNS + HELD_OUT_NOUNS
 
 COLOURS: dict[str, tuple[float, float, float] | None] = {
@@ -141,6 +141,41 @@ def _somersaulting(t: Tensor, d: Column, a: Column) -> Pose:
     return _pose(y=-0.8 * a * 4 * t * (1 - t), angle=d * 2 * math.pi * t, x=d * (0.6 * t - 0.3), like=t * d)
 
 
+def _diving(t: Tensor, d: Column, a: Column) -> Pose:
+    return _pose(d * (t - 0.5), -0.9 * a * (1 - t) ** 2, -d * 0.9 * (1 - t), like=t * d)
+
+
+def _flying(t: Tensor, d: Column, a: Column) -> Pose:
+    return _pose(d * (t - 0.5), -0.9 * a * t, -d * 0.35, like=t * d)
+
+
+def _zigzagging(t: Tensor, d: Column, a: Column) -> Pose:
+    return _pose(d * a * 0.45 * (2 * ((3 * t) % 2 - 1).abs() - 1), 0.1 - 0.9 * t, like=t * d)
+
+
+def _bouncing(t: Tensor, d: Column, a: Column) -> Pose:
+    hop = (3.5 * math.pi * t).sin().abs()
+    return _pose(y=-0.6 * a * hop, width=1.1 - 0.2 * hop, height=0.9 + 0.2 * hop, like=t * d)
+
+
+def _nodding(t: Tensor, d: Column, a: Column) -> Pose:
+    return _pose(angle=d * a * 0.7 * (5 * math.pi * t).sin(), like=t * d)
+
+
+def _dancing(t: Tensor, d: Column, a: Column) -> Pose:
+    beat = 4 * math.pi * t
+    return _pose(d * a * 0.3 * beat.sin(), -0.2 * beat.cos().abs(), d * 0.5 * beat.sin(), like=t * d)
+
+
+def _climbing(t: Tensor, d: Column, a: Column) -> Pose:
+    stairs = ((3 * t).floor() + (6 * (3 * t % 1) - 5).clamp(min=0)) / 3
+    return _pose(d * a * (1.1 * t - 0.55), -0.9 * stairs, like=t * d)
+
+
+def _hovering(t: Tensor, d: Column, a: Column) -> Pose:
+    return _pose(y=-0.55 + 0.2 * d * a * (3 * math.pi * t).sin(), like=t * d)
+
+
 MOVEMENTS: dict[str, Movement] = {
     "standing still": _still,
     "sliding": _sliding,
@@ -158,8 +193,16 @@ MOVEMENTS: dict[str, Movement] = {
     "circling": _circling,
     "shaking": _shaking,
     "somersaulting": _somersaulting,
+    "diving": _diving,
+    "flying": _flying,
+    "zigzagging": _zigzagging,
+    "bouncing": _bouncing,
+    "nodding": _nodding,
+    "dancing": _dancing,
+    "climbing": _climbing,
+    "hovering": _hovering,
 }
-HELD_OUT_MOVEMENTS = ["swimming", "circling", "shaking", "somersaulting"]
+HELD_OUT_MOVEMENTS = list(MOVEMENTS)[12:]
 TRAINED_MOVEMENTS = [name for name in MOVEMENTS if name not in HELD_OUT_MOVEMENTS]
 
 
