@@ -27,7 +27,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from customttt.errors import (
@@ -466,30 +466,6 @@ def _note_text(path: Path) -> str:
 
 
 # -- contact sheets
-
-
-def contact_sheet(rows: Sequence[tuple[str, Sequence[Pixels] | Frames]], cell: int, title: str = "") -> Pixels:
-    """One picture (h w 3), on white: labelled rows of pictures, each fitted into `cell` x `cell` pixels.
-
-    Labels and title may have several lines.
-    """
-    font = ImageFont.load_default(max(12, cell // 9))
-    gap = max(4, cell // 24)
-    sketch = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    left = gap + max(round(sketch.multiline_textbbox((0, 0), label, font)[2]) for label, _ in rows) + 2 * gap
-    top = gap + (round(sketch.multiline_textbbox((0, 0), title, font)[3]) + 2 * gap if title else 0)
-    columns = max(len(pictures) for _, pictures in rows)
-    sheet = Image.new("RGB", (left + columns * (cell + gap), top + len(rows) * (cell + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.multiline_text((gap, gap), title, "black", font)
-    for row, (label, pictures) in enumerate(rows):
-        y = top + row * (cell + gap)
-        draw.multiline_text((gap, y + cell // 2), label, "black", font, anchor="lm")
-        for column, pixels in enumerate(pictures):
-            image = ImageOps.contain(Image.fromarray(pixels), (cell, cell), Image.Resampling.BICUBIC)
-            x = left + column * (cell + gap)
-            sheet.paste(image, (x + (cell - image.width) // 2, y + (cell - image.height) // 2))
-    return np.array(sheet)
 
 
 # -- what all of it shares

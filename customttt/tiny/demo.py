@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from customttt import compose, learn, media
+from customttt import compose, learn, media, sheets
 from customttt.backbones import Backbone
 from customttt.concept import Concept
 from customttt.library import Library
@@ -50,7 +50,7 @@ def run(output: Path, library: Library, report: Report, say: Callable[[str], Non
     videos = _compose(opened, saved, (koala.weights, swimming.weights), output, report, say)
     rows: list[tuple[str, Sequence[media.Pixels] | media.Frames]]
     rows = [("the pictures", [picture.pixels for picture in pictures]), ("the clip", clip.frames), *videos.items()]
-    media.write_png(output / "contact-sheet.png", media.contact_sheet(rows, CELL))
+    media.write_png(output / "contact-sheet.png", sheets.contact_sheet(rows, CELL))
     say(f"Videos, their recipes and the contact sheet are in {output}; the concepts are in your library.")
     say(f'Next: customttt compose {APPEARANCE} {MOTION} "in the snow" --seed 1')
     return output / "contact-sheet.png"
