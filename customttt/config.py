@@ -141,13 +141,16 @@ class Defaults:
     motion: TrainConfig
     ttt: TTTConfig
     sample: SampleConfig
+    judged: bool = False
+    """Whether its videos are of the embedded world, which `tiny`'s judge knows."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Defaults:
-        """Read the four parts from JSON data. Raises UsageError for an unknown field."""
+        """Read the parts from JSON data. Raises UsageError for an unknown field."""
         return cls(
             TrainConfig.from_dict(data["appearance"]),
             TrainConfig.from_dict(data["motion"]),
             TTTConfig.from_dict(data["ttt"]),
             SampleConfig.from_dict(data["sample"]),
+            bool(data.get("judged", False)),
         )

@@ -12,11 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "errors", "config", "concept", "recipe", "library", "media", "stats", "diffusion", "backbones", "lora", "losses",
-    "checkpoint", "train", "sampling", "ttt", "compose", "learn", "tiny",
+    "errors", "config", "concept", "recipe", "library", "media", "stats", "sheets", "diffusion", "backbones", "lora", "losses",
+    "checkpoint", "train", "sampling", "ttt", "compose", "learn", "influence", "tiny",
 ]  # fmt: skip
 SCRIPTS = {"pretrain.py", "judge.py", "score.py"}
-TORCH_FREE = ORDER[: ORDER.index("stats") + 1]
+TORCH_FREE = ORDER[: ORDER.index("sheets") + 1]
 
 
 def imported_modules(path: Path) -> set[str]:
