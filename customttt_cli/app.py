@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from customttt import __version__
-from customttt_cli import compose, demo, influence, learn, library, output
+from customttt_cli import compare, compose, demo, influence, learn, library, output
 from customttt_cli.guard import Guarded
 
 EXAMPLE = "Example: customttt demo"
@@ -56,3 +56,4 @@ app.command("rm", rich_help_panel=LIBRARY, epilog=library.RM_EXAMPLE)(library.re
 app.command("path", rich_help_panel=LIBRARY, epilog=library.PATH_EXAMPLE)(library.path)
 app.command("verify", rich_help_panel=LIBRARY, epilog=library.VERIFY_EXAMPLE)(library.verify)
 app.command("influence", rich_help_panel=STUDY, epilog=influence.EXAMPLE)(influence.influence)
+app.command("compare", rich_help_panel=STUDY, epilog=compare.EXAMPLE)(compare.compare)
