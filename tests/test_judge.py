@@ -11,6 +11,9 @@ from customttt import stats
 from customttt.tiny import judge, score, world
 
 
+POOL = judge.Pool
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -79,12 +82,7 @@ def test_a_killed_training_goes_on_and_ends_in_weights(tmp_path: Path, monkeypat
 
 
 def judge_pool(g: torch.Generator) -> judge.Pool:
-    pool = judge.Pool.__new__(judge.Pool)
-    pool.generator, pool.parts = g, {}
-    small = judge.random_clips(4, g)
-    labels = {key: getattr(small, key) for key in ("noun", "look", "movement", "scene", "pose")}
-    pool.draw = lambda *_: {"video": small.video.clone(), **labels}  # type: ignore[method-assign, assignment]
-    return pool
+    return POOL(32, g)
 
 
 def test_tracks_correlate_as_they_should() -> None:

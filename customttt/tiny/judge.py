@@ -82,7 +82,7 @@ class Judge(nn.Module):
         super().__init__()
         self.coarse = nn.Sequential(_convolution(3, 32, 2), _convolution(32, 64, 2), Residual(64), Residual(64))
         self.deep = nn.Sequential(_convolution(64, 128, 2), Residual(128), Residual(128))
-        self.where = nn.Conv2d(64 + 128, 1, 1)
+        self.where = nn.Sequential(_convolution(64 + 128, 64), nn.Conv2d(64, 1, 1))
         self.describe = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 128))
         self.posture = nn.Linear(128, 4)
         self.noun = nn.Linear(128, HEADS["noun"])
