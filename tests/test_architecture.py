@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "errors", "config", "concept", "recipe", "library", "media", "diffusion", "backbones", "lora", "losses",
-    "train", "sampling", "ttt", "compose", "learn", "tiny",
+    "errors", "config", "concept", "recipe", "library", "media", "diffusion", "backbones", "lora", "keys",
+    "parcel", "exchange", "losses", "train", "sampling", "ttt", "compose", "learn", "tiny",
 ]  # fmt: skip
 TORCH_FREE = ORDER[: ORDER.index("media") + 1]
 
