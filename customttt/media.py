@@ -337,7 +337,7 @@ def write_video(path: Path, frames: Frames, fps: float, recipe: dict[str, Any]) 
     """
     kind = _output_kind(path)
     note = json.dumps({"customttt": recipe, "fps": fps, "shape": frames.shape})
-    with _placed(path) as aside:
+    with placed(path) as aside:
         if kind == "":
             _write_folder(aside, frames, note)
         else:
@@ -347,7 +347,7 @@ def write_video(path: Path, frames: Frames, fps: float, recipe: dict[str, Any]) 
 
 def write_png(path: Path, pixels: Pixels) -> None:
     """Write one picture (h w 3), whole or not at all. Raises StoreError."""
-    with _placed(path) as aside:
+    with placed(path) as aside:
         Image.fromarray(pixels).save(aside, "PNG")
 
 
@@ -504,7 +504,7 @@ def _store_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _placed(path: Path) -> Iterator[Path]:
+def placed(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to; what was written there replaces `path` if all went well."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     older = aside.with_name(f"{aside.name}.old")

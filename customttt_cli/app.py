@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from customttt import __version__
-from customttt_cli import compare, compose, demo, influence, learn, library, output
+from customttt_cli import compare, compose, demo, exchange, influence, learn, library, output
 from customttt_cli.guard import Guarded
 
 EXAMPLE = "Example: customttt demo"
@@ -55,5 +55,7 @@ app.command("rename", rich_help_panel=LIBRARY, epilog=library.RENAME_EXAMPLE)(li
 app.command("rm", rich_help_panel=LIBRARY, epilog=library.RM_EXAMPLE)(library.remove)
 app.command("path", rich_help_panel=LIBRARY, epilog=library.PATH_EXAMPLE)(library.path)
 app.command("verify", rich_help_panel=LIBRARY, epilog=library.VERIFY_EXAMPLE)(library.verify)
+app.command("export", rich_help_panel=LIBRARY, epilog=exchange.EXPORT_EXAMPLE)(exchange.export)
+app.command("import", rich_help_panel=LIBRARY, epilog=exchange.IMPORT_EXAMPLE)(exchange.import_concept)
 app.command("influence", rich_help_panel=STUDY, epilog=influence.EXAMPLE)(influence.influence)
 app.command("compare", rich_help_panel=STUDY, epilog=compare.EXAMPLE)(compare.compare)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from customttt.exchange import Home
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +29,16 @@ def tiny_random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(1)
     return build_tiny_random(tmp_path_factory.mktemp("base") / "tiny-random")
+
+
+@pytest.fixture(scope="session")
+def travel_home(tiny_random_base: Path) -> Home:
+    """What an imported concept is held against: the random base, read without its weights."""
+    from customttt import backbones
+    from customttt.exchange import Home
+
+    base = str(tiny_random_base)
+    return Home(base, backbones.identify(base), backbones.places(base))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "config", "concept", "recipe", "library", "media", "stats", "sheets", "diffusion", "backbones", "lora",
-    "losses", "checkpoint", "train", "sampling", "ttt", "compose", "learn", "influence", "compare", "tiny",
+    "keys", "parcel", "exchange", "losses", "checkpoint", "train", "sampling", "ttt", "compose", "learn",
+    "influence", "compare", "tiny",
 ]  # fmt: skip
 SCRIPTS = {"pretrain.py", "judge.py", "score.py"}
 TORCH_FREE = ORDER[: ORDER.index("sheets") + 1]

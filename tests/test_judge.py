@@ -10,7 +10,6 @@ import torch
 from customttt import stats
 from customttt.tiny import judge, score, world
 
-
 POOL = judge.Pool
 
 

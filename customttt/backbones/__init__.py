@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,11 +15,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
 
 Video = Float[Tensor, "b 3 f height width"]
 PromptEmbeds = Float[Tensor, "b l d"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One linear or convolution of a U-Net that a LoRA can wrap."""
+
+    kind: Kind
+    layer: int
+    shape: tuple[int, ...]
+    """Of its weight: (out, in), and of a convolution (out, in, height, width)."""
 
 
 @runtime_checkable
@@ -70,6 +82,13 @@ def defaults(base: str) -> Defaults:
     from customttt.backbones import animatediff
 
     return animatediff.defaults(base)
+
+
+def places(base: str) -> dict[str, Place]:
+    """What a LoRA can wrap in a base's U-Net, by name, read without loading weights. Raises BaseUnavailableError."""
+    from customttt.backbones import animatediff
+
+    return animatediff.places(base)
 
 
 def open_base(base: str, device: torch.device) -> Backbone:

@@ -23,7 +23,8 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import lora
-from customttt.backbones import PromptEmbeds, Video, is_local
+from customttt.backbones import Place, PromptEmbeds, Video, is_local
+from customttt.concept import Kind
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
 from customttt.errors import BaseUnavailableError, UsageError
@@ -176,20 +177,30 @@ def load(base: str, device: torch.device) -> AnimateDiff:
     folder = locate(base)
     logging.disable_progress_bar()  # of reading shards: this package prints nothing
     dtype = torch.float32 if device.type == "cpu" else torch.float16
-    checkpoint = str(folder or (HUB_CHECKPOINT if base == "animatediff" else base))
-    try:
-        parts = _load_parts(checkpoint, folder, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseUnavailableError(
-            f"Base {base!r} cannot be loaded ({reason}). Where no model hub can be reached, use --base tiny."
-        ) from error
+    with _unavailable(base):
+        parts = _load_parts(_checkpoint(base, folder), folder, dtype)
     for network in ("unet", "vae", "text_encoder"):
         parts[network].requires_grad_(False).eval().to(device)
     if device.type == "cpu":
         parts["unet"].set_attn_processor(AttnProcessor())  # on sequences of a few frames a third faster than SDPA
     digest = fingerprint(folder, base)
     return AnimateDiff(name=base, fingerprint=digest, defaults=defaults(base), device=device, **parts)
+
+
+def _checkpoint(base: str, folder: Path | None) -> str:
+    return str(folder or (HUB_CHECKPOINT if base == "animatediff" else base))
+
+
+@contextmanager
+def _unavailable(base: str) -> Iterator[None]:
+    """Turn what is raised over a base that cannot be had into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseUnavailableError(
+            f"Base {base!r} cannot be loaded ({reason}). Where no model hub can be reached, use --base tiny."
+        ) from error
 
 
 def _load_parts(checkpoint: str, folder: Path | None, dtype: torch.dtype) -> dict[str, Any]:
@@ -219,10 +230,41 @@ def _load_unet(checkpoint: str, folder: Path | None, weights: dict[str, Any]) ->
     """A whole motion U-Net, or an image U-Net with the motion adapter put in."""
     if folder and _class_name(folder, "unet") == "UNetMotionModel":
         return UNetMotionModel.from_pretrained(checkpoint, subfolder="unet", **weights)
-    own = folder / "motion_adapter" if folder else None
-    adapter = MotionAdapter.from_pretrained(own if own and own.is_dir() else HUB_ADAPTER, **weights)
+    adapter = MotionAdapter.from_pretrained(_adapter(folder), **weights)
     image_unet = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet", **weights)
     return UNetMotionModel.from_unet2d(image_unet, adapter).to(weights["torch_dtype"])
+
+
+def _adapter(folder: Path | None) -> str:
+    own = folder / "motion_adapter" if folder else None
+    return str(own) if own and own.is_dir() else HUB_ADAPTER
+
+
+def places(base: str) -> dict[str, Place]:
+    """The linears and convolutions of all attentions and motion modules, by name, in the order of the network.
+
+    Only configurations are read: the U-Net is built without weights. Raises BaseUnavailableError.
+    """
+    folder = locate(base)
+    with _unavailable(base), torch.device("meta"):
+        unet = _bare_unet(_checkpoint(base, folder), folder)
+    kinds: tuple[Kind, ...] = ("appearance", "motion")
+    branches = {f"{block}.{BRANCHES[kind]}.": (kind, layer) for layer, block in enumerate(LAYERS) for kind in kinds}
+    return {
+        name: Place(*branch, shape=tuple(module.weight.shape))
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        for prefix, branch in branches.items()
+        if name.startswith(prefix)
+    }
+
+
+def _bare_unet(checkpoint: str, folder: Path | None) -> UNetMotionModel:
+    config = UNetMotionModel.load_config(checkpoint, subfolder="unet")
+    if folder and _class_name(folder, "unet") == "UNetMotionModel":
+        return UNetMotionModel.from_config(config)
+    adapter = MotionAdapter.from_config(MotionAdapter.load_config(_adapter(folder)))
+    return UNetMotionModel.from_unet2d(UNet2DConditionModel.from_config(config), adapter, load_weights=False)
 
 
 def _scheduler_config(folder: Path | None) -> dict[str, Any]:
