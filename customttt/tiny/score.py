@@ -89,10 +89,11 @@ def generate(backbone: Backbone, contents: Sequence[Content], seed: int, report:
     for start in range(0, len(contents), 8):
         prompts = [content.prompt for content in contents[start : start + 8]]
         noise = torch.randn(len(prompts), *shape, generator=generator).to(backbone.device)
-        latents = denoise(
-            backbone, noise, backbone.embed(prompts), backbone.embed([""] * len(prompts)),
-            guidance_scale=sample.guidance_scale, timesteps=timesteps, report=report,
-        )  # fmt: skip
+        with torch.autocast(backbone.device.type, torch.bfloat16):  # as in pretraining
+            latents = denoise(
+                backbone, noise, backbone.embed(prompts), backbone.embed([""] * len(prompts)),
+                guidance_scale=sample.guidance_scale, timesteps=timesteps, report=report,
+            )  # fmt: skip
         videos.append(backbone.decode(latents).cpu())
     return torch.cat(videos)
 
