@@ -5,17 +5,31 @@ The U-Net's blocks are numbered in the order of the data: 0-3 down, 4 middle, 5-
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from customttt import machine
+from customttt.backbones import hub
 from customttt.config import Defaults
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
+from customttt.errors import BaseUnavailableError
+
+if TYPE_CHECKING:
+    from customttt.backbones.family import Family, Known
+
+PREFERRED, FALLBACK = "animatediff", "tiny"
+"""The base that is chosen where the GPU is large enough, and elsewhere."""
+DEFAULTS_FILE = "customttt.json"
+"""In a base's folder: its own settings in place of its family's recipe. `tiny` has one, and any folder may."""
 
 Video = Float[Tensor, "b 3 f height width"]
 PromptEmbeds = Float[Tensor, "b l d"]
@@ -60,35 +74,122 @@ class Backbone(Protocol):
 
 def identify(base: str) -> str:
     """The fingerprint of a base without loading it. Raises BaseUnavailableError."""
-    from customttt.backbones import animatediff
-
-    return animatediff.fingerprint(animatediff.locate(base), base)
+    return _fingerprint(locate(base))
 
 
 def defaults(base: str) -> Defaults:
     """A base's own settings, read without loading it. Raises BaseUnavailableError."""
-    from customttt.backbones import animatediff
-
-    return animatediff.defaults(base)
+    place = locate(base)
+    return _defaults(place, family_of(place))
 
 
 def open_base(base: str, device: torch.device) -> Backbone:
-    """Load a base: `tiny`, `animatediff`, a folder in diffusers format, or a hub id. Raises BaseUnavailableError."""
-    from customttt.backbones import animatediff
-
-    return animatediff.load(base, device)
+    """Load a base: one with a name, a folder in diffusers format, or a hub id. Raises BaseUnavailableError."""
+    place = locate(base)
+    family = family_of(place)
+    settings = _defaults(place, family)
+    folder = place.folder or hub.fetch(place.repositories[0])
+    if lacking := hub.lacking(folder):
+        raise BaseUnavailableError(f"No base model in {folder}: {lacking} is missing; give a diffusers folder.")
+    return family.load(folder, base, _fingerprint(place), settings, device)
 
 
 def choose_base(asked: str | None) -> tuple[str, str]:
     """(base, why): what was asked for, a folder by its whole path, else what this machine can carry."""
     if asked:
-        named = asked in ("tiny", "animatediff") or not is_local(asked)
+        named = not is_local(asked) or asked in known_bases()
         return asked if named else str(Path(asked).expanduser().absolute()), "as asked"
-    if torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory > 10 * 2**30:
-        return "animatediff", "a CUDA GPU with more than 10 GB is here"
-    return "tiny", "no CUDA GPU with more than 10 GB is here"
+    need = known_bases()[PREFERRED].memory
+    if any(gpu.memory > need for gpu in machine.gpus()[:1]):
+        return PREFERRED, f"a CUDA GPU with more than {need / 1e9:.0f} GB is here"
+    return FALLBACK, f"no CUDA GPU with more than {need / 1e9:.0f} GB is here"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a base's files are, or where they are to come from."""
+
+    base: str
+    folder: Path | None = None
+    repositories: tuple[hub.Repository, ...] = ()
+    known: Known | None = None
+
+
+def locate(base: str) -> Place:
+    """What a base's name means. Raises BaseUnavailableError."""
+    if known := known_bases().get(base):
+        return Place(base, known.folder, known.repositories, known)
+    if is_local(base):
+        folder = Path(base).expanduser()
+        if not (folder / "unet" / "config.json").is_file():
+            raise BaseUnavailableError(
+                f"No base model in {folder}: unet/config.json is missing; give a diffusers folder."
+            )
+        return Place(base, folder)
+    if base.count("/") != 1:
+        names = ", ".join(known_bases())
+        raise BaseUnavailableError(
+            f"There is no base {base!r}; give {names}, a diffusers folder, or a hub id as owner/name."
+        )
+    return Place(base, repositories=(hub.Repository(base),))
 
 
 def is_local(base: str) -> bool:
     """Whether a base name means a folder on this machine."""
     return base.startswith((".", "/", "~")) or Path(base).is_dir()
+
+
+def families() -> tuple[type[Family], ...]:
+    """Every family; a new one is a file, and a name here."""
+    from customttt.backbones.animatediff import AnimateDiff
+    from customttt.backbones.unet3d import UNet3D
+
+    return AnimateDiff, UNet3D
+
+
+def known_bases() -> dict[str, Known]:
+    """The bases that have a name."""
+    return {known.name: known for family in families() for known in family.KNOWN}
+
+
+def family_of(place: Place) -> type[Family]:
+    """The family that loads a base: by its name, else by its U-Net's class. Raises BaseUnavailableError."""
+    found = str(_unet_config(place).get("_class_name")) if place.known is None else ""
+    for family in families():
+        if place.known in family.KNOWN or found in family.UNETS:
+            return family
+    expected = ", ".join(name for family in families() for name in family.UNETS)
+    raise BaseUnavailableError(f"{place.base!r} is a {found}, which is no base here; give one of {expected}.")
+
+
+def _unet_config(place: Place) -> dict[str, Any]:
+    from customttt.backbones.family import read_config
+
+    folder = place.folder
+    return read_config(folder / "unet" / "config.json" if folder else hub.fetch_config(place.repositories[0]))
+
+
+def _defaults(place: Place, family: type[Family]) -> Defaults:
+    if place.known and place.known.defaults:
+        return place.known.defaults
+    if place.folder and (place.folder / DEFAULTS_FILE).is_file():
+        return Defaults.from_dict(json.loads((place.folder / DEFAULTS_FILE).read_text()))
+    return family.recipe(_unet_config(place))
+
+
+def _fingerprint(place: Place) -> str:
+    """A digest of a folder's configurations and of head, tail and size of its weights: whole files take minutes.
+
+    What comes from the hub is known by its names and commits.
+    """
+    digest = hashlib.sha256()
+    if place.folder is None:
+        digest.update(" ".join(map(str, place.repositories)).encode())
+        return digest.hexdigest()[:16]
+    for path in sorted(path for path in place.folder.rglob("*") if path.suffix in hub.SUFFIXES):
+        digest.update(f"{path.relative_to(place.folder).as_posix()} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(2**20))
+            file.seek(max(path.stat().st_size - 2**20, 0))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
