@@ -88,10 +88,24 @@ def open_base(base: str, device: torch.device) -> Backbone:
     place = locate(base)
     family = family_of(place)
     settings = _defaults(place, family)
-    folder = place.folder or hub.fetch(place.repositories[0])
+    folder = _whole(place.folder) if place.folder else hub.fetch(place.repositories[0])
+    return family.load(folder, base, _fingerprint(place), settings, device)
+
+
+def pull(base: str, told: hub.Told = hub.nobody) -> list[Path]:
+    """Download all that a base needs, as far as it is not here, and return its folders. Raises BaseUnavailableError."""
+    place = locate(base)
+    family = family_of(place)
+    if place.folder:
+        return [_whole(place.folder)]
+    beside = () if place.known else family.beside(_unet_config(place))
+    return [hub.fetch(repository, told) for repository in (*place.repositories, *beside)]
+
+
+def _whole(folder: Path) -> Path:
     if lacking := hub.lacking(folder):
         raise BaseUnavailableError(f"No base model in {folder}: {lacking} is missing; give a diffusers folder.")
-    return family.load(folder, base, _fingerprint(place), settings, device)
+    return folder
 
 
 def choose_base(asked: str | None) -> tuple[str, str]:
@@ -100,9 +114,9 @@ def choose_base(asked: str | None) -> tuple[str, str]:
         named = not is_local(asked) or asked in known_bases()
         return asked if named else str(Path(asked).expanduser().absolute()), "as asked"
     need = known_bases()[PREFERRED].memory
-    if any(gpu.memory > need for gpu in machine.gpus()[:1]):
-        return PREFERRED, f"a CUDA GPU with more than {need / 1e9:.0f} GB is here"
-    return FALLBACK, f"no CUDA GPU with more than {need / 1e9:.0f} GB is here"
+    if any(gpu.memory >= need for gpu in machine.gpus()[:1]):
+        return PREFERRED, f"a CUDA GPU with at least {need / 1e9:.0f} GB is here"
+    return FALLBACK, f"no CUDA GPU with at least {need / 1e9:.0f} GB is here"
 
 
 @dataclass(frozen=True)

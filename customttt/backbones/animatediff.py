@@ -74,18 +74,25 @@ class AnimateDiff(Family):
         return replace(PAPER, motion=PAPER.motion.but(layers=(2, 4)))
 
     @classmethod
+    def beside(cls, unet_config: Mapping[str, Any]) -> tuple[hub.Repository, ...]:
+        """The motion adapter, for an image U-Net of the one kind that it fits."""
+        if unet_config["_class_name"] == "UNetMotionModel":
+            return ()
+        if (width := unet_config.get("cross_attention_dim")) != TEXT_WIDTH:
+            raise BaseUnavailableError(
+                f"Its U-Net reads text of width {width}, and AnimateDiff's motion modules fit Stable Diffusion 1.5 "
+                f"({TEXT_WIDTH}) only; give one of those, or put a folder motion_adapter beside its unet."
+            )
+        return (ADAPTER,)
+
+    @classmethod
     def load_unet(cls, folder: Path, dtype: torch.dtype) -> nn.Module:
         """A whole motion U-Net, or an image U-Net with the motion adapter put in: its own, or the one on the hub."""
         config = read_config(folder / "unet" / "config.json")
         if config["_class_name"] == "UNetMotionModel":
             return load_part(UNetMotionModel, folder / "unet", dtype)  # type: ignore[no-any-return]
         own = folder / "motion_adapter"
-        if not own.is_dir() and config.get("cross_attention_dim") != TEXT_WIDTH:
-            raise BaseUnavailableError(
-                f"The U-Net in {folder} reads text of width {config.get('cross_attention_dim')}; AnimateDiff's motion "
-                f"modules need a Stable Diffusion 1.5 ({TEXT_WIDTH}), or a folder motion_adapter beside it."
-            )
-        adapter = load_part(MotionAdapter, own if own.is_dir() else hub.fetch(ADAPTER), dtype)
+        adapter = load_part(MotionAdapter, own if own.is_dir() else hub.fetch(cls.beside(config)[0]), dtype)
         image_unet = load_part(UNet2DConditionModel, folder / "unet", dtype)
         return UNetMotionModel.from_unet2d(image_unet, adapter).to(dtype)  # type: ignore[no-any-return]
 

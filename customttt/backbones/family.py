@@ -80,6 +80,11 @@ class Family(ABC):
         """The settings for a U-Net that has no name."""
 
     @classmethod
+    def beside(cls, unet_config: Mapping[str, Any]) -> tuple[Repository, ...]:  # noqa: ARG003 for those that need it
+        """What a U-Net needs besides its own repository. Raises BaseUnavailableError for one that does not fit."""
+        return ()
+
+    @classmethod
     @abstractmethod
     def load_unet(cls, folder: Path, dtype: torch.dtype) -> nn.Module:
         """The U-Net of a folder. Raises BaseUnavailableError."""

@@ -1,14 +1,13 @@
 """The model hub: what is here already, whether it answers, and getting what a base needs. No pickles, only safetensors.
 
-Everything goes through the hub's own client and its cache, so other programs share the files, a broken download goes on
-where it stopped, and HF_HUB_OFFLINE, HF_ENDPOINT, HF_HOME and HF_TOKEN mean what they mean elsewhere.
+Everything goes through the hub's own client and its cache, so other programs share the files, a broken download keeps
+the files that came whole, and HF_HUB_OFFLINE, HF_ENDPOINT, HF_HOME and HF_TOKEN mean what they mean elsewhere.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import shutil
 import ssl
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -18,8 +17,15 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
+from customttt import machine
 from customttt.errors import BaseUnavailableError
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -92,6 +98,11 @@ def _cached_file(repository: Repository, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def address() -> str:
+    """Where the hub is: HF_ENDPOINT may say so."""
+    return str(constants.ENDPOINT)
+
+
 def offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids the network."""
     return bool(constants.HF_HUB_OFFLINE)
@@ -138,7 +149,7 @@ def fetch_config(repository: Repository) -> Path:
     if here := _cached_file(repository, name):
         return here
     path: list[str] = []
-    _asking(repository, lambda: path.append(hf_hub_download(repository.id, name, revision=repository.revision)))
+    _asking(repository, lambda: path.append(_get(repository, name)))
     return Path(path[0])
 
 
@@ -163,14 +174,24 @@ def _asking(repository: Repository, ask: Callable[[], object]) -> None:
             f"There is no '{name}' on the hub, or it is private; check the name, or type 'hf auth login'."
         ) from error
     except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # which is a broken connection, to the hub's client
+            raise _broken(name, error) from error
         raise BaseUnavailableError(
             f"'{name}' has no unet/config.json, so it is no base; give a repository in diffusers format."
         ) from error
     except Exception as error:  # of the HTTP library below the hub's client, which differs by its version
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise _no_space(name) from error
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BaseUnavailableError(f"'{name}' cannot be downloaded ({reason}); type it once more to go on.") from error
+        raise _broken(name, error) from error
+
+
+def _broken(name: str, error: Exception) -> BaseUnavailableError:
+    reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    return BaseUnavailableError(f"'{name}' cannot be downloaded ({reason}); try once more: whole files are kept.")
+
+
+def _get(repository: Repository, name: str) -> str:
+    return str(hf_hub_download(repository.id, name, revision=repository.revision))
 
 
 def _download(repository: Repository, told: Told) -> None:
@@ -183,7 +204,7 @@ def _download(repository: Repository, told: Told) -> None:
     _check_space(repository.id, total - here)
     for name in missing:
         told(name, here, total)
-        hf_hub_download(repository.id, name, revision=repository.revision)
+        _get(repository, name)
         here += sizes[name]
 
 
@@ -201,8 +222,7 @@ def needed(names: Collection[str], parts: Collection[str]) -> list[str]:
     kept = [
         name
         for name in names
-        if name == "customttt.json"
-        or (name.rpartition("/")[0] in parts and Path(name).suffix in SUFFIXES and not _unwanted(Path(name).name))
+        if name.rpartition("/")[0] in parts and Path(name).suffix in SUFFIXES and not _unwanted(Path(name).name)
     ]
     return [name for name in kept if name.removesuffix(".safetensors") + ".fp16.safetensors" not in kept]
 
@@ -212,10 +232,7 @@ def _unwanted(name: str) -> bool:
 
 
 def _check_space(name: str, size: int) -> None:
-    folder = Path(constants.HF_HUB_CACHE)
-    while not folder.exists():
-        folder = folder.parent
-    if shutil.disk_usage(folder).free < size:
+    if machine.free_disk(Path(constants.HF_HUB_CACHE)) < size:
         raise _no_space(name, size)
 
 
