@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from customttt import __version__
-from customttt_cli import compose, demo, learn, library, output
+from customttt_cli import bases, compose, demo, doctor, learn, library, output
 from customttt_cli.guard import Guarded
 
 EXAMPLE = "Example: customttt demo"
-LEARN, COMPOSE, LIBRARY = "Learn", "Compose", "Library"
+LEARN, COMPOSE, LIBRARY, MACHINE = "Learn", "Compose", "Library", "This machine"
 
 app = typer.Typer(
     name="customttt",
@@ -55,3 +55,5 @@ app.command("rename", rich_help_panel=LIBRARY, epilog=library.RENAME_EXAMPLE)(li
 app.command("rm", rich_help_panel=LIBRARY, epilog=library.RM_EXAMPLE)(library.remove)
 app.command("path", rich_help_panel=LIBRARY, epilog=library.PATH_EXAMPLE)(library.path)
 app.command("verify", rich_help_panel=LIBRARY, epilog=library.VERIFY_EXAMPLE)(library.verify)
+app.add_typer(bases.app, name="bases", rich_help_panel=MACHINE)
+app.command("doctor", rich_help_panel=MACHINE, epilog=doctor.EXAMPLE)(doctor.doctor)
