@@ -16,6 +16,7 @@ from standin import Hub, running
 
 from customttt import machine
 from customttt.backbones import choose_base, hub, identify, open_base
+from customttt.backbones.animatediff import ADAPTER
 from customttt.backbones.survey import survey
 
 GPU = machine.Gpu("a GPU", 80_000_000_000)
@@ -101,6 +102,19 @@ def test_a_broken_pull_goes_on_with_the_file_that_broke(standin: Hub, tiny_rando
     assert run("bases", "pull", "owner/base").exit_code == 0
     assert "unet/diffusion_pytorch_model.safetensors" in standin.downloaded
     assert not before & set(standin.downloaded)
+
+
+def test_an_image_checkpoint_is_pulled_together_with_the_motion_adapter(
+    standin: Hub, cache: Path, tiny_random_base: Path, tmp_path: Path
+) -> None:
+    folder = published(standin, tiny_random_base, tmp_path / "base")
+    _architecture("UNet2DConditionModel", cross_attention_dim=768)(standin, folder)
+    standin.repositories[ADAPTER.id] = Path(shutil.copytree(folder / "vae", tmp_path / "adapter"))
+    done = run("bases", "pull", "owner/base")
+    assert done.exit_code == 0, done.output
+    assert [Path(line).is_relative_to(cache) for line in done.stdout.splitlines()] == [True, True]
+    assert {"config.json", "diffusion_pytorch_model.fp16.safetensors"} <= set(standin.downloaded)
+    assert hub.cached(ADAPTER)
 
 
 def _gated(standin: Hub, _: Path) -> None:

@@ -168,7 +168,7 @@ def known_bases() -> dict[str, Known]:
 
 def family_of(place: Place) -> type[Family]:
     """The family that loads a base: by its name, else by its U-Net's class. Raises BaseUnavailableError."""
-    found = str(_unet_config(place).get("_class_name")) if place.known is None else ""
+    found = str(_unet_config(place).get("_class_name", "nameless model")) if place.known is None else ""
     for family in families():
         if place.known in family.KNOWN or found in family.UNETS:
             return family
