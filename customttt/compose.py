@@ -41,17 +41,29 @@ def render(
     """The frames of one seed, uint8 (f h w c). Same recipe, same frames, bit for bit on a CPU."""
     lora.restore(backbone.unet, "appearance", pair[0])
     lora.restore(backbone.unet, "motion", pair[1])
-    scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
+    sample, latents = recipe.sample, initial_noise(backbone, recipe)
+    prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
+    timesteps = diffusion.inference_timesteps(backbone.schedule, sample.num_inference_steps).tolist()
     try:
-        with lora.active(backbone.unet, **scales), accelerator.autocast():
-            latents = denoise(
-                backbone, initial_noise(backbone, recipe), backbone.embed([recipe.target_prompt]), backbone.embed([""]),
-                guidance_scale=recipe.sample.guidance_scale, report=report,
-                timesteps=diffusion.inference_timesteps(backbone.schedule, recipe.sample.num_inference_steps).tolist(),
-            )  # fmt: skip
+        for scales, some, until in _phases(recipe, timesteps):
+            with lora.active(backbone.unet, **scales), accelerator.autocast():
+                latents = denoise(
+                    backbone, latents, prompt, empty, guidance_scale=sample.guidance_scale, timesteps=some,
+                    until=until, report=report,
+                )  # fmt: skip
     finally:
         lora.remove(backbone.unet, "appearance", "motion")
-    return to_frames(backbone.decode(latents), recipe.sample.magnify)
+    return to_frames(backbone.decode(latents), sample.magnify)
+
+
+def _phases(recipe: VideoRecipe, timesteps: list[int]) -> list[tuple[dict[str, float], list[int], int]]:
+    """(scales of the acting LoRAs, timesteps, where they lead): both throughout, or motion first, then appearance."""
+    scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
+    cut = int(recipe.sample.switch * len(timesteps))
+    if not cut:
+        return [(scales, timesteps, -1)]
+    first, second = {"motion": scales["motion"]}, {"appearance": scales["appearance"]}
+    return [(first, timesteps[:cut], timesteps[cut]), (second, timesteps[cut:], -1)]
 
 
 def initial_noise(backbone: Backbone, recipe: VideoRecipe) -> diffusion.Latents:

@@ -63,11 +63,11 @@ class Concept(BaseModel):
     base_fingerprint: Text
     layers: tuple[NonNegativeInt, ...]  # 0-based blocks of the U-Net
     rank: PositiveInt
-    steps: PositiveInt
-    learning_rate: Annotated[FiniteFloat, Field(gt=0)]
+    steps: NonNegativeInt  # 0 where that is not known: learned by another program
+    learning_rate: Annotated[FiniteFloat, Field(ge=0)]  # 0 where that is not known
     seed: int
     sources: tuple[Source, ...]
-    inputs: Sha256  # of pixels and captions as they were learned from, after cutting and fitting
+    inputs: Sha256  # of pixels and captions as they were learned from, after cutting and fitting; of an imported file
     losses: tuple[FiniteFloat, ...]  # one a step
     files: dict[FileName, Sha256] = {}  # filled in by `Library.add`
     versions: dict[str, str]  # package -> version

@@ -126,8 +126,13 @@ class SampleConfig(_Settings):
     """Frames a second [S]."""
     magnify: int = 1
     """How many times larger than `size` the file shows the frames."""
+    switch: float = 0.0
+    """Share of the denoising steps after which the motion LoRA gives way to the appearance LoRA, without any
+    test-time training: a competitor to compare with. 0 lets both act throughout."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.switch < 1:
+            raise UsageError(f"switch is {self.switch:g}; it must be a share from 0 to below 1.")
         _at_least(1, frames=self.num_frames, steps=self.num_inference_steps, fps=self.fps, magnify=self.magnify)
         _at_least(1, guidance=self.guidance_scale)
         _at_least(8, size=self.size)
@@ -141,13 +146,16 @@ class Defaults:
     motion: TrainConfig
     ttt: TTTConfig
     sample: SampleConfig
+    judged: bool = False
+    """Whether its videos are of the embedded world, which `tiny`'s judge knows."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Defaults:
-        """Read the four parts from JSON data. Raises UsageError for an unknown field."""
+        """Read the parts from JSON data. Raises UsageError for an unknown field."""
         return cls(
             TrainConfig.from_dict(data["appearance"]),
             TrainConfig.from_dict(data["motion"]),
             TTTConfig.from_dict(data["ttt"]),
             SampleConfig.from_dict(data["sample"]),
+            bool(data.get("judged", False)),
         )

@@ -41,7 +41,9 @@ class Learned:
         """Store it; see `Library.add` for what is raised."""
 
         def write(folder: Path) -> None:
-            lora.save(self.weights, folder / WEIGHTS, kind=self.concept.kind, phrase=self.concept.phrase)
+            lora.save(
+                self.weights, folder / WEIGHTS, customttt={"kind": self.concept.kind, "phrase": self.concept.phrase}
+            )
 
         return library.add(self.concept, write, force=force)
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -138,9 +139,13 @@ def _copy(parameter: Tensor, weights: Mapping[str, Tensor], key: str) -> None:
 
 
 def save(weights: Mapping[str, Tensor], path: Path, **metadata: object) -> None:
-    """Write weights as safetensors; metadata values become JSON. Raises StoreError, as where the disk is full."""
+    """Write weights as safetensors; what is no text in metadata becomes JSON. Raises StoreError (disk full).
+
+    With one entry of metadata the same weights are the same bytes; safetensors writes several in a random order.
+    """
+    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     try:
-        save_file(dict(weights), path, {key: json.dumps(value) for key, value in metadata.items()})
+        save_file(dict(weights), path, text)
     except (SafetensorError, OSError) as error:
         raise StoreError(f"'{path}' cannot be written ({error}); make room.") from error
 
@@ -148,10 +153,19 @@ def save(weights: Mapping[str, Tensor], path: Path, **metadata: object) -> None:
 def load(path: Path) -> Weights:
     """Read what `save` wrote. Raises DamagedError for a file that is not readable as safetensors."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DamagedError(f"{path.name} cannot be read as LoRA weights ({error}); learn the concept again.") from error
+        return parse(path.read_bytes())
+    except (DamagedError, OSError) as error:
+        raise DamagedError(
+            f"{path.name} cannot be read as LoRA weights ({error}); learn or import the concept again."
+        ) from error
+
+
+def parse(content: bytes) -> Weights:
+    """The tensors of what a safetensors file holds, by name. Raises DamagedError, with the reason alone."""
+    try:
+        return dict(sorted(parse_safetensors(content).items()))
+    except (SafetensorError, KeyError, ValueError, AssertionError) as error:
+        raise DamagedError(str(error)) from error
 
 
 def join(pair: tuple[Weights, Weights]) -> Weights:

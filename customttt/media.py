@@ -27,7 +27,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from customttt.errors import (
@@ -337,7 +337,7 @@ def write_video(path: Path, frames: Frames, fps: float, recipe: dict[str, Any]) 
     """
     kind = _output_kind(path)
     note = json.dumps({"customttt": recipe, "fps": fps, "shape": frames.shape})
-    with _placed(path) as aside:
+    with placed(path) as aside:
         if kind == "":
             _write_folder(aside, frames, note)
         else:
@@ -347,7 +347,7 @@ def write_video(path: Path, frames: Frames, fps: float, recipe: dict[str, Any]) 
 
 def write_png(path: Path, pixels: Pixels) -> None:
     """Write one picture (h w 3), whole or not at all. Raises StoreError."""
-    with _placed(path) as aside:
+    with placed(path) as aside:
         Image.fromarray(pixels).save(aside, "PNG")
 
 
@@ -468,30 +468,6 @@ def _note_text(path: Path) -> str:
 # -- contact sheets
 
 
-def contact_sheet(rows: Sequence[tuple[str, Sequence[Pixels] | Frames]], cell: int, title: str = "") -> Pixels:
-    """One picture (h w 3), on white: labelled rows of pictures, each fitted into `cell` x `cell` pixels.
-
-    Labels and title may have several lines.
-    """
-    font = ImageFont.load_default(max(12, cell // 9))
-    gap = max(4, cell // 24)
-    sketch = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    left = gap + max(round(sketch.multiline_textbbox((0, 0), label, font)[2]) for label, _ in rows) + 2 * gap
-    top = gap + (round(sketch.multiline_textbbox((0, 0), title, font)[3]) + 2 * gap if title else 0)
-    columns = max(len(pictures) for _, pictures in rows)
-    sheet = Image.new("RGB", (left + columns * (cell + gap), top + len(rows) * (cell + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.multiline_text((gap, gap), title, "black", font)
-    for row, (label, pictures) in enumerate(rows):
-        y = top + row * (cell + gap)
-        draw.multiline_text((gap, y + cell // 2), label, "black", font, anchor="lm")
-        for column, pixels in enumerate(pictures):
-            image = ImageOps.contain(Image.fromarray(pixels), (cell, cell), Image.Resampling.BICUBIC)
-            x = left + column * (cell + gap)
-            sheet.paste(image, (x + (cell - image.width) // 2, y + (cell - image.height) // 2))
-    return np.array(sheet)
-
-
 # -- what all of it shares
 
 
@@ -528,7 +504,7 @@ def _store_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _placed(path: Path) -> Iterator[Path]:
+def placed(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to; what was written there replaces `path` if all went well."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     older = aside.with_name(f"{aside.name}.old")

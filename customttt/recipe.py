@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from customttt.concept import Concept
+from customttt.concept import Concept, Kind
 from customttt.config import SampleConfig, TTTConfig
 from customttt.errors import UsageError
 
@@ -47,6 +47,11 @@ def sentence(subject: str, verb: str = "", scene: str = "") -> str:
     words = [subject, f"is {verb.removeprefix('is ')}" if verb else "", scene.strip().rstrip(".")]
     text = " ".join(word for word in words if word)
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def training_prompt(kind: Kind, phrase: str) -> str:
+    """What a concept is learned with where nothing else is said: "A koala.", "Something is swimming."."""
+    return sentence(with_article(phrase)) if kind == "appearance" else sentence("something", phrase)
 
 
 @dataclass(frozen=True)

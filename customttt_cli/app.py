@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from customttt import __version__
-from customttt_cli import bases, compose, demo, doctor, learn, library, output
+from customttt_cli import bases, compare, compose, demo, doctor, exchange, influence, learn, library, output
 from customttt_cli.guard import Guarded
 
 EXAMPLE = "Example: customttt demo"
-LEARN, COMPOSE, LIBRARY, MACHINE = "Learn", "Compose", "Library", "This machine"
+LEARN, COMPOSE, LIBRARY, STUDY, MACHINE = "Learn", "Compose", "Library", "Study", "This machine"
 
 app = typer.Typer(
     name="customttt",
@@ -55,5 +55,9 @@ app.command("rename", rich_help_panel=LIBRARY, epilog=library.RENAME_EXAMPLE)(li
 app.command("rm", rich_help_panel=LIBRARY, epilog=library.RM_EXAMPLE)(library.remove)
 app.command("path", rich_help_panel=LIBRARY, epilog=library.PATH_EXAMPLE)(library.path)
 app.command("verify", rich_help_panel=LIBRARY, epilog=library.VERIFY_EXAMPLE)(library.verify)
+app.command("export", rich_help_panel=LIBRARY, epilog=exchange.EXPORT_EXAMPLE)(exchange.export)
+app.command("import", rich_help_panel=LIBRARY, epilog=exchange.IMPORT_EXAMPLE)(exchange.import_concept)
+app.command("influence", rich_help_panel=STUDY, epilog=influence.EXAMPLE)(influence.influence)
+app.command("compare", rich_help_panel=STUDY, epilog=compare.EXAMPLE)(compare.compare)
 app.add_typer(bases.app, name="bases", rich_help_panel=MACHINE)
 app.command("doctor", rich_help_panel=MACHINE, epilog=doctor.EXAMPLE)(doctor.doctor)

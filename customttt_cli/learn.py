@@ -10,7 +10,7 @@ import typer
 from customttt.concept import check_name
 from customttt.config import TrainConfig
 from customttt.errors import UsageError
-from customttt.recipe import phrase_of, sentence, with_article
+from customttt.recipe import phrase_of, training_prompt
 from customttt_cli import options
 from customttt_cli.lesson import Lesson, learn
 from customttt_cli.sources import Movement, Pictures
@@ -39,7 +39,7 @@ def learn_appearance(
     """Learn a subject from 3 to 8 pictures of it; a .txt file beside a picture is its caption."""
     phrase = wording("--noun", noun, name)
     changes = train_changes(steps, rank, learning_rate, layers, seed)
-    sentence_read = prompt or sentence(with_article(phrase))
+    sentence_read = prompt or training_prompt("appearance", phrase)
     lesson = Lesson("appearance", name, phrase, sentence_read, base, changes, resume, force, dry_run, as_json)
     learn(lesson, Pictures(images, fit))
 
@@ -66,7 +66,7 @@ def learn_motion(
     """Learn a movement from one short clip of it."""
     words = wording("--phrase", phrase, name)
     changes = train_changes(steps, rank, learning_rate, layers, seed)
-    sentence_read = prompt or sentence("something", words)
+    sentence_read = prompt or training_prompt("motion", words)
     lesson = Lesson("motion", name, words, sentence_read, base, changes, resume, force, dry_run, as_json)
     learn(lesson, Movement(clip, start, end, frames))
 

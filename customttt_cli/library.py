@@ -64,10 +64,14 @@ def _table(entries: list[tuple[str, Concept | DamagedError]]) -> None:
     rows = [
         (name, "damaged", f"see 'customttt verify {name}'", "", "", "")
         if isinstance(entry, DamagedError)
-        else (name, entry.kind, entry.phrase, _short(entry.base), str(entry.steps), showing.ago(entry.created, now))
+        else (name, entry.kind, entry.phrase, _short(entry.base), _steps(entry), showing.ago(entry.created, now))
         for name, entry in entries
     ]
     output.table(columns, rows, [isinstance(entry, DamagedError) for _, entry in entries])
+
+
+def _steps(concept: Concept) -> str:
+    return str(concept.steps or "?")
 
 
 def _short(base: str) -> str:

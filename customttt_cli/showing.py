@@ -27,14 +27,25 @@ def concept_lines(concept: Concept, folder: Path) -> list[str]:
             "base": f"{concept.base} (fingerprint {concept.base_fingerprint})",
             "layers": ", ".join(map(str, concept.layers)),
             "rank": str(concept.rank),
-            "steps": f"{concept.steps} at learning rate {concept.learning_rate:g}, seed {concept.seed}",
+            "steps": _steps(concept),
             "loss": losses(concept.losses),
-            "learned": f"{concept.created:%Y-%m-%d %H:%M} UTC, in {duration(concept.seconds)}",
+            "learned": _learned(concept),
             "from": ", ".join(source.name for source in concept.sources),
             "versions": _versions(concept.versions),
             "path": str(folder),
         }
     )
+
+
+def _steps(concept: Concept) -> str:
+    if not concept.steps:
+        return "unknown"
+    return f"{concept.steps} at learning rate {concept.learning_rate:g}, seed {concept.seed}"
+
+
+def _learned(concept: Concept) -> str:
+    when = f"{concept.created:%Y-%m-%d %H:%M} UTC"
+    return f"{when}, in {duration(concept.seconds)}" if concept.steps else f"by another program; imported {when}"
 
 
 def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:

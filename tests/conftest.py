@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from customttt.exchange import Home
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +45,16 @@ def tiny_random_3d_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def any_base(request: pytest.FixtureRequest) -> Path:
     """A base of every family, one after the other."""
     return Path(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="session")
+def travel_home(tiny_random_base: Path) -> Home:
+    """What an imported concept is held against: the random base, read without its weights."""
+    from customttt import backbones
+    from customttt.exchange import Home
+
+    base = str(tiny_random_base)
+    return Home(base, backbones.identify(base), backbones.places(base))
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "errors", "config", "concept", "recipe", "library", "media", "stats", "machine", "diffusion", "backbones", "lora",
-    "losses", "checkpoint", "train", "sampling", "ttt", "compose", "learn", "tiny",
+    "errors", "config", "concept", "recipe", "library", "media", "stats", "sheets", "machine", "diffusion", "backbones",
+    "lora", "keys", "parcel", "exchange", "losses", "checkpoint", "train", "sampling", "ttt", "compose", "learn",
+    "influence", "compare", "tiny",
 ]  # fmt: skip
 SCRIPTS = {"pretrain.py", "judge.py", "score.py"}
 TORCH_FREE = ORDER[: ORDER.index("machine") + 1]

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet3DConditionModel, UNetMotionModel
 
 from customttt import lora
-from customttt.backbones import Backbone, defaults, identify, open_base
+from customttt.backbones import Backbone, defaults, identify, open_base, places
 from customttt.backbones.animatediff import PAPER, AnimateDiff
 from customttt.backbones.family import LAYERS, Family
 from customttt.backbones.unet3d import ZEROSCOPE, UNet3D
@@ -145,3 +145,25 @@ def test_an_image_unet_with_a_motion_adapter_loads(tiny_random_base: Path, tmp_p
     ).save_pretrained(copy / "motion_adapter")  # fmt: skip
     loaded = open_base(str(copy), torch.device("cpu"))
     assert predict(loaded, torch.zeros(1, *loaded.latent_shape(2, 64))).shape == (1, 8, 2, 16, 16)
+    assert_places_are_the_modules(loaded)
+
+
+def assert_places_are_the_modules(backbone: Backbone) -> None:
+    """What is read without weights is what is there with them."""
+    found = places(backbone.name)
+    for name, place in found.items():
+        assert tuple(backbone.unet.get_submodule(name).weight.shape) == place.shape
+    motion = {"AnimateDiff": (0, 1, 2, 3, 5, 6, 7, 8), "UNet3D": (0, 1, 2, 4, 6, 7, 8)}[type(backbone).__name__]
+    for kind, layers in (("appearance", (0, 1, 2, 4, 6, 7, 8)), ("motion", motion)):
+        targets = backbone.targets(kind, layers)
+        assert {(found[name].kind, found[name].layer) for name in targets} == {(kind, layer) for layer in layers}
+
+
+def test_the_places_of_a_lora_are_known_without_loading_the_base(backbone: Backbone) -> None:
+    assert_places_are_the_modules(backbone)
+
+
+def test_the_places_of_a_base_that_is_not_here_are_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BaseUnavailableError, match="--base tiny"):
+        places("animatediff")

@@ -25,7 +25,6 @@ from customttt.media import (
     Frames,
     Pixels,
     check_output,
-    contact_sheet,
     read_clip,
     read_frames,
     read_pictures,
@@ -590,15 +589,3 @@ def test_a_note_that_lies_is_refused(tmp_path: Path) -> None:
 
 
 # -- contact sheets
-
-
-def test_a_contact_sheet_shows_every_picture_under_its_label() -> None:
-    row = [np.full((32, 32, 3), grey, np.uint8) for grey in (0, 100)]
-    sheet = contact_sheet([("koala", row), ("a long label\nof two lines", moving(3))], cell=64, title="Results")
-    assert sheet.dtype == np.uint8
-    assert sheet.shape[2] == 3
-    assert (sheet[0] == 255).all()
-    assert (sheet == 100).all(axis=2).sum() == 64 * 64
-    assert sheet.shape[0] > 2 * 64
-    wider = contact_sheet([("koala", [*row, *row])], cell=64)
-    assert wider.shape[1] > contact_sheet([("koala", row)], cell=64).shape[1] + 2 * 64

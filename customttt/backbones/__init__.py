@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from customttt import machine
 from customttt.backbones import hub
+from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
 from customttt.errors import BaseUnavailableError
@@ -29,10 +30,20 @@ if TYPE_CHECKING:
 PREFERRED, FALLBACK = "animatediff", "tiny"
 """The base that is chosen where the GPU is large enough, and elsewhere."""
 DEFAULTS_FILE = "customttt.json"
-"""In a base's folder: its own settings in place of its family's recipe. `tiny` has one, and any folder may."""
+"""In a base's folder: its own settings in origin of its family's recipe. `tiny` has one, and any folder may."""
 
 Video = Float[Tensor, "b 3 f height width"]
 PromptEmbeds = Float[Tensor, "b l d"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One linear or convolution of a U-Net that a LoRA can wrap."""
+
+    kind: Kind
+    layer: int
+    shape: tuple[int, ...]
+    """Of its weight: (out, in), and of a convolution (out, in, height, width)."""
 
 
 @runtime_checkable
@@ -79,27 +90,33 @@ def identify(base: str) -> str:
 
 def defaults(base: str) -> Defaults:
     """A base's own settings, read without loading it. Raises BaseUnavailableError."""
-    place = locate(base)
-    return _defaults(place, family_of(place))
+    origin = locate(base)
+    return _defaults(origin, family_of(origin))
+
+
+def places(base: str) -> dict[str, Place]:
+    """What a LoRA can wrap in a base's U-Net, by name, read without loading weights. Raises BaseUnavailableError."""
+    origin = locate(base)
+    return family_of(origin).places(_unet_config(origin), origin.folder, base)
 
 
 def open_base(base: str, device: torch.device) -> Backbone:
     """Load a base: one with a name, a folder in diffusers format, or a hub id. Raises BaseUnavailableError."""
-    place = locate(base)
-    family = family_of(place)
-    settings = _defaults(place, family)
-    folder = _whole(place.folder) if place.folder else hub.fetch(place.repositories[0])
-    return family.load(folder, base, _fingerprint(place), settings, device)
+    origin = locate(base)
+    family = family_of(origin)
+    settings = _defaults(origin, family)
+    folder = _whole(origin.folder) if origin.folder else hub.fetch(origin.repositories[0])
+    return family.load(folder, base, _fingerprint(origin), settings, device)
 
 
 def pull(base: str, told: hub.Told = hub.nobody) -> list[Path]:
     """Download all that a base needs, as far as it is not here, and return its folders. Raises BaseUnavailableError."""
-    place = locate(base)
-    family = family_of(place)
-    if place.folder:
-        return [_whole(place.folder)]
-    beside = () if place.known else family.beside(_unet_config(place))
-    return [hub.fetch(repository, told) for repository in (*place.repositories, *beside)]
+    origin = locate(base)
+    family = family_of(origin)
+    if origin.folder:
+        return [_whole(origin.folder)]
+    beside = () if origin.known else family.beside(_unet_config(origin))
+    return [hub.fetch(repository, told) for repository in (*origin.repositories, *beside)]
 
 
 def _whole(folder: Path) -> Path:
@@ -120,7 +137,7 @@ def choose_base(asked: str | None) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Place:
+class Origin:
     """Where a base's files are, or where they are to come from."""
 
     base: str
@@ -129,23 +146,23 @@ class Place:
     known: Known | None = None
 
 
-def locate(base: str) -> Place:
+def locate(base: str) -> Origin:
     """What a base's name means. Raises BaseUnavailableError."""
     if known := known_bases().get(base):
-        return Place(base, known.folder, known.repositories, known)
+        return Origin(base, known.folder, known.repositories, known)
     if is_local(base):
         folder = Path(base).expanduser()
         if not (folder / "unet" / "config.json").is_file():
             raise BaseUnavailableError(
                 f"No base model in {folder}: unet/config.json is missing; give a diffusers folder."
             )
-        return Place(base, folder)
+        return Origin(base, folder)
     if base.count("/") != 1:
         names = ", ".join(known_bases())
         raise BaseUnavailableError(
             f"There is no base {base!r}; give {names}, a diffusers folder, or a hub id as owner/name."
         )
-    return Place(base, repositories=(hub.Repository(base),))
+    return Origin(base, repositories=(hub.Repository(base),))
 
 
 def is_local(base: str) -> bool:
@@ -166,42 +183,42 @@ def known_bases() -> dict[str, Known]:
     return {known.name: known for family in families() for known in family.KNOWN}
 
 
-def family_of(place: Place) -> type[Family]:
+def family_of(origin: Origin) -> type[Family]:
     """The family that loads a base: by its name, else by its U-Net's class. Raises BaseUnavailableError."""
-    found = str(_unet_config(place).get("_class_name", "nameless model")) if place.known is None else ""
+    found = str(_unet_config(origin).get("_class_name", "nameless model")) if origin.known is None else ""
     for family in families():
-        if place.known in family.KNOWN or found in family.UNETS:
+        if origin.known in family.KNOWN or found in family.UNETS:
             return family
     expected = ", ".join(name for family in families() for name in family.UNETS)
-    raise BaseUnavailableError(f"{place.base!r} is a {found}, which is no base here; give one of {expected}.")
+    raise BaseUnavailableError(f"{origin.base!r} is a {found}, which is no base here; give one of {expected}.")
 
 
-def _unet_config(place: Place) -> dict[str, Any]:
+def _unet_config(origin: Origin) -> dict[str, Any]:
     from customttt.backbones.family import read_config
 
-    folder = place.folder
-    return read_config(folder / "unet" / "config.json" if folder else hub.fetch_config(place.repositories[0]))
+    folder = origin.folder
+    return read_config(folder / "unet" / "config.json" if folder else hub.fetch_config(origin.repositories[0]))
 
 
-def _defaults(place: Place, family: type[Family]) -> Defaults:
-    if place.known and place.known.defaults:
-        return place.known.defaults
-    if place.folder and (place.folder / DEFAULTS_FILE).is_file():
-        return Defaults.from_dict(json.loads((place.folder / DEFAULTS_FILE).read_text()))
-    return family.recipe(_unet_config(place))
+def _defaults(origin: Origin, family: type[Family]) -> Defaults:
+    if origin.known and origin.known.defaults:
+        return origin.known.defaults
+    if origin.folder and (origin.folder / DEFAULTS_FILE).is_file():
+        return Defaults.from_dict(json.loads((origin.folder / DEFAULTS_FILE).read_text()))
+    return family.recipe(_unet_config(origin))
 
 
-def _fingerprint(place: Place) -> str:
+def _fingerprint(origin: Origin) -> str:
     """A digest of a folder's configurations and of head, tail and size of its weights: whole files take minutes.
 
     What comes from the hub is known by its names and commits.
     """
     digest = hashlib.sha256()
-    if place.folder is None:
-        digest.update(" ".join(map(str, place.repositories)).encode())
+    if origin.folder is None:
+        digest.update(" ".join(map(str, origin.repositories)).encode())
         return digest.hexdigest()[:16]
-    for path in sorted(path for path in place.folder.rglob("*") if path.suffix in hub.SUFFIXES):
-        digest.update(f"{path.relative_to(place.folder).as_posix()} {path.stat().st_size}".encode())
+    for path in sorted(path for path in origin.folder.rglob("*") if path.suffix in hub.SUFFIXES):
+        digest.update(f"{path.relative_to(origin.folder).as_posix()} {path.stat().st_size}".encode())
         with path.open("rb") as file:
             digest.update(file.read(2**20))
             file.seek(max(path.stat().st_size - 2**20, 0))

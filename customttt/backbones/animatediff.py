@@ -97,6 +97,16 @@ class AnimateDiff(Family):
         return UNetMotionModel.from_unet2d(image_unet, adapter).to(dtype)  # type: ignore[no-any-return]
 
     @classmethod
+    def bare_unet(cls, unet_config: Mapping[str, Any], folder: Path | None) -> nn.Module:
+        if unet_config["_class_name"] == "UNetMotionModel":
+            return UNetMotionModel.from_config(dict(unet_config))  # type: ignore[no-any-return]
+        own = folder and folder / "motion_adapter"
+        path = own / "config.json" if own and own.is_dir() else hub.fetch_config(*cls.beside(unet_config))
+        adapter = MotionAdapter.from_config(read_config(path))
+        image_unet = UNet2DConditionModel.from_config(dict(unet_config))
+        return UNetMotionModel.from_unet2d(image_unet, adapter, load_weights=False)  # type: ignore[no-any-return]
+
+    @classmethod
     def load_schedule(cls, folder: Path) -> NoiseSchedule:
         """A motion U-Net's own; an image checkpoint's does not fit the motion modules put into it."""
         whole = read_config(folder / "unet" / "config.json")["_class_name"] == "UNetMotionModel"

@@ -21,8 +21,9 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import lora
-from customttt.backbones import PromptEmbeds, Video
+from customttt.backbones import Place, PromptEmbeds, Video
 from customttt.backbones.hub import Repository, variant
+from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
 from customttt.errors import BaseUnavailableError, UsageError
@@ -91,6 +92,11 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
+    def bare_unet(cls, unet_config: Mapping[str, Any], folder: Path | None) -> nn.Module:
+        """The U-Net as its configuration draws it, for a meta device; without a folder it is on the hub."""
+
+    @classmethod
+    @abstractmethod
     def load_schedule(cls, folder: Path) -> NoiseSchedule:
         """The noise schedule that the U-Net was trained with."""
 
@@ -101,17 +107,31 @@ class Family(ABC):
     def without_motion(self) -> AbstractContextManager[None]: ...
 
     @classmethod
+    def places(cls, unet_config: Mapping[str, Any], folder: Path | None, base: str) -> dict[str, Place]:
+        """The linears and convolutions of all spatial and temporal modules, by name, in the order of the network."""
+        with _unavailable(base), torch.device("meta"):
+            unet = cls.bare_unet(unet_config, folder)
+        kinds: tuple[Kind, ...] = ("appearance", "motion")
+        marks = {
+            f"{block}.{cls.BRANCHES[kind]}.": (kind, layer) for layer, block in enumerate(LAYERS) for kind in kinds
+        }
+        return {
+            name: Place(*mark, shape=tuple(module.weight.shape))
+            for name, module in unet.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+            for prefix, mark in marks.items()
+            if name.startswith(prefix)
+        }
+
+    @classmethod
     def load(cls, folder: Path, name: str, fingerprint: str, defaults: Defaults, device: torch.device) -> Family:
         """Load a folder in diffusers format. Raises BaseUnavailableError."""
         logging.disable_progress_bar()  # of reading shards: this package prints nothing
         dtype = torch.float32 if device.type == "cpu" else torch.float16
-        try:
+        with _unavailable(name):
             networks = {"unet": cls.load_unet(folder, dtype), **_load_autoencoder_and_text(folder)}
             tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
             schedule = cls.load_schedule(folder)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise BaseUnavailableError(f"Base {name!r} cannot be loaded ({reason}); use --base tiny.") from error
         for network in networks.values():
             network.requires_grad_(False).eval().to(device)
         if device.type == "cpu":
@@ -167,6 +187,16 @@ class Family(ABC):
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         return len(self.tokenizer(prompt).input_ids), self.tokenizer.model_max_length
+
+
+@contextmanager
+def _unavailable(base: str) -> Iterator[None]:
+    """Turn what is raised over a base that cannot be had into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseUnavailableError(f"Base {base!r} cannot be loaded ({reason}); use --base tiny.") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

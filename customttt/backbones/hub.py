@@ -85,7 +85,7 @@ def variant(folder: Path) -> str | None:
 
 def cached(repository: Repository) -> Path | None:
     """Its folder in the hub's cache if all that is needed is there. Asks no network."""
-    first = next((part for part in repository.parts if part != "scheduler"), "")
+    first = repository.parts[0]
     found = _cached_file(repository, f"{first}/config.json".lstrip("/"))
     if found is None:
         return None
@@ -144,8 +144,8 @@ def fetch(repository: Repository, told: Told = nobody) -> Path:
 
 
 def fetch_config(repository: Repository) -> Path:
-    """Its unet/config.json, which tells the architecture before gigabytes come. Raises BaseUnavailableError."""
-    name = "unet/config.json"
+    """Its first config.json, which tells the architecture before gigabytes come. Raises BaseUnavailableError."""
+    name = f"{repository.parts[0]}/config.json".lstrip("/")
     if here := _cached_file(repository, name):
         return here
     path: list[str] = []

@@ -84,6 +84,10 @@ class UNet3D(Family):
         return load_part(UNet3DConditionModel, folder / "unet", dtype)  # type: ignore[no-any-return]
 
     @classmethod
+    def bare_unet(cls, unet_config: Mapping[str, Any], folder: Path | None) -> nn.Module:  # noqa: ARG003 all is in it
+        return UNet3DConditionModel.from_config(dict(unet_config))  # type: ignore[no-any-return]
+
+    @classmethod
     def load_schedule(cls, folder: Path) -> NoiseSchedule:
         path = folder / "scheduler" / "scheduler_config.json"
         return NoiseSchedule.from_config(read_config(path) if path.is_file() else SCHEDULE)

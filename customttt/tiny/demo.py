@@ -6,14 +6,14 @@ The inputs in `demo/` come from the world's held-out part; `python -m customttt.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from customttt import compose, learn, media
+from customttt import compose, learn, media, sheets
 from customttt.backbones import Backbone
+from customttt.compare import METHODS
 from customttt.concept import Concept
 from customttt.library import Library
 from customttt.recipe import Ingredient, VideoRecipe, sentence, with_article
@@ -50,7 +50,7 @@ def run(output: Path, library: Library, report: Report, say: Callable[[str], Non
     videos = _compose(opened, saved, (koala.weights, swimming.weights), output, report, say)
     rows: list[tuple[str, Sequence[media.Pixels] | media.Frames]]
     rows = [("the pictures", [picture.pixels for picture in pictures]), ("the clip", clip.frames), *videos.items()]
-    media.write_png(output / "contact-sheet.png", media.contact_sheet(rows, CELL))
+    media.write_png(output / "contact-sheet.png", sheets.contact_sheet(rows, CELL))
     say(f"Videos, their recipes and the contact sheet are in {output}; the concepts are in your library.")
     say(f'Next: customttt compose {APPEARANCE} {MOTION} "in the snow" --seed 1')
     return output / "contact-sheet.png"
@@ -83,10 +83,9 @@ def _compose(
         Ingredient.of(saved[0]), Ingredient.of(saved[1]), SCENE, backbone.name, backbone.fingerprint,
         backbone.defaults.ttt, backbone.defaults.sample,
     )  # fmt: skip
-    plain = replace(adapted, ttt=adapted.ttt.but(steps=0))
-    alone = replace(plain, appearance=replace(plain.appearance, scale=0.0), motion=replace(plain.motion, scale=0.0))
     videos = {}
-    for title, recipe in ((ALONE, alone), (WITHOUT, plain), (WITH, adapted)):
+    for title, method in ((ALONE, "base"), (WITHOUT, "direct"), (WITH, "customttt")):
+        recipe = METHODS[method].recipe(adapted)
         say(f'Composing "{adapted.target_prompt}" by {title.replace(chr(10), " ")}.')
         trained = compose.adapt(backbone, pair, recipe, accelerator, report)
         videos[title] = compose.render(backbone, trained, recipe, accelerator, report)

@@ -41,7 +41,7 @@ Mode = Literal["crop", "image", "clip"]
 BATCHES: dict[Mode, int] = {"crop": 128, "image": 32, "clip": 4}
 """What one step sees: 8 x 8 latents around a subject, whole frames, or clips of 8 frames; all of them cost the same."""
 CROP = 8
-TURNS: dict[str, list[Mode]] = {"image": ["crop", "image"], "clip": ["clip", "crop", "clip", "image"]}
+TURNS: dict[str, list[Mode]] = {"image": ["crop", "image"], "clip": ["clip", "crop"]}
 SHEET_PROMPTS = [
     "A koala is running on Mars.",
     "A tiger is jumping in the snow.",

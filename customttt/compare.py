@@ -1,0 +1,47 @@
+"""The same two concepts, prompt and noise put together in several ways: what each buys. Every way is a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from customttt.recipe import VideoRecipe
+
+SWITCH_AT = 0.4
+"""Share of the denoising steps that belongs to the motion LoRA: the path is settled early, the subject late (ours)."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to put two concepts together."""
+
+    title: str
+    recipe: Callable[[VideoRecipe], VideoRecipe]
+    """The recipe of CustomTTT to that of this method."""
+
+
+def _plain(recipe: VideoRecipe) -> VideoRecipe:
+    return replace(recipe, ttt=recipe.ttt.but(steps=0))
+
+
+def _alone(recipe: VideoRecipe) -> VideoRecipe:
+    silent = {kind: replace(getattr(recipe, kind), scale=0.0) for kind in ("appearance", "motion")}
+    return replace(_plain(recipe), **silent)
+
+
+def _only(kind: str) -> Callable[[VideoRecipe], VideoRecipe]:
+    return lambda recipe: replace(_plain(recipe), **{kind: replace(getattr(recipe, kind), scale=0.0)})
+
+
+METHODS: Mapping[str, Method] = {
+    "base": Method("the base alone", _alone),
+    "appearance": Method("appearance LoRA alone", _only("motion")),
+    "motion": Method("motion LoRA alone", _only("appearance")),
+    "direct": Method("both LoRAs,\nno test-time training", _plain),
+    "switch": Method(
+        "motion early,\nappearance late",
+        lambda recipe: replace(_plain(recipe), sample=recipe.sample.but(switch=SWITCH_AT)),
+    ),
+    "customttt": Method("CustomTTT:\ntest-time training", lambda recipe: recipe),
+}
+"""By the name that is typed. `switch` needs no training at all: a competitor."""

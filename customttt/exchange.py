@@ -1,0 +1,182 @@
+"""Concepts that travel: a library's entry as one file, and a file from anywhere as a library's entry.
+
+| form | what it is |
+|---|---|
+| `customttt` | a zip of uncompressed members: the manifest, and the entry's files as they are, under a seal |
+| `diffusers` | safetensors under the keys of diffusers and PEFT: `unet.load_lora_adapter(file, prefix="unet")` |
+| `kohya` | safetensors under the keys that ComfyUI reads, with kohya's `ss_*` metadata |
+
+The last two carry the trigger phrase and the base as `modelspec.*` (github.com/Stability-AI/ModelSpec), and no
+checksum. What comes in is held against the base's modules before anything is stored.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from customttt import __version__, keys, lora
+from customttt.backbones import Place
+from customttt.concept import Concept, Kind, Source, check_name
+from customttt.errors import DamagedError, UsageError
+from customttt.library import MANIFEST, WEIGHTS, Library
+from customttt.media import placed
+from customttt.parcel import SEAL, Parcel, refusing, seal
+from customttt.recipe import check_prompt, phrase_of, training_prompt
+
+Form = Literal["customttt", "diffusers", "kohya"]
+SUFFIX: dict[Form, str] = {"customttt": ".customttt", "diffusers": ".safetensors", "kohya": ".safetensors"}
+
+
+@dataclass(frozen=True)
+class Home:
+    """The base that a concept comes to, and what a LoRA can wrap in it."""
+
+    base: str
+    fingerprint: str
+    places: Mapping[str, Place]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A concept that fits its base, not yet in any library."""
+
+    concept: Concept
+    write: Callable[[Path], object]
+
+    def add_to(self, library: Library, force: bool = False) -> Concept:
+        """Store it; see `Library.add` for what is raised."""
+        return library.add(self.concept, self.write, force=force)
+
+
+# -- out
+
+
+def export(library: Library, concept: Concept, form: Form, path: Path) -> None:
+    """Write a concept to one file, whole or not at all. Raises DamagedError or StoreError."""
+    weights = library.weights(concept.name)  # all files verified
+    if form == "customttt":
+        content = _pack(concept, {name: (weights.parent / name).read_bytes() for name in concept.files})
+        with placed(path) as aside:
+            aside.write_bytes(content)
+        return
+    renamed = _renamed(lora.load(weights), concept, form)
+    with placed(path) as aside:
+        lora.save(renamed, aside, **_metadata(concept, form))
+
+
+def _renamed(weights: lora.Weights, concept: Concept, form: Form) -> lora.Weights:
+    if form == "diffusers":
+        return {f"unet.{key}": weight for key, weight in weights.items()}
+    renamed = {keys.kohya(key, concept.kind): weight for key, weight in weights.items()}
+    if concept.kind == "appearance":  # AnimateDiff's spelling has no alpha
+        downs = [key for key in renamed if key.endswith(".lora_down.weight")]
+        renamed |= {key.replace(".lora_down.weight", ".alpha"): torch.tensor(float(concept.rank)) for key in downs}
+    return renamed
+
+
+def _metadata(concept: Concept, form: Form) -> dict[str, str]:
+    """What other programs show of a LoRA; the manifest says more."""
+    family = "customttt-tiny" if concept.base == "tiny" else "stable-diffusion-v1"
+    known = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{family}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": concept.name,
+        "modelspec.description": f"{concept.kind} LoRA for {concept.base}, learned by customttt {__version__}",
+        "modelspec.date": concept.created.isoformat(),
+        "modelspec.trigger_phrase": concept.phrase,
+    }
+    if form == "diffusers":
+        return known
+    return known | {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(concept.rank),
+        "ss_network_alpha": str(concept.rank),
+        "ss_base_model_version": "sd_v1" if family == "stable-diffusion-v1" else family,
+        "ss_sd_model_name": concept.base,
+        "ss_output_name": concept.name,
+        "ss_learning_rate": str(concept.learning_rate),
+        "ss_steps": str(concept.steps),
+        "ss_seed": str(concept.seed),
+        "ss_tag_frequency": json.dumps({concept.name: {concept.phrase: 1}}),
+    }
+
+
+def _pack(concept: Concept, files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in {MANIFEST: concept.to_json().encode(), **files}.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+        archive.comment = bytes(SEAL)
+    content = buffer.getvalue()[:-SEAL]
+    return content + seal(content)
+
+
+# -- in
+
+
+def admit(parcel: Parcel, home: Home, name: str | None = None, kind: Kind | None = None) -> Arrival:
+    """A parcel as a concept of a base.
+
+    Raises DamagedError for weights that do not fit the base, UsageError for those of another kind or a bad name.
+    """
+    title, places = name or parcel.name, home.places
+    check_name(title)
+    with refusing(f"'{parcel.file}' cannot be imported for the base '{home.base}'"):
+        named = keys.named(parcel.tensors, places, kind) if isinstance(parcel.tensors, list) else parcel.tensors
+        weights = keys.translate(named, places)
+    weights, found = _of_one_kind(parcel, weights, places, kind)
+    layers = tuple(sorted({places[module].layer for module in keys.wrapped(weights)}))
+    rank = next(len(weight) for key, weight in weights.items() if ".lora_A." in key)
+    if parcel.concept is None:
+        concept = _stranger(parcel, title, found, home, layers, rank)
+        return Arrival(concept, lambda folder: _save(weights, concept, folder))
+    known = parcel.concept
+    if (known.kind, set(known.layers), known.rank) != (found, set(layers), rank) or weights.keys() != set(named):
+        raise DamagedError(f"'{parcel.file}' cannot be imported: its manifest is that of other weights.")
+    moved = {"name": title, "base": home.base, "base_fingerprint": home.fingerprint}
+    return Arrival(known.model_copy(update=moved), lambda folder: _write(parcel.members, folder))
+
+
+def _of_one_kind(
+    parcel: Parcel, weights: lora.Weights, places: Mapping[str, Place], kind: Kind | None
+) -> tuple[lora.Weights, Kind]:
+    kinds = {places[module].kind for module in keys.wrapped(weights)}
+    if kind is None and len(kinds) > 1:
+        raise UsageError(
+            f"'{parcel.file}' holds an appearance and a motion; choose one with --kind appearance or --kind motion."
+        )
+    found = kind or min(kinds)
+    if found not in kinds:
+        raise UsageError(f"'{parcel.file}' holds no {found} but {'an' if 'appearance' in kinds else 'a'} {min(kinds)}.")
+    return {key: weight for key, weight in weights.items() if places[key.rsplit(".lora_", 1)[0]].kind == found}, found
+
+
+def _stranger(parcel: Parcel, name: str, kind: Kind, home: Home, layers: tuple[int, ...], rank: int) -> Concept:
+    """The manifest of a LoRA that another program made, or that went through another program's form."""
+    phrase = " ".join(parcel.metadata.get("modelspec.trigger_phrase", "").split()) or phrase_of(name)
+    check_prompt(phrase)
+    return Concept(
+        name=name, kind=kind, phrase=phrase, prompt=training_prompt(kind, phrase), base=home.base,
+        base_fingerprint=home.fingerprint, layers=layers, rank=rank, steps=0, learning_rate=0, seed=0,
+        sources=(Source(name=parcel.file, sha256=parcel.sha256),), inputs=parcel.sha256, losses=(), versions={},
+        created=datetime.now(UTC), seconds=0,
+    )  # fmt: skip
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _save(weights: lora.Weights, concept: Concept, folder: Path) -> None:
+    lora.save(weights, folder / WEIGHTS, customttt={"kind": concept.kind, "phrase": concept.phrase})

@@ -1,0 +1,187 @@
+"""A file that someone hands over as a concept: opened member by member, and nothing in it is believed.
+
+Our own form is a zip whose comment, its last 64 bytes, is the sha256 of all bytes before it: any changed byte is found.
+Nothing is ever extracted: members are read into memory when names, sizes and kinds have all been looked at. A PyTorch
+file (`.pt`) holds a pickle: it is read only where that is allowed, and then weights only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import re
+import stat
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from customttt import lora
+from customttt.concept import Concept
+from customttt.errors import DamagedError, NotFoundError, UsageError
+from customttt.library import MANIFEST, WEIGHTS
+
+SEAL = 64
+"""Bytes of the seal: hex digits of a sha256."""
+MAX_SIZE = 2**30
+"""Bytes of a file: 40 times the paper's LoRA; a whole checkpoint is larger."""
+MAX_HEADER = 10**8
+"""Bytes of a safetensors header, as the format itself has it."""
+_ZIP, _PICKLE = b"PK\x03\x04", "data.pkl"
+_BROKEN = (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, KeyError, struct.error)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A file as it came in, not yet held against a base."""
+
+    file: str
+    sha256: str
+    tensors: lora.Weights | list[Tensor]
+    """By the file's own names, or in the file's order where it has none."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    concept: Concept | None = None
+    """What our own form says of it."""
+    members: Mapping[str, bytes] = field(default_factory=dict)
+    """The entry's files, of our own form."""
+
+    @property
+    def name(self) -> str:
+        return self.concept.name if self.concept else Path(self.file).stem
+
+
+def seal(content: bytes) -> bytes:
+    """What stands at the end of our own form, after this content."""
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def read(path: Path, allow_pickle: bool = False) -> Parcel:
+    """Read a file of any of the forms, told apart by what is in it.
+
+    Raises NotFoundError, UsageError for a pickle that is not allowed, or DamagedError.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"There is no file '{path}'; give what 'customttt export' or another program wrote.")
+    with refusing(f"'{path.name}' cannot be imported"):
+        if path.stat().st_size > MAX_SIZE:
+            raise DamagedError(f"it has {path.stat().st_size / 1e6:,.0f} MB, and a LoRA at most {MAX_SIZE / 1e6:,.0f}")
+        content = path.read_bytes()
+        parcel = Parcel(path.name, hashlib.sha256(content).hexdigest(), {})
+        if not content.startswith(_ZIP):
+            return _read_safetensors(parcel, content)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = _checked(archive, len(content))
+            if any(name.endswith(_PICKLE) for name in names):
+                return _read_pickle(parcel, content, allow_pickle)
+            if MANIFEST not in names:
+                raise DamagedError("it is an archive of something else")
+            return _read_own(parcel, content, archive)
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Make one sentence of whatever is wrong with a file."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(f"{what}: {str(error).rstrip('.')}.") from error
+    except _BROKEN as error:
+        raise DamagedError(f"{what}: it is cut off or damaged ({error}).") from error
+
+
+def _checked(archive: zipfile.ZipFile, size: int) -> list[str]:
+    """The members' names, after everything that the archive says of them was found harmless."""
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    _refuse_twins(names)
+    for member in members:
+        if stat.S_ISLNK(member.external_attr >> 16) or member.is_dir():
+            raise DamagedError(f"its member {member.filename!r} is no file")
+        if re.search(r"^[/\\]|(^|[/\\])\.\.([/\\]|$)|:", member.filename):
+            raise DamagedError(f"its member {member.filename!r} leads elsewhere")
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise DamagedError(f"its member {member.filename!r} is compressed")
+    if (declared := sum(member.file_size for member in members)) > size:
+        raise DamagedError(f"its members are {declared:,} bytes, and the file {size:,}")
+    return names
+
+
+def _read_own(parcel: Parcel, content: bytes, archive: zipfile.ZipFile) -> Parcel:
+    if seal(content[:-SEAL]) != content[-SEAL:]:
+        raise DamagedError("it differs from what was exported")
+    concept = Concept.from_json(archive.read(MANIFEST).decode())
+    said = (concept.phrase, concept.prompt, concept.base, *(source.name for source in concept.sources))
+    if not all(text.isprintable() for text in (*said, *concept.versions, *concept.versions.values())):
+        raise DamagedError("its manifest holds control characters")
+    if MANIFEST in concept.files or WEIGHTS not in concept.files:
+        raise DamagedError("its manifest lists files that no concept has")
+    if strangers := set(archive.namelist()) ^ {MANIFEST, *concept.files}:
+        raise DamagedError(f"its manifest and its members do not agree on {min(strangers)!r}")
+    files = {name: archive.read(name) for name in concept.files}
+    for name, digest in concept.files.items():
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise DamagedError(f"its member {name!r} differs from what was exported")
+    tensors = _read_safetensors(parcel, files[WEIGHTS]).tensors
+    return Parcel(parcel.file, parcel.sha256, tensors, concept=concept, members=files)
+
+
+def _read_safetensors(parcel: Parcel, content: bytes) -> Parcel:
+    """The format's own reader finds wrong sizes, but takes the last of two entries of one name."""
+    length = int.from_bytes(content[:8], "little")
+    if not 2 <= length <= min(len(content) - 8, MAX_HEADER):
+        raise DamagedError("it is neither a concept nor safetensors, or it is cut off")
+    try:
+        header = json.loads(content[8 : 8 + length], object_pairs_hook=_once)
+    except RecursionError as error:
+        raise DamagedError("its header is not readable") from error
+    try:
+        weights = lora.parse(content)
+    except DamagedError as error:
+        raise DamagedError(f"it is cut off or damaged ({error})") from error
+    return Parcel(parcel.file, parcel.sha256, weights, metadata=header.get("__metadata__") or {})
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_twins(name for name, _ in pairs)
+    return dict(pairs)
+
+
+def _refuse_twins(names: Iterable[str]) -> None:
+    name, times = next(iter(Counter(names).most_common(1)), ("", 0))
+    if times > 1:
+        raise DamagedError(f"{name!r} is there twice")
+
+
+def _read_pickle(parcel: Parcel, content: bytes, allowed: bool) -> Parcel:
+    if not allowed:
+        raise UsageError(
+            f"'{parcel.file}' is a PyTorch file, which holds a pickle; if you trust where it comes from, "
+            "add --allow-pickle (weights only are read)."
+        )
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DamagedError("it holds more than weights, and nothing else is read") from error
+    except Exception as error:  # a broken pickle raises anything
+        raise DamagedError(f"PyTorch cannot read it ({type(error).__name__})") from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping | list) or not loaded:
+        raise DamagedError("it holds no LoRA weights")
+    named = dict(loaded if isinstance(loaded, Mapping) else enumerate(loaded))
+    for key, tensor in named.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise DamagedError(f"{key!r} is no plain tensor")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise DamagedError(f"{key!r} says it is larger than what is there")
+    plain = {str(key): tensor.detach() for key, tensor in named.items()}
+    return Parcel(parcel.file, parcel.sha256, plain if isinstance(loaded, Mapping) else list(plain.values()))

@@ -1,0 +1,152 @@
+"""The command `compare`: the same concepts, prompt and seeds by every method, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from customttt.errors import CustomTTTError, UsageError
+from customttt.library import Library
+from customttt.recipe import VideoRecipe
+from customttt_cli import options, output, pairs, render
+from customttt_cli.wish import Wish
+
+if TYPE_CHECKING:
+    from customttt.media import Frames
+
+EXAMPLE = 'Example: customttt compare koala swimming "on Mars" --seeds 3'
+CELL = 128
+Cells = dict[str, dict[int, Path]]
+
+
+def compare(
+    appearance: Annotated[str, typer.Argument(help="A learned appearance.", show_default=False)],
+    motion: Annotated[str, typer.Argument(help="A learned motion.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="Where: 'on Mars'. Or a sentence with {appearance} and {motion}.")] = "",
+    methods: Annotated[
+        str | None, typer.Option(help="Some of them: base,direct,customttt. By default all.", show_default=False)
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Videos a method, of seeds from 0.", min=1)] = 3,
+    folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for videos, grid and table.")] = Path(
+        "customttt-compare"
+    ),
+    base: Annotated[str | None, typer.Option(help="By default the base that the concepts were learned on.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compose by every method from the same noise, and lay the videos side by side; a killed run goes on."""
+    chosen = _chosen(methods)
+    wish = Wish(prompt, 0, seeds, None, None, None, None, None, None, base)
+    wish.check()
+    from customttt import media
+
+    library = Library()
+    pair = pairs.named(library, appearance, motion)
+    media.check_output(folder / "grid.mp4")
+    recipe = pairs.settle(pair, wish)
+    cells = {name: _cells(library, pair, recipe, name, wish.seeds(recipe), folder) for name in chosen}
+    scores = _scores(recipe, cells)
+    _lay_out(cells, recipe.sample.fps, folder)
+    text = json.dumps({"prompt": recipe.target_prompt, "scores": scores}, indent=1)
+    (folder / "compare.json").write_text(text)
+    _tell(scores, chosen)
+    output.result(text if as_json else str(folder))
+
+
+def _chosen(methods: str | None) -> list[str]:
+    from customttt.compare import METHODS
+
+    names = list(METHODS) if methods is None else [name.strip() for name in methods.split(",")]
+    if bad := [name for name in names if name not in METHODS]:
+        raise UsageError(f"There is no method {bad[0]!r}; there are {', '.join(METHODS)}.")
+    return names
+
+
+def _cells(
+    library: Library, pair: pairs.Pair, recipe: VideoRecipe, name: str, seeds: Sequence[int], folder: Path
+) -> dict[int, Path]:
+    """The videos of one method; one that was made by the same recipe before is not made again."""
+    from customttt.compare import METHODS
+
+    method = METHODS[name]
+    wanted = method.recipe(recipe)
+    paths = {seed: folder / f"{name}-seed{seed}.mp4" for seed in seeds}
+    missing = {seed: path for seed, path in paths.items() if not _is_made(path, wanted.with_seed(seed))}
+    if missing:
+        output.say(f"Method '{name}': {method.title.replace(chr(10), ' ')}.")
+        for _ in render.videos(library, pair, wanted, missing):
+            pass
+    return paths
+
+
+def _is_made(path: Path, recipe: VideoRecipe) -> bool:
+    from customttt import media
+
+    try:
+        return VideoRecipe.from_dict(media.read_recipe(path)) == recipe
+    except CustomTTTError:  # not there, half written, or another one
+        return False
+
+
+def _scores(recipe: VideoRecipe, cells: Cells) -> dict[str, Any]:
+    """Mean probabilities of the prompt's subject, movement and scene with intervals over seeds, where a judge knows."""
+    from customttt import backbones
+
+    if not backbones.defaults(recipe.base).judged:
+        output.say(f"Nothing here can tell what videos of {recipe.base!r} show; the table has no scores.")
+        return {}
+    from customttt import stats
+    from customttt.compose import to_video
+    from customttt.tiny import judge
+
+    wanted = judge.named(recipe.target_prompt)
+    scores: dict[str, Any] = {}
+    for name, paths in cells.items():
+        opinions = [judge.load().look(to_video(_frames(path))) for path in paths.values()]
+        scores[name] = {
+            head: asdict(stats.mean([float(getattr(one, head)[0, index]) for one in opinions]))
+            for head, index in wanted.items()
+        }
+    return scores
+
+
+def _frames(path: Path) -> Frames:
+    from customttt import media
+
+    return media.read_frames(path)[0]
+
+
+def _lay_out(cells: Cells, fps: int, folder: Path) -> None:
+    """A grid of the first seed's frames, and a video with a row a method and a column a seed."""
+    import numpy as np
+
+    from customttt import media, sheets
+    from customttt.compare import METHODS
+
+    videos = {name: [_frames(path) for path in paths.values()] for name, paths in cells.items()}
+    rows = [(METHODS[name].title, some[0]) for name, some in videos.items()]
+    media.write_png(folder / "grid.png", sheets.contact_sheet(rows, CELL))
+    count = min(len(video) for some in videos.values() for video in some)
+    sheets_of_time = [
+        sheets.contact_sheet(
+            [(METHODS[name].title, [video[t] for video in some]) for name, some in videos.items()], CELL
+        )
+        for t in range(count)
+    ]
+    media.write_video(folder / "side-by-side.mp4", np.stack(sheets_of_time), fps, {"made by": "customttt compare"})
+
+
+def _tell(scores: Mapping[str, Mapping[str, Mapping[str, float]]], chosen: Sequence[str]) -> None:
+    if not scores:
+        return
+    heads = list(scores[chosen[0]])
+
+    def cell(one: Mapping[str, float]) -> str:
+        return f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+
+    rows = [(name, *(cell(scores[name][head]) for head in heads)) for name in chosen]
+    output.table(("method", *heads), rows, [False] * len(rows))

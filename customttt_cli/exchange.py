@@ -1,0 +1,107 @@
+"""The commands `export` and `import`: concepts as single files."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from customttt.concept import check_name
+from customttt.errors import AlreadyExistsError, BaseUnavailableError, NotFoundError
+from customttt.library import Library
+from customttt_cli import options, output
+from customttt_cli.library import KindOption
+
+if TYPE_CHECKING:
+    from customttt.exchange import Home
+    from customttt.parcel import Parcel
+
+EXPORT_EXAMPLE = "Example: customttt export koala --format kohya --output koala.safetensors"
+IMPORT_EXAMPLE = "Example: customttt import koala.safetensors --name my-koala --base tiny"
+
+
+class FormOption(StrEnum):
+    CUSTOMTTT = "customttt"
+    DIFFUSERS = "diffusers"
+    KOHYA = "kohya"
+
+
+def export(
+    name: Annotated[str, typer.Argument(help="A concept's name.", show_default=False)],
+    kind: Annotated[KindOption | None, typer.Option(help="Refuse it if it is not of this kind.")] = None,
+    form: Annotated[
+        FormOption, typer.Option("--format", help="customttt keeps everything; the others are for other programs.")
+    ] = FormOption.CUSTOMTTT,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="By default NAME here.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a concept to one file: our own form, or a LoRA for diffusers or for ComfyUI (kohya)."""
+    library = Library()
+    concept = library.get(name, kind.value if kind else None)
+    output.quiet()
+    with output.waiting("Loading torch"):
+        from customttt import exchange
+    path = out or Path(name + exchange.SUFFIX[form.value])
+    if path.is_dir() or (out is None and path.exists()):
+        raise AlreadyExistsError(f"'{path}' is here already; name another file with --output.")
+    exchange.export(library, concept, form.value, path)
+    output.say(f"Exported '{name}' for {form.value}; 'customttt import {path}' brings it back.")
+    output.result(str(path))
+
+
+def import_concept(
+    file: Annotated[Path, typer.Argument(help="What export or another program wrote.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option(help="What to call it; by default as in the file, or as the file.", show_default=False)
+    ] = None,
+    kind: Annotated[KindOption | None, typer.Option(help="Which one, where a file holds both.")] = None,
+    base: options.Base = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read weights from a PyTorch file (.pt), too.")
+    ] = False,
+    force: options.Force = False,
+) -> None:
+    """Add a concept from a file: our own form, or a LoRA of diffusers, PEFT, kohya or MotionDirector."""
+    library = Library()
+    if not file.is_file():
+        raise NotFoundError(f"There is no file '{file}'; give what 'customttt export' or another program wrote.")
+    if name is not None:
+        check_name(name)
+        library.check_free(name, force)
+    output.quiet()
+    with output.waiting("Loading torch"):
+        from customttt import exchange, parcel
+    opened = parcel.read(file, allow_pickle)
+    library.check_free(name or opened.name, force)
+    arrival = exchange.admit(opened, _home(opened, base), name, kind.value if kind else None)
+    added = arrival.add_to(library, force)
+    output.say(f"Imported the {added.kind} '{added.name}': \"{added.phrase}\", rank {added.rank}.")
+    output.result(str(library.path(added.name)))
+
+
+def _home(parcel: Parcel, asked: str | None) -> Home:
+    """The base that was asked for, else the one that a concept was learned on, else this machine's.
+
+    Raises BaseUnavailableError where a concept was learned on another version of its base, and none was asked for.
+    """
+    from customttt import backbones
+    from customttt.exchange import Home
+
+    known = parcel.concept
+    if known and not asked:
+        base, why = known.base, f"'{known.name}' was learned on it"
+    else:
+        base, why = backbones.choose_base(asked)
+    fingerprint = backbones.identify(base)
+    if known and not asked and fingerprint != known.base_fingerprint:
+        raise BaseUnavailableError(
+            f"'{parcel.file}' was learned on another '{base}' than the one here; "
+            f"add --base {base} to import it for this one all the same."
+        )
+    output.say(f"Base: {base} ({why})")
+    if known and fingerprint != known.base_fingerprint:
+        output.warn(f"'{known.name}' was learned on '{known.base}', and is imported for another base.")
+    return Home(base, fingerprint, backbones.places(base))

@@ -1,0 +1,157 @@
+"""Prompt influence: the swap reaches the blocks it names and no others, and the selection finds what carries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from material import assert_one_sentence, run, snapshot
+from torch import Tensor
+
+from customttt import influence
+from customttt.backbones import Backbone, open_base
+from customttt.errors import UsageError
+
+PAIR = influence.Pair("A koala.", "A tiger.")
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_random_base: Path) -> Backbone:
+    return open_base(str(tiny_random_base), torch.device("cpu"))
+
+
+def predict(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
+    shape = backbone.latent_shape(2, 32)
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).expand(len(prompts), *shape)
+    with torch.no_grad():
+        return backbone.predict(noise, torch.full((len(prompts),), 500), backbone.embed(prompts))
+
+
+def layers(*numbers: int) -> influence.Layers:
+    return frozenset(numbers)
+
+
+def test_reading_the_other_prompt_everywhere_is_that_prompt(backbone: Backbone) -> None:
+    able = frozenset(influence.readers(backbone))
+    starred = backbone.embed([PAIR.starred] * 2)
+    with influence.reading(backbone, [able, layers()], starred, 2):
+        swapped = predict(backbone, [PAIR.prompt] * 2)
+    plain = predict(backbone, [PAIR.starred, PAIR.prompt])
+    assert torch.equal(swapped, plain)
+    assert not torch.allclose(swapped[0], swapped[1])
+    assert torch.equal(predict(backbone, [PAIR.starred, PAIR.prompt]), plain), "nothing stays behind"
+
+
+def test_rows_beyond_the_videos_are_left_alone(backbone: Backbone) -> None:
+    able = frozenset(influence.readers(backbone))
+    with influence.reading(backbone, [able], backbone.embed([PAIR.starred]), 2):
+        guided = predict(backbone, [PAIR.prompt, ""])
+    assert torch.equal(guided, predict(backbone, [PAIR.starred, ""]))
+
+
+def test_blocks_without_text_are_known(backbone: Backbone) -> None:
+    assert set(influence.readers(backbone)) == {0, 1, 2, 4, 6, 7, 8}
+    for bad in (3, 9):
+        with pytest.raises(UsageError, match=f"Layer {bad} of .* reads no prompt"):
+            influence.check_layers(backbone, layers(bad))
+
+
+def test_equal_prompts_are_no_pair() -> None:
+    with pytest.raises(UsageError, match="must say something else"):
+        influence.Pair("A koala.", "A koala. ")
+
+
+def test_the_videos_of_one_seed_differ_in_what_is_read_alone(backbone: Backbone) -> None:
+    sample = backbone.defaults.sample.but(num_frames=2, size=32, num_inference_steps=2)
+    able = frozenset(influence.readers(backbone))
+    videos = influence.render(backbone, PAIR, [layers(), able, layers(6)], sample, 0, batch_size=2)
+    again = influence.render(backbone, influence.Pair(PAIR.starred, "x"), [layers()], sample, 0)
+    assert torch.allclose(videos[1], again[0], atol=1e-5)
+    assert not torch.allclose(videos[0], videos[2])
+
+
+def study(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, weights: dict[int, float]) -> influence.Study:
+    """A study in which a set of blocks shows the sum of its weights, and the null shows 0.1."""
+    rendered: list[influence.Layers] = []
+
+    def render(_: Backbone, __: influence.Pair, sets: Sequence[influence.Layers], *___: object) -> Tensor:
+        rendered.extend(sets)
+        return torch.tensor([0.1 + sum(weights.get(layer, 0.0) for layer in some) for some in sets])
+
+    monkeypatch.setattr(influence, "render", render)
+    made = influence.Study(backbone, [PAIR, influence.Pair("A dog.", "A cat.")], lambda v, *_: v.tolist(), seeds=2)
+    made.rendered = rendered  # type: ignore[attr-defined]
+    return made
+
+
+def test_the_effect_of_a_block_is_its_score_minus_the_null(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = study(backbone, monkeypatch, {2: 0.2, 6: 0.5})
+    effects = {found.layers: found.effect for found in one.per_layer()}
+    assert effects[6,].value == pytest.approx(0.5)
+    assert effects[0,].value == pytest.approx(0.0)
+    assert effects[0, 1, 2, 4, 6, 7, 8].value == pytest.approx(0.7)
+    assert effects[6,].n == 4
+    assert one.page(one.per_layer()) == [layers(0, 1, 2, 4, 7, 8), layers(6), layers(2, 6), layers(0, 1, 2, 4, 6, 7, 8)]
+
+
+def test_selection_finds_the_smallest_set_and_renders_nothing_twice(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = study(backbone, monkeypatch, {2: 0.2, 6: 0.5, 7: 0.05})
+    assert [found.layers for found in one.select(0.9)] == [(6,), (2, 6)]
+    assert [found.layers for found in one.select(0.5)] == [(6,)]
+    keys = one.rendered  # type: ignore[attr-defined]
+    assert len(keys) == 4 * len(set(keys)), "each set once a pair and seed"
+
+
+def test_a_study_needs_a_pair(backbone: Backbone) -> None:
+    with pytest.raises(UsageError, match="no pair"):
+        influence.Study(backbone, [], lambda v, *_: v.tolist())
+
+
+# -- on the command line
+
+
+@pytest.fixture
+def judged_base(tiny_random_base: Path, tmp_path: Path) -> Path:
+    """The random base, said to be of the embedded world, with as few steps as can be."""
+    base = tmp_path / "judged"
+    base.mkdir()
+    for path in tiny_random_base.iterdir():
+        (base / path.name).symlink_to(path)
+    settings = json.loads((tiny_random_base / "customttt.json").read_text())
+    settings["sample"] |= {"num_inference_steps": 1}
+    (base / "customttt.json").unlink()
+    (base / "customttt.json").write_text(json.dumps({**settings, "judged": True}))
+    return base
+
+
+def test_a_study_leaves_numbers_chart_and_figure(judged_base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run("influence", *(PAIR.prompt, PAIR.starred), "--base", judged_base, "--seeds", 1, "-o", out, "--json")
+    assert done.exit_code == 0, done.output
+    numbers = json.loads(done.stdout)
+    assert len(numbers["per layer"]) == 8
+    assert len(numbers["figure"]) == 4
+    assert {path.name for path in out.iterdir()} == {"influence.json", "chart.png", "figure.png"}
+
+
+def test_bad_studies_are_refused_before_anything_is_loaded(tiny_random_base: Path, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    bad = tmp_path / "bad.tsv"
+    bad.write_text("A koala. A tiger.\n")
+    out = ("-o", tmp_path / "out")
+    assert_one_sentence(run("influence", "A koala.", *out), 2, "Give two prompts")
+    assert_one_sentence(run("influence", "A koala.", "A koala.", *out), 2, "must say something else")
+    assert_one_sentence(
+        run("influence", "A koala.", "A zebra.", "--base", "tiny", *out), 2, "'A zebra.' names no subject"
+    )
+    assert_one_sentence(run("influence", "--pairs", bad, *out), 2, "is no pair")
+    assert_one_sentence(run("influence", "--pairs", tmp_path / "none.tsv", *out), 3, "There is no file")
+    refused = run("influence", "A koala.", "A tiger.", "--base", tiny_random_base, *out)
+    assert_one_sentence(refused, 10, "Nothing here can tell what videos of")
+    bad.unlink()
+    assert snapshot(tmp_path) == before
