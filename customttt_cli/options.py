@@ -15,7 +15,7 @@ Base = Annotated[
     str | None,
     typer.Option(
         envvar="CUSTOMTTT_BASE",
-        help="tiny, animatediff, a diffusers folder or a hub id. By default animatediff on a large GPU, else tiny.",
+        help="One of 'customttt bases', a folder or a hub id. By default animatediff on a large GPU, else tiny.",
         show_default=False,
     ),
 ]

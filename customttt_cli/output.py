@@ -45,10 +45,15 @@ def tracing() -> bool:
     return _state["tracing"]
 
 
-def quiet() -> None:
-    """Keep the talk of torch, transformers and diffusers from the terminal; call it before they are imported."""
+def quiet(bars: bool = False) -> None:
+    """Keep the talk of torch, transformers and diffusers from the terminal; call it before they are imported.
+
+    With `bars`, a terminal sees the hub's own bars of progress.
+    """
     if tracing():
         return
+    if bars and sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0")
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
@@ -121,6 +126,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def gigabytes(size: int) -> str:
+    """`3670000000` as "3.7 GB"."""
+    return f"{size / 1e9:.{1 if size < 1e10 else 0}f} GB"
+
+
 class Meter:
     """What can be said about a step: loss, speed, time left. Every phase is timed for itself."""
 
@@ -154,7 +164,7 @@ def waiting(text: str) -> Iterator[None]:
 def loading(base: str) -> Iterator[None]:
     """While a base is loaded; one that is no folder here may come from the hub, which takes its time."""
     if base != "tiny" and not Path(base).is_absolute():
-        say(f"Loading {base}; the first time, several gigabytes are downloaded.")
+        say(f"Loading {base}; the first time it is downloaded, and 'customttt bases pull {base}' shows how far it is.")
     with waiting(f"Loading {base}"):
         yield
 

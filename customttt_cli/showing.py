@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from customttt.concept import Concept
 from customttt.recipe import Ingredient, VideoRecipe
-from customttt_cli.output import duration
+from customttt_cli.output import duration, gigabytes
+from customttt_cli.sources import count
 
 SPAN = 10
 """Losses that a mean is taken over, where there are as many."""
@@ -61,6 +63,26 @@ def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:
             "frames": f"{sample.num_frames} of {sample.size} x {sample.size}, {sample.fps} a second, "
             f"shown {sample.magnify} times as large",
             "versions": _versions(versions),
+        }
+    )
+
+
+def machine_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What `doctor` found, for people."""
+    gpus = [f"{gpu['name']}, {gigabytes(gpu['memory_bytes'])}" for gpu in facts["gpus"]]
+    return _aligned(
+        {
+            "customttt": facts["customttt"],
+            "python": facts["python"],
+            "torch": facts["torch"],
+            "cores": str(facts["cores"]),
+            "memory": f"{gigabytes(facts['memory_bytes'])}, {gigabytes(facts['memory_available_bytes'])} available",
+            "GPU": "; ".join(gpus) or "none that torch can use",
+            "disk": f"{gigabytes(facts['library_free_bytes'])} free at the library",
+            "library": f"{facts['library']}, {count(facts['library_concepts'], 'concept')}, "
+            + ("damaged" if facts["library_problem"] else "intact"),
+            "model hub": f"{facts['hub']}, {facts['hub_state']}",
+            "base": f"{facts['base']} ({facts['base_reason']})",
         }
     )
 

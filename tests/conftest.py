@@ -32,6 +32,22 @@ def tiny_random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_random_3d_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for the other family: a U-Net that was born with time in it."""
+    import torch
+    from bases import build_tiny_random
+
+    torch.set_num_threads(1)
+    return build_tiny_random(tmp_path_factory.mktemp("base") / "tiny-random-3d", three_d=True)
+
+
+@pytest.fixture(scope="session", params=["tiny_random_base", "tiny_random_3d_base"])
+def any_base(request: pytest.FixtureRequest) -> Path:
+    """A base of every family, one after the other."""
+    return Path(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="session")
 def travel_home(tiny_random_base: Path) -> Home:
     """What an imported concept is held against: the random base, read without its weights."""
     from customttt import backbones

@@ -1,4 +1,4 @@
-"""The AnimateDiff family: numbered layers, bypassed motion, and the paper's parameter count."""
+"""Every family: numbered layers, bypassed motion, parameter counts, and bases that cannot be opened."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNetMotionModel
+from diffusers import UNet3DConditionModel, UNetMotionModel
 
 from customttt import lora
 from customttt.backbones import Backbone, defaults, identify, open_base, places
-from customttt.backbones.animatediff import BRANCHES, LAYERS, PAPER
+from customttt.backbones.animatediff import PAPER, AnimateDiff
+from customttt.backbones.family import LAYERS, Family
+from customttt.backbones.unet3d import ZEROSCOPE, UNet3D
+from customttt.config import TrainConfig
 from customttt.errors import BaseUnavailableError
 
 
 @pytest.fixture(scope="module")
-def backbone(tiny_random_base: Path) -> Backbone:
-    return open_base(str(tiny_random_base), torch.device("cpu"))
+def backbone(any_base: Path) -> Backbone:
+    return open_base(str(any_base), torch.device("cpu"))
 
 
 def video(frames: int, seed: int = 0) -> torch.Tensor:
@@ -28,18 +31,27 @@ def predict(backbone: Backbone, latents: torch.Tensor, prompt: str = "A koala.")
     return backbone.predict(latents, torch.tensor([500]), backbone.embed([prompt]))
 
 
-def count_lora_parameters(unet: torch.nn.Module, kind: str, layers: tuple[int, ...], rank: int) -> int:
-    targets = lora.target_names(unet, [f"{LAYERS[layer]}.{BRANCHES[kind]}" for layer in layers])
+def count_lora_parameters(unet: torch.nn.Module, family: type[Family], kind: str, config: TrainConfig) -> int:
+    targets = lora.target_names(unet, [f"{LAYERS[layer]}.{family.BRANCHES[kind]}" for layer in config.layers])
     linears = [unet.get_submodule(name) for name in targets]
-    return sum(rank * (linear.in_features + linear.out_features) for linear in linears)
+    return sum(config.rank * (linear.in_features + linear.out_features) for linear in linears)
 
 
 def test_the_paper_s_loras_have_the_paper_s_12_124_160_parameters() -> None:
     with torch.device("meta"):
         unet = UNetMotionModel(cross_attention_dim=768, use_motion_mid_block=False)
-    appearance = count_lora_parameters(unet, "appearance", PAPER.appearance.layers, PAPER.appearance.rank)
-    motion = count_lora_parameters(unet, "motion", PAPER.motion.layers, PAPER.motion.rank)
+    appearance = count_lora_parameters(unet, AnimateDiff, "appearance", PAPER.appearance)
+    motion = count_lora_parameters(unet, AnimateDiff, "motion", PAPER.motion)
     assert (appearance, motion, appearance + motion) == (5_980_160, 6_144_000, 12_124_160)
+
+
+def test_zeroscope_and_modelscope_have_1411_million_parameters_and_loras_of_9_7_million() -> None:
+    with torch.device("meta"):
+        unet = UNet3DConditionModel(sample_size=32)  # all else in their unet/config.json is the default
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 1_411_233_860
+    appearance = count_lora_parameters(unet, UNet3D, "appearance", ZEROSCOPE.appearance)
+    motion = count_lora_parameters(unet, UNet3D, "motion", ZEROSCOPE.motion)
+    assert (appearance, motion) == (6_062_080, 3_686_400)
 
 
 def test_encoding_and_decoding_keep_the_shape(backbone: Backbone) -> None:
@@ -141,7 +153,8 @@ def assert_places_are_the_modules(backbone: Backbone) -> None:
     found = places(backbone.name)
     for name, place in found.items():
         assert tuple(backbone.unet.get_submodule(name).weight.shape) == place.shape
-    for kind, layers in (("appearance", (0, 1, 2, 4, 6, 7, 8)), ("motion", (0, 1, 2, 3, 5, 6, 7, 8))):
+    motion = {"AnimateDiff": (0, 1, 2, 3, 5, 6, 7, 8), "UNet3D": (0, 1, 2, 4, 6, 7, 8)}[type(backbone).__name__]
+    for kind, layers in (("appearance", (0, 1, 2, 4, 6, 7, 8)), ("motion", motion)):
         targets = backbone.targets(kind, layers)
         assert {(found[name].kind, found[name].layer) for name in targets} == {(kind, layer) for layer in layers}
 

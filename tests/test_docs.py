@@ -17,7 +17,8 @@ README = (ROOT / "README.md").read_text()
 
 def commands() -> set[str]:
     """Names of all commands of the command line."""
-    return {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
+    groups = {group.name for group in app.registered_groups if group.name}
+    return groups | {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
 
 
 def test_every_command_in_the_readme_exists() -> None:

@@ -88,12 +88,21 @@ def test_no_two_modules_of_stable_diffusion_are_spelt_alike(monkeypatch: pytest.
         image_unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         return UNetMotionModel.from_unet2d(image_unet, MotionAdapter(), load_weights=False)
 
-    monkeypatch.setattr(animatediff, "_bare_unet", bare)
+    monkeypatch.setattr(backbones, "_unet_config", lambda _: {})
+    monkeypatch.setattr(animatediff.AnimateDiff, "bare_unet", bare)
     places = backbones.places("animatediff")
     assert len({keys._flat(name) for name in places}) == len(places) == 444
     assert places["mid_block.motion_modules.0.proj_in"] == backbones.Place("motion", 4, (1280, 1280))
     to_k = "down_blocks.2.attentions.0.transformer_blocks.0.attn2.to_k"
     assert places[to_k] == backbones.Place("appearance", 2, (1280, 768))
+
+
+def test_no_two_modules_of_zeroscope_are_spelt_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "_unet_config", lambda _: {"sample_size": 32})
+    places = backbones.places("zeroscope")
+    assert len({keys._flat(name) for name in places}) == len(places)
+    to_k = "mid_block.temp_attentions.0.transformer_blocks.0.attn2.to_k"
+    assert places[to_k] == backbones.Place("motion", 4, (1280, 1280))
 
 
 def test_alpha_is_multiplied_into_the_second_matrix(travel_home: Home) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from material import run
 
 from customttt import compose, learn, lora, media
 from customttt.backbones import Backbone
@@ -93,3 +94,19 @@ def test_at_scale_zero_the_loras_do_not_act(story: Story) -> None:
     plain = recipe_of(story, ttt=backbone.defaults.ttt.but(steps=0))
     alone = replace(plain, appearance=replace(plain.appearance, scale=0.0), motion=replace(plain.motion, scale=0.0))
     assert not np.array_equal(render(story, plain), render(story, alone))
+
+
+def test_the_whole_story_runs_on_a_base_of_the_other_family(
+    tiny_random_3d_base: Path, pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    """From the command line: learn both, adapt them to each other, render; concepts of two families do not mix."""
+    for command in (("learn-appearance", "koala", pictures), ("learn-motion", "swimming", clip)):
+        done = run(*command, "--base", tiny_random_3d_base)
+        assert done.exit_code == 0, done.output
+    done = run("compose", "koala", "swimming", "on Mars", "-o", tmp_path / "out.mp4")
+    assert done.exit_code == 0, done.output
+    assert "Test-time training: step 2 of 2" in done.stderr
+    frames, _ = media.read_frames(tmp_path / "out.mp4")
+    assert frames.shape == (4, 32, 32, 3)
+    done = run("compose", "koala", "swimming", "--base", "tiny", "-o", tmp_path / "no.mp4")
+    assert done.exit_code == 10, done.output

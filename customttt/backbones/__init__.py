@@ -5,19 +5,32 @@ The U-Net's blocks are numbered in the order of the data: 0-3 down, 4 middle, 5-
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from customttt import machine
+from customttt.backbones import hub
 from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
+from customttt.errors import BaseUnavailableError
+
+if TYPE_CHECKING:
+    from customttt.backbones.family import Family, Known
+
+PREFERRED, FALLBACK = "animatediff", "tiny"
+"""The base that is chosen where the GPU is large enough, and elsewhere."""
+DEFAULTS_FILE = "customttt.json"
+"""In a base's folder: its own settings in origin of its family's recipe. `tiny` has one, and any folder may."""
 
 Video = Float[Tensor, "b 3 f height width"]
 PromptEmbeds = Float[Tensor, "b l d"]
@@ -72,42 +85,142 @@ class Backbone(Protocol):
 
 def identify(base: str) -> str:
     """The fingerprint of a base without loading it. Raises BaseUnavailableError."""
-    from customttt.backbones import animatediff
-
-    return animatediff.fingerprint(animatediff.locate(base), base)
+    return _fingerprint(locate(base))
 
 
 def defaults(base: str) -> Defaults:
     """A base's own settings, read without loading it. Raises BaseUnavailableError."""
-    from customttt.backbones import animatediff
-
-    return animatediff.defaults(base)
+    origin = locate(base)
+    return _defaults(origin, family_of(origin))
 
 
 def places(base: str) -> dict[str, Place]:
     """What a LoRA can wrap in a base's U-Net, by name, read without loading weights. Raises BaseUnavailableError."""
-    from customttt.backbones import animatediff
-
-    return animatediff.places(base)
+    origin = locate(base)
+    return family_of(origin).places(_unet_config(origin), origin.folder, base)
 
 
 def open_base(base: str, device: torch.device) -> Backbone:
-    """Load a base: `tiny`, `animatediff`, a folder in diffusers format, or a hub id. Raises BaseUnavailableError."""
-    from customttt.backbones import animatediff
+    """Load a base: one with a name, a folder in diffusers format, or a hub id. Raises BaseUnavailableError."""
+    origin = locate(base)
+    family = family_of(origin)
+    settings = _defaults(origin, family)
+    folder = _whole(origin.folder) if origin.folder else hub.fetch(origin.repositories[0])
+    return family.load(folder, base, _fingerprint(origin), settings, device)
 
-    return animatediff.load(base, device)
+
+def pull(base: str, told: hub.Told = hub.nobody) -> list[Path]:
+    """Download all that a base needs, as far as it is not here, and return its folders. Raises BaseUnavailableError."""
+    origin = locate(base)
+    family = family_of(origin)
+    if origin.folder:
+        return [_whole(origin.folder)]
+    beside = () if origin.known else family.beside(_unet_config(origin))
+    return [hub.fetch(repository, told) for repository in (*origin.repositories, *beside)]
+
+
+def _whole(folder: Path) -> Path:
+    if lacking := hub.lacking(folder):
+        raise BaseUnavailableError(f"No base model in {folder}: {lacking} is missing; give a diffusers folder.")
+    return folder
 
 
 def choose_base(asked: str | None) -> tuple[str, str]:
     """(base, why): what was asked for, a folder by its whole path, else what this machine can carry."""
     if asked:
-        named = asked in ("tiny", "animatediff") or not is_local(asked)
+        named = not is_local(asked) or asked in known_bases()
         return asked if named else str(Path(asked).expanduser().absolute()), "as asked"
-    if torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory > 10 * 2**30:
-        return "animatediff", "a CUDA GPU with more than 10 GB is here"
-    return "tiny", "no CUDA GPU with more than 10 GB is here"
+    need = known_bases()[PREFERRED].memory
+    if any(gpu.memory >= need for gpu in machine.gpus()[:1]):
+        return PREFERRED, f"a CUDA GPU with at least {need / 1e9:.0f} GB is here"
+    return FALLBACK, f"no CUDA GPU with at least {need / 1e9:.0f} GB is here"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a base's files are, or where they are to come from."""
+
+    base: str
+    folder: Path | None = None
+    repositories: tuple[hub.Repository, ...] = ()
+    known: Known | None = None
+
+
+def locate(base: str) -> Origin:
+    """What a base's name means. Raises BaseUnavailableError."""
+    if known := known_bases().get(base):
+        return Origin(base, known.folder, known.repositories, known)
+    if is_local(base):
+        folder = Path(base).expanduser()
+        if not (folder / "unet" / "config.json").is_file():
+            raise BaseUnavailableError(
+                f"No base model in {folder}: unet/config.json is missing; give a diffusers folder."
+            )
+        return Origin(base, folder)
+    if base.count("/") != 1:
+        names = ", ".join(known_bases())
+        raise BaseUnavailableError(
+            f"There is no base {base!r}; give {names}, a diffusers folder, or a hub id as owner/name."
+        )
+    return Origin(base, repositories=(hub.Repository(base),))
 
 
 def is_local(base: str) -> bool:
     """Whether a base name means a folder on this machine."""
     return base.startswith((".", "/", "~")) or Path(base).is_dir()
+
+
+def families() -> tuple[type[Family], ...]:
+    """Every family; a new one is a file, and a name here."""
+    from customttt.backbones.animatediff import AnimateDiff
+    from customttt.backbones.unet3d import UNet3D
+
+    return AnimateDiff, UNet3D
+
+
+def known_bases() -> dict[str, Known]:
+    """The bases that have a name."""
+    return {known.name: known for family in families() for known in family.KNOWN}
+
+
+def family_of(origin: Origin) -> type[Family]:
+    """The family that loads a base: by its name, else by its U-Net's class. Raises BaseUnavailableError."""
+    found = str(_unet_config(origin).get("_class_name", "nameless model")) if origin.known is None else ""
+    for family in families():
+        if origin.known in family.KNOWN or found in family.UNETS:
+            return family
+    expected = ", ".join(name for family in families() for name in family.UNETS)
+    raise BaseUnavailableError(f"{origin.base!r} is a {found}, which is no base here; give one of {expected}.")
+
+
+def _unet_config(origin: Origin) -> dict[str, Any]:
+    from customttt.backbones.family import read_config
+
+    folder = origin.folder
+    return read_config(folder / "unet" / "config.json" if folder else hub.fetch_config(origin.repositories[0]))
+
+
+def _defaults(origin: Origin, family: type[Family]) -> Defaults:
+    if origin.known and origin.known.defaults:
+        return origin.known.defaults
+    if origin.folder and (origin.folder / DEFAULTS_FILE).is_file():
+        return Defaults.from_dict(json.loads((origin.folder / DEFAULTS_FILE).read_text()))
+    return family.recipe(_unet_config(origin))
+
+
+def _fingerprint(origin: Origin) -> str:
+    """A digest of a folder's configurations and of head, tail and size of its weights: whole files take minutes.
+
+    What comes from the hub is known by its names and commits.
+    """
+    digest = hashlib.sha256()
+    if origin.folder is None:
+        digest.update(" ".join(map(str, origin.repositories)).encode())
+        return digest.hexdigest()[:16]
+    for path in sorted(path for path in origin.folder.rglob("*") if path.suffix in hub.SUFFIXES):
+        digest.update(f"{path.relative_to(origin.folder).as_posix()} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(2**20))
+            file.seek(max(path.stat().st_size - 2**20, 0))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]

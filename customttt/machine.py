@@ -1,0 +1,47 @@
+"""What this machine has: cores, memory, GPUs. Imports torch only to ask for GPUs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that torch can use."""
+
+    name: str
+    memory: int
+    """Bytes."""
+
+
+def gpus() -> list[Gpu]:
+    """The CUDA GPUs, the one that is used first."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    return [Gpu(one.name, one.total_memory) for one in found]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> tuple[int, int]:
+    """(bytes in all, bytes that are free or can be freed at once)."""
+    found = psutil.virtual_memory()
+    return int(found.total), int(found.available)
+
+
+def free_disk(path: Path) -> int:
+    """Bytes free where a file or folder is, or would be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,97 @@
+"""The commands `bases` and `bases pull`: which base models there are, what they need, and getting one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from customttt_cli import options, output
+
+if TYPE_CHECKING:
+    from customttt.backbones.survey import Standing
+
+EXAMPLE = "Example: customttt bases --json"
+PULL_EXAMPLE = "Example: customttt bases pull zeroscope"
+
+app = typer.Typer(invoke_without_command=True, epilog=EXAMPLE)
+
+
+@app.callback()
+def bases(context: typer.Context, as_json: options.Json = False) -> None:
+    """List the base models, what each needs, and whether it can run here; 'pull' downloads one."""
+    if context.invoked_subcommand is not None:
+        return
+    output.quiet()
+    with output.waiting("Loading torch"):
+        from customttt import backbones
+        from customttt.backbones import survey
+
+    standings = survey.survey()
+    if as_json:
+        output.result(json.dumps([_fields(standing) for standing in standings], indent=2, ensure_ascii=False))
+        return
+    _table(standings)
+    base, why = backbones.choose_base(None)
+    output.say(f"Without --base, {base} is used ({why}).")
+
+
+def _fields(standing: Standing) -> dict[str, Any]:
+    known, sample = standing.known, standing.sample
+    return {
+        "name": known.name,
+        "what": known.what,
+        "licence": known.licence,
+        "frames": sample.num_frames,
+        "size": sample.size,
+        "download_bytes": known.download,
+        "gpu_memory_bytes": known.memory,
+        "repositories": [str(repository) for repository in known.repositories],
+        "here": standing.here,
+        "runs": standing.obstacle is None,
+        "why_not": standing.obstacle,
+    }
+
+
+def _table(standings: list[Standing]) -> None:
+    columns = ("name", "what it is", "frames", "download", "GPU memory", "licence", "runs here")
+    rows = [
+        (
+            standing.known.name,
+            standing.known.what,
+            f"{standing.sample.num_frames} of {standing.sample.size} x {standing.sample.size}",
+            output.gigabytes(standing.known.download) if standing.known.download else "none",
+            output.gigabytes(standing.known.memory) if standing.known.memory else "none",
+            standing.known.licence,
+            _runs(standing),
+        )
+        for standing in standings
+    ]
+    output.table(columns, rows, [False] * len(rows))
+
+
+def _runs(standing: Standing) -> str:
+    if standing.obstacle:
+        return f"no: {standing.obstacle}"
+    return "yes" if standing.here else f"after 'customttt bases pull {standing.known.name}'"
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="A base of the list, or a hub id as owner/name.", show_default=False)],
+) -> None:
+    """Download a base model now, as far as it is not here; after a break, whole files are kept."""
+    output.quiet(bars=True)
+    with output.waiting("Loading torch"):
+        from customttt import backbones
+
+    def told(file: str, here: int, total: int) -> None:
+        output.say(f"{file}: {output.gigabytes(here)} of {output.gigabytes(total)} are here.")
+
+    folders = backbones.pull(name, told)
+    output.say(f"'{name}' is here; use it with --base {name}.")
+    for folder in folders:
+        output.result(str(folder))
+
+
+app.command("pull", epilog=PULL_EXAMPLE)(pull)
