@@ -31,7 +31,7 @@ SURE = 0.5
 """From this calibrated probability on, a name is said."""
 IDENTITY_SCALE = 16.0  # of the cosines in the softmax over all subjects in all looks
 CHECKPOINT_SECONDS = 120
-SPOILED = 0.15  # share of training clips whose subject is warped beyond recognition, or whose frames are in disorder
+SPOILED = 0.15  # share of training clips whose subject is warped or missing, and of those whose frames are in disorder
 HEADS = {"noun": len(world.NOUNS), "movement": len(world.MOVEMENTS), "scene": len(world.SCENES)}
 ORDERED = [
     index for index, name in enumerate(world.MOVEMENTS)
@@ -268,9 +268,12 @@ def loss_of(judge: Judge, batch: dict[str, Tensor], generator: torch.Generator) 
     """Cross-entropy of all names, the subject's place and posture, and a softmax over cosines for the identity."""
     video, b = batch["video"], len(batch["noun"])
     chance = torch.rand(b, generator=generator)
-    warped = chance < SPOILED
+    warped, bare = chance < SPOILED, chance < SPOILED / 3
     if warped.any():
         video[warped] = warp(video[warped], generator)
+    if bare.any():  # nobody is there
+        scenes = world.paint(batch["scene"][bare], 64, generator) * 2 - 1
+        video[bare] = scenes.unsqueeze(2).expand(-1, -1, video.shape[2], -1, -1)
     disordered = (chance > 1 - SPOILED) & torch.isin(batch["movement"], torch.tensor(ORDERED))
     order = torch.tensor([5, 2, 7, 0, 3, 6, 1, 4])
     video[disordered] = video[disordered][:, :, order]
@@ -280,7 +283,9 @@ def loss_of(judge: Judge, batch: dict[str, Tensor], generator: torch.Generator) 
         seen = judge(augment(video, generator))
     nothing = torch.zeros_like(warped)
     loss = F.cross_entropy(seen["noun"].float(), _smooth(batch["noun"], HEADS["noun"], warped))
-    loss = loss + F.cross_entropy(seen["movement"].float(), _smooth(batch["movement"], HEADS["movement"], disordered))
+    loss = loss + F.cross_entropy(
+        seen["movement"].float(), _smooth(batch["movement"], HEADS["movement"], bare | disordered)
+    )
     loss = loss + F.cross_entropy(seen["scene"].float(), _smooth(batch["scene"], HEADS["scene"], nothing))
     cosines = seen["identity"] @ F.normalize(judge.prototypes, dim=-1).T
     subject = batch["noun"] * len(world.LOOKS) + batch["look"]
