@@ -65,7 +65,7 @@ def _learn(
     words = learn.Wording(APPEARANCE, "koala", sentence(with_article("koala")))
     koala = learn.appearance(backbone, pictures, words, settings.appearance, accelerator, report)
     say("Learning how to swim, from one clip of a dog.")
-    words = learn.Wording(MOTION, "swimming", sentence(with_article(CLIP_NOUN), "swimming"))
+    words = learn.Wording(MOTION, "swimming", sentence(with_article(CLIP_NOUN), "swimming", CLIP_SCENE))
     return koala, learn.motion(backbone, clip, words, settings.motion, accelerator, report)
 
 
@@ -109,8 +109,12 @@ def render_inputs(folder: Path = INPUTS) -> None:
         index("koala", world.NOUNS, len(places)), torch.full((len(places),), world.LOOKS.index(LOOK)),
         index("standing still", movements, len(places)), places, generator, num_frames=1, size=PIXELS,
     )  # fmt: skip
-    for number, image in enumerate(stills.video):
-        media.write_png(folder / "koala" / f"{number + 1}.png", compose.to_frames(image[None])[0])
+    for number, (image, scene) in enumerate(zip(stills.video, PICTURE_SCENES, strict=True), 1):
+        media.write_png(folder / "koala" / f"{number}.png", compose.to_frames(image[None])[0])
+        caption = sentence(
+            f"{with_article('koala')} {scene}"
+        )  # what is said of the scene is not learned as the subject
+        (folder / "koala" / f"{number}.txt").write_text(caption + "\n")
     swim = world.render(
         index(CLIP_NOUN, world.NOUNS), torch.tensor([0]), index("swimming", movements), index(CLIP_SCENE, scenes),
         generator, size=PIXELS, vary=0.0,
