@@ -95,6 +95,11 @@ class TTTConfig(_Settings):
     """Weight of the appearance-debiased loss in the temporal term [O]."""
     student_motion: bool = False
     """Whether the student's motion modules see the appearance reference, whose frames are independent [O]."""
+    target: Literal["noise", "teacher"] = "noise"
+    """What the student predicts on a noised reference: the noise that was added [S], or what its teacher predicts
+    there while it reads the teacher's own prompt (ours)."""
+    renoise: tuple[float, float] = (0.0, 1.0)
+    """From which timestep to which a reference is noised, as shares of the schedule [O]."""
     scene_in_student: bool = False
     """Whether the student reads the whole target prompt instead of subject and movement alone [O]."""
     doings: tuple[str, ...] = ("standing", "walking", "sitting", "running")
@@ -108,6 +113,8 @@ class TTTConfig(_Settings):
         _at_least(0, appearance_weight=self.appearance_weight, motion_weight=self.motion_weight, debias=self.debias)
         _at_least(1, reference_steps=self.reference_steps, batch_size=self.batch_size)
         _at_least(1, reference_guidance=self.reference_guidance, doings=len(self.doings), objects=len(self.objects))
+        if not (len(self.renoise) == 2 and 0 <= self.renoise[0] < self.renoise[1] <= 1):
+            raise UsageError(f"renoise is {self.renoise}; it must be two rising shares from 0 to 1.")
 
 
 @dataclass(frozen=True)

@@ -91,12 +91,19 @@ def _finite(loss: float, phase: str, step: int, learning_rate: float, kept: int)
 
 
 def noised(
-    backbone: Backbone, latents: diffusion.Latents, generator: torch.Generator
+    backbone: Backbone,
+    latents: diffusion.Latents,
+    generator: torch.Generator,
+    within: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[diffusion.Latents, diffusion.Latents, diffusion.Timesteps]:
-    """Fresh noise on `latents` at uniform timesteps: (noisy latents, what to predict, timesteps)."""
+    """Fresh noise on `latents` at timesteps uniform `within` these shares of the schedule.
+
+    Returns (noisy latents, what to predict, timesteps).
+    """
     schedule = backbone.schedule
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    timesteps = torch.randint(0, len(schedule), (len(latents),), generator=generator).to(latents.device)
+    low, high = (round(share * len(schedule)) for share in within)
+    timesteps = torch.randint(low, high, (len(latents),), generator=generator).to(latents.device)
     noisy = diffusion.add_noise(schedule, latents, noise, timesteps)
     return noisy, diffusion.target(schedule, latents, noise, timesteps), timesteps
 

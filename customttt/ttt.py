@@ -13,6 +13,8 @@ The target is the added noise, not the teacher's prediction: the student replays
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from customttt import diffusion, lora, losses
 from customttt.backbones import Backbone, PromptEmbeds
+from customttt.concept import Kind
 from customttt.config import SampleConfig, TTTConfig
 from customttt.sampling import denoise
 from customttt.train import Report, noised, optimize, silent
@@ -35,6 +38,14 @@ class Prompts:
     objects: Float[Tensor, "m l d"]
     student: Float[Tensor, "1 l d"]
     empty: Float[Tensor, "1 l d"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a teacher showed, and the prompt it read."""
+
+    latents: diffusion.Latents
+    prompt: Float[Tensor, "1 l d"]
 
 
 def adapt(
@@ -55,12 +66,14 @@ def adapt(
     lora.restore(backbone.unet, "motion_teacher", motion)
     students = lora.restore(backbone.unet, "appearance_student", appearance)
     students += lora.restore(backbone.unet, "motion_student", motion)
-    references = References(backbone, prompts, config, sample, generator)
+    spatial = Teacher(backbone, "appearance", prompts.doings, prompts.empty, config, sample, generator)
+    temporal = Teacher(backbone, "motion", prompts.objects, prompts.empty, config, sample, generator)
+    student = Student(backbone, prompts.student, config, generator)
 
     def loss_at(step: int) -> Float[Tensor, ""]:
-        z_s, z_t = references.at(step)
-        with lora.active(backbone.unet, appearance_student=1.0, motion_student=1.0):
-            return _student_loss(backbone, z_s, z_t, prompts.student, config, generator)
+        return config.appearance_weight * student.keeps(spatial, step) + config.motion_weight * student.keeps(
+            temporal, step
+        )
 
     try:
         history = optimize(
@@ -74,68 +87,83 @@ def adapt(
         lora.remove(backbone.unet, *names)
 
 
-def _student_loss(
-    backbone: Backbone,
-    z_s: diffusion.Latents,
-    z_t: diffusion.Latents,
-    prompt: PromptEmbeds,
-    config: TTTConfig,
-    generator: torch.Generator,
-) -> Float[Tensor, ""]:
-    """Appearance preservation on z_s plus temporal preservation on z_t, each re-noised at its own uniform timestep."""
-    embeds = prompt.expand(config.batch_size, -1, -1)
-    noisy, target, timesteps = noised(backbone, z_s.expand(config.batch_size, -1, -1, -1, -1), generator)
-    if config.student_motion:
-        prediction = backbone.predict(noisy, timesteps, embeds)
-    else:
-        with backbone.without_motion():
-            prediction = backbone.predict(noisy, timesteps, embeds)
-    appearance_loss = losses.denoising(prediction, target)
-
-    noisy, target, timesteps = noised(backbone, z_t.expand(config.batch_size, -1, -1, -1, -1), generator)
-    anchor = int(torch.randint(0, z_t.shape[2], (), generator=generator))
-    motion_loss = losses.motion(backbone.predict(noisy, timesteps, embeds), target, anchor, config.debias)
-    return config.appearance_weight * appearance_loss + config.motion_weight * motion_loss
-
-
-class References:
-    """What the teachers show: (z_s, z_t), fresh at every step or from a pool made on first use."""
+class Teacher:
+    """The base with one frozen LoRA. It shows what it knows, anew at every step or out of a pool."""
 
     def __init__(
         self,
         backbone: Backbone,
-        prompts: Prompts,
+        kind: Kind,
+        prompts: Float[Tensor, "n l d"],
+        empty: Float[Tensor, "1 l d"],
         config: TTTConfig,
         sample: SampleConfig,
         generator: torch.Generator,
     ) -> None:
-        self.backbone, self.prompts, self.config, self.generator = backbone, prompts, config, generator
+        self.backbone, self.kind, self.prompts, self.empty = backbone, kind, prompts, empty
+        self.config, self.generator = config, generator
         self.shape = backbone.latent_shape(sample.num_frames, sample.size)
         self.timesteps, self.until = reference_timesteps(backbone.schedule, config, sample)
-        self.pool: list[tuple[diffusion.Latents, diffusion.Latents]] = []
+        self.pool: list[Reference] = []
 
-    def at(self, step: int) -> tuple[diffusion.Latents, diffusion.Latents]:
-        if not self.config.references:
-            return self._pair(step)
+    def show(self, step: int) -> Reference:
+        """z_s or z_t of a step."""
         if len(self.pool) < self.config.references:
-            self.pool.append(self._pair(step))
+            self.pool.append(self._reference(step))
             return self.pool[-1]
-        return self.pool[int(torch.randint(0, len(self.pool), (), generator=self.generator))]
+        if self.pool:
+            return self.pool[int(torch.randint(0, len(self.pool), (), generator=self.generator))]
+        return self._reference(step)
 
-    def _pair(self, step: int) -> tuple[diffusion.Latents, diffusion.Latents]:
-        unet, prompts = self.backbone.unet, self.prompts
-        with lora.active(unet, appearance_teacher=1.0), self.backbone.without_motion():
-            z_s = self._sample(prompts.doings[step % len(prompts.doings)])
-        with lora.active(unet, motion_teacher=1.0):
-            z_t = self._sample(prompts.objects[step % len(prompts.objects)])
-        return z_s, z_t
+    def predict(self, reference: Reference, noisy: diffusion.Latents, timesteps: diffusion.Timesteps) -> Tensor:
+        """What it says of its own noised reference while it reads its own prompt."""
+        with torch.no_grad(), self._acting():
+            return self.backbone.predict(noisy, timesteps, reference.prompt.expand(len(noisy), -1, -1))
 
-    def _sample(self, prompt: Float[Tensor, "l d"]) -> diffusion.Latents:
+    def _reference(self, step: int) -> Reference:
+        prompt = self.prompts[step % len(self.prompts)][None]
         noise = torch.randn(1, *self.shape, generator=self.generator).to(self.backbone.device)
-        return denoise(
-            self.backbone, noise, prompt[None], self.prompts.empty, timesteps=self.timesteps, until=self.until,
-            guidance_scale=self.config.reference_guidance,
-        )  # fmt: skip
+        with self._acting():
+            latents = denoise(
+                self.backbone, noise, prompt, self.empty, timesteps=self.timesteps, until=self.until,
+                guidance_scale=self.config.reference_guidance,
+            )  # fmt: skip
+        return Reference(latents, prompt)
+
+    @contextmanager
+    def _acting(self) -> Iterator[None]:
+        motion = self.backbone.without_motion() if self.kind == "appearance" else nullcontext()
+        with lora.active(self.backbone.unet, **{f"{self.kind}_teacher": 1.0}), motion:
+            yield
+
+
+@dataclass(frozen=True)
+class Student:
+    """The base with both LoRAs, reading the joint prompt."""
+
+    backbone: Backbone
+    prompt: PromptEmbeds
+    config: TTTConfig
+    generator: torch.Generator
+
+    def keeps(self, teacher: Teacher, step: int) -> Float[Tensor, ""]:
+        """Appearance or temporal preservation: the error on what the teacher showed, noised again."""
+        config, reference = self.config, teacher.show(step)
+        copies = reference.latents.expand(config.batch_size, -1, -1, -1, -1)
+        noisy, target, timesteps = noised(self.backbone, copies, self.generator, config.renoise)
+        if config.target == "teacher":
+            target = teacher.predict(reference, noisy, timesteps)
+        still = teacher.kind == "appearance" and not config.student_motion
+        unet, prompt = self.backbone.unet, self.prompt.expand(len(noisy), -1, -1)
+        with (
+            lora.active(unet, appearance_student=1.0, motion_student=1.0),
+            self.backbone.without_motion() if still else nullcontext(),
+        ):
+            prediction = self.backbone.predict(noisy, timesteps, prompt)
+        if teacher.kind == "appearance":
+            return losses.denoising(prediction, target)
+        anchor = int(torch.randint(0, noisy.shape[2], (), generator=self.generator))
+        return losses.motion(prediction, target, anchor, config.debias)
 
 
 def reference_timesteps(

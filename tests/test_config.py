@@ -51,3 +51,9 @@ def test_the_defaults_are_the_paper_s() -> None:
     assert (PAPER.appearance.learning_rate, PAPER.motion.learning_rate) == (1e-5, 5e-5)
     assert (PAPER.ttt.steps, PAPER.ttt.learning_rate, PAPER.ttt.reference_steps) == (30, 1e-6, 5)
     assert (PAPER.sample.num_frames, PAPER.sample.size, PAPER.sample.num_inference_steps) == (16, 256, 25)
+
+
+def test_renoising_goes_from_one_share_of_the_schedule_to_a_later_one() -> None:
+    assert TTTConfig(renoise=(0.2, 0.8)).renoise == (0.2, 0.8)
+    with pytest.raises(UsageError, match="renoise"):
+        TTTConfig(renoise=(0.8, 0.2))
