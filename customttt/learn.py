@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from customttt import lora, train
+from customttt import lora, machine, train
 from customttt.backbones import Backbone, open_base
 from customttt.checkpoint import FORGETFUL, Keeper
 from customttt.compose import to_video
@@ -58,9 +58,10 @@ class Wording:
 
 
 def open_accelerated(base: str) -> tuple[Backbone, Accelerator]:
-    """A base on the best device here, in half precision on a GPU and in full on a CPU. Raises BaseUnavailableError."""
+    """A base on the best device here, in half precision where the device has it. Raises BaseUnavailableError."""
     on_gpu = torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="fp16" if on_gpu else "no", cpu=not on_gpu)
+    half = "fp16" if on_gpu else "bf16" if machine.multiplies_bfloat16() else "no"
+    accelerator = Accelerator(mixed_precision=half, cpu=not on_gpu)
     try:
         return open_base(base, accelerator.device), accelerator
     except torch.cuda.OutOfMemoryError as error:

@@ -29,6 +29,14 @@ def gpus() -> list[Gpu]:
     return [Gpu(one.name, one.total_memory) for one in found]
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16, which halve the time of learning and sampling."""
+    import torch
+
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
