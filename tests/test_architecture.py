@@ -16,7 +16,7 @@ ORDER = [
     "lora", "keys", "parcel", "exchange", "losses", "checkpoint", "train", "sampling", "ttt", "compose", "learn",
     "influence", "compare", "tiny",
 ]  # fmt: skip
-SCRIPTS = {"pretrain.py", "judge.py", "score.py"}
+SCRIPTS = {"pretrain.py", "judge.py", "score.py", "study.py"}
 TORCH_FREE = ORDER[: ORDER.index("machine") + 1]
 
 

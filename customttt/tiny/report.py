@@ -1,0 +1,113 @@
+"""The study's report: Markdown tables with 95 % intervals over pairings, paired differences, and contact sheets."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from customttt import media, sheets, stats
+from customttt.compose import to_frames
+from customttt.tiny import score, world
+from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES
+from customttt.tiny.study import MEASURES, TABLES, Arm, Cell, Study, judged
+
+TITLES = {
+    "main": "Ways to put a subject and a movement together",
+    "ttt": "What test-time training buys, and what it costs",
+    "layers": "Where the LoRAs are (without test-time training)",
+    "choices": "What the paper leaves open in test-time training, one choice at a time",
+}
+SHEETS = 3
+Scores = dict[str, list[dict[str, float]]]
+
+
+def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None:
+    """Write the report to `path` and its pictures beside it; a cell that some arm of a table lacks is left out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = study.size
+    lines = [
+        "# The method, measured",
+        "",
+        f"Made by `{command}`: {size.pairings} pairings of a held-out subject with a held-out movement, "
+        f"{size.scenes} scenes, {size.seeds} seeds, on the embedded base `{study.backbone.name}` "
+        f"(fingerprint {study.backbone.fingerprint}). Every arm starts from the same noise. The judge scores each "
+        "video; identity similarity is a cosine, 1 at best, and the correlation is that of the subject's track with "
+        "the clip's; the others are shares of videos. In brackets: 95 % intervals, bootstrapped over pairings.",
+        "",
+    ]
+    for name in tables:
+        arms = TABLES[name]
+        cells = [cell for cell in size.cells() if all(study.scores(cell, arm) for arm in arms.values())]
+        if cells:
+            lines += _table(study, TITLES[name], arms, cells)
+    lines += _pictures(study, TABLES[tables[0]], path)
+    path.write_text("\n".join(lines))
+
+
+def _table(study: Study, title: str, arms: Mapping[str, Arm], cells: Sequence[Cell]) -> list[str]:
+    """One table of means, and one of paired differences from its first arm."""
+    scores: Scores = {
+        name: [found for cell in cells if (found := study.scores(cell, arm))] for name, arm in arms.items()
+    }
+    groups = [str(cell.pairing) for cell in cells]
+    first = next(iter(arms))
+    head = ["| |" + "|".join(MEASURES.values()) + "|", "|---|" + "---|" * len(MEASURES)]
+    lines = [f"## {title}", "", f"{len(cells)} videos an arm.", "", *head]
+    for name, arm in arms.items():
+        means = (stats.mean([one[key] for one in scores[name]], groups) for key in MEASURES)
+        lines.append(f"| {arm.title} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    truth = [_truth(cell) for cell in cells]
+    means = (stats.mean([one[key] for one in truth], groups) for key in MEASURES)
+    lines.append("| *the world's own renders* | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    lines += ["", f"Differences from “{arms[first].title}”, paired video by video:", "", *head]
+    for name, arm in arms.items():
+        if name == first:
+            continue
+        pairs = list(zip(scores[name], scores[first], strict=True))
+        means = (stats.mean([one[key] - other[key] for one, other in pairs], groups) for key in MEASURES)
+        lines.append(f"| {arm.title} | " + " | ".join(f"{mean:+.2f}" for mean in means) + " |")
+    return [*lines, "", *_costs(study, arms, cells)]
+
+
+def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell]) -> list[str]:
+    """How long test-time training took in each arm, as a ratio to the first that has any."""
+    spent = {name: {c.pairing: s for c in cells if (s := study.seconds(c, arm))} for name, arm in arms.items()}
+    trained = {name: per for name, per in spent.items() if per}
+    if len(trained) < 2:
+        return []
+    first = next(iter(trained))
+    lines = [f"Test-time training takes, in CPU time of the same run, over “{arms[first].title}”:", ""]
+    for name, per in trained.items():
+        ratio = stats.mean([seconds / trained[first][pairing] for pairing, seconds in per.items()])
+        lines.append(f"- {arms[name].title}: {ratio:.2f}")
+    return [*lines, ""]
+
+
+def _truth(cell: Cell) -> dict[str, float]:
+    """What the judge says of the world's own render of a cell."""
+    noun, look = cell.subject
+    content = score.Content(noun, cell.movement, cell.scene, look)
+    video = score.render([content], 600 + cell.seed, vary=0.0).video
+    return judged(to_frames(video), cell)
+
+
+def _pictures(study: Study, arms: Mapping[str, Arm], path: Path) -> list[str]:
+    """A contact sheet for each of the first pairings."""
+    lines = ["## What it looks like", ""]
+    for pairing in range(min(SHEETS, study.size.pairings)):
+        cell = next(cell for cell in study.size.cells() if cell.pairing == pairing)
+        made = {arm.title: study.video(cell, arm) for arm in arms.values()}
+        if not all(video.exists() for video in made.values()):
+            continue
+        noun, look = cell.subject
+        words = world.noun_phrase(noun, look, name_look=True)
+        stills = [score.Content(noun, "standing still", scene, look) for scene in PICTURE_SCENES]
+        pictures = [to_frames(one[None])[0] for one in score.render(stills, 78, num_frames=1).video]
+        clip = score.render([score.Content(CLIP_NOUN, cell.movement, CLIP_SCENE)], 78, vary=0.0).video
+        rows = [("the pictures", pictures), ("the clip", list(to_frames(clip)))]
+        rows += [(textwrap.fill(title, 18), list(media.read_frames(video)[0])) for title, video in made.items()]
+        file = path.parent / f"{path.stem}-{pairing}.png"
+        media.write_png(file, sheets.contact_sheet(rows, 96, f"{words} {cell.movement} {cell.scene}"))
+        lines += [f"![{words}, {cell.movement} {cell.scene}, by every arm]({file.name})", ""]
+    return lines

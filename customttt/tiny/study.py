@@ -1,0 +1,341 @@
+"""The method, measured on `tiny`: `python -m customttt.tiny.study --out runs/study --report docs/study.md`.
+
+Ten pairings of a held-out subject with a held-out movement, five scenes, three seeds; every arm renders them from the
+same noise, and the judge, who knows the truth, scores them. Every LoRA, adaptation and cell is kept in `--out`, so a
+killed run goes on, and two processes share the work: `--share 1/2` beside `--share 2/2`. `--quick` is a small sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from customttt import compose, learn, lora, media, train
+from customttt.backbones import Backbone
+from customttt.compare import METHODS
+from customttt.concept import Kind
+from customttt.config import TrainConfig, TTTConfig
+from customttt.recipe import Ingredient, VideoRecipe, sentence, with_article
+from customttt.tiny import judge, score, world
+from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES
+
+SUBJECTS = [
+    ("koala", ("purple", "crown")), ("dog", ("blue", "top hat")), ("cat", ("green", "bow")),
+    ("penguin", ("pink", "top hat")), ("tiger", ("red", "crown")), ("frog", ("", "")), ("octopus", ("", "")),
+    ("robot", ("", "")), ("elephant", ("", "")),
+]  # fmt: skip
+"""Five held-out looks and four held-out nouns."""
+MOVEMENTS = [
+    "swimming", "circling", "shaking", "somersaulting", "diving", "flying", "zigzagging", "bouncing", "dancing",
+    "climbing",
+]  # fmt: skip
+SCENES = ["on Mars", "in the snow", "at night", "on the beach", "in the forest"]
+MEASURES = {
+    "identity": "subject: identity similarity",
+    "subject": "subject right",
+    "track": "movement: correlation of the track",
+    "movement": "movement right",
+    "scene": "scene right",
+    "all": "all three right",
+}
+Say = Callable[[str], None]
+Subject = tuple[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to put two concepts together."""
+
+    title: str
+    change: Callable[[VideoRecipe], VideoRecipe] = lambda recipe: recipe
+    """From the base's own recipe to that of this arm."""
+    layers: Mapping[Kind, tuple[int, ...]] = field(default_factory=dict)
+    """Where its LoRAs are; where nothing is said, in the base's own layers."""
+
+
+def _ttt(**changes: Any) -> Callable[[VideoRecipe], VideoRecipe]:
+    return lambda recipe: replace(recipe, ttt=recipe.ttt.but(**changes))
+
+
+def _layers(appearance: tuple[int, ...], motion: tuple[int, ...]) -> Arm:
+    title = f"appearance {','.join(map(str, appearance))}, motion {','.join(map(str, motion))}"
+    return Arm(title, METHODS["direct"].recipe, {"appearance": appearance, "motion": motion})
+
+
+METHOD_ARMS = {name: Arm(method.title.replace("\n", " "), method.recipe) for name, method in METHODS.items()}
+PAPER = TTTConfig()
+"""The paper's test-time training; its learning rate and its words for things are the base's."""
+
+
+def _paper(**changes: Any) -> Callable[[VideoRecipe], VideoRecipe]:
+    def change(recipe: VideoRecipe) -> VideoRecipe:
+        own = recipe.ttt
+        literal = PAPER.but(
+            learning_rate=own.learning_rate, doings=own.doings, objects=own.objects,
+            reference_guidance=recipe.sample.guidance_scale,
+        )  # fmt: skip
+        return replace(recipe, ttt=literal.but(**changes))
+
+    return change
+
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "a third of the learning rate": {"scale_rate": 1 / 3},
+    "three times the learning rate": {"scale_rate": 3},
+    "ten times the learning rate": {"scale_rate": 10},
+    "references: the sampler's first 5 steps": {"reference_schedule": "truncated"},
+    "references from a pool of 4": {"references": 4},
+    "teachers without guidance": {"reference_guidance": 1.0},
+    "noised again in the upper half": {"renoise": (0.5, 1.0)},
+    "noised again in the lower half": {"renoise": (0.0, 0.5)},
+    "motion modules on in the appearance branch": {"student_motion": True},
+    "debiased temporal term": {"debias": 1.0},
+    "the scene in the student's prompt": {"scene_in_student": True},
+    "ours: the teacher's prediction as target": {"target": "teacher"},
+}
+"""What the paper leaves open, one at a time from its recipe (design: the open choices)."""
+
+
+def _choice(changes: Mapping[str, Any]) -> Callable[[VideoRecipe], VideoRecipe]:
+    rest = {key: value for key, value in changes.items() if key != "scale_rate"}
+
+    def change(recipe: VideoRecipe) -> VideoRecipe:
+        return _paper(learning_rate=recipe.ttt.learning_rate * changes.get("scale_rate", 1), **rest)(recipe)
+
+    return change
+
+
+DIRECT = METHOD_ARMS["direct"]
+TABLES: dict[str, dict[str, Arm]] = {
+    "main": {name: arm for name, arm in METHOD_ARMS.items() if name != "customttt"}
+    | {"paper": Arm("CustomTTT as the paper has it", _paper()), "ours": Arm("CustomTTT, ours")},
+    "ttt": {
+        "direct": DIRECT,
+        "paper": Arm("f = 5, the paper's", _paper()),
+        "f10": Arm("f = 10", _paper(reference_steps=10)),
+        "ours": Arm("ours"),
+    },
+    "layers": {
+        "direct": replace(DIRECT, title="the base's own"),
+        "s26t25": _layers((2, 6), (2, 5)),
+        "s01t25": _layers((0, 1), (2, 5)),
+        "s26t17": _layers((2, 6), (1, 7)),
+        "s01t17": _layers((0, 1), (1, 7)),
+    },
+    "choices": {"paper": Arm("the paper's recipe", _paper())}
+    | {f"choice{index}": Arm(title, _choice(changes)) for index, (title, changes) in enumerate(CHOICES.items())},
+}
+"""Which arms are compared with each other; the first is what the others' differences are from."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One video of the study."""
+
+    pairing: int
+    scene: str
+    seed: int
+
+    @property
+    def subject(self) -> Subject:
+        return SUBJECTS[self.pairing % len(SUBJECTS)]
+
+    @property
+    def movement(self) -> str:
+        return MOVEMENTS[self.pairing]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    pairings: int = len(MOVEMENTS)
+    scenes: int = len(SCENES)
+    seeds: int = 3
+    steps: int | None = None
+    """Of learning; None: the base's own."""
+
+    def cells(self) -> list[Cell]:
+        """The first seed of everything comes first: a run that is stopped early says something of all pairings."""
+        return [
+            Cell(pairing, scene, seed)
+            for seed in range(self.seeds)
+            for scene in SCENES[: self.scenes]
+            for pairing in range(self.pairings)
+        ]
+
+
+QUICK = Size(pairings=2, scenes=1, seeds=1, steps=60)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A run: the base, what is measured, and the folder where everything is kept."""
+
+    backbone: Backbone
+    accelerator: Accelerator
+    out: Path
+    size: Size
+    say: Say = print
+
+    def run(self, tables: Sequence[str], share: tuple[int, int] = (1, 1)) -> None:
+        """Render and score what is missing; `share` (i, n) is the i-th of n processes on the same folder."""
+        arms = {name: arm for table in tables for name, arm in TABLES[table].items()}
+        mine = [cell for cell in self.size.cells() if cell.pairing % share[1] == share[0] - 1]
+        todo = [(cell, arm) for cell in mine for arm in arms.values()]
+        began, first = time.monotonic(), None
+        for done, (cell, arm) in enumerate(todo):
+            if self.scores(cell, arm) is not None:
+                continue
+            first = done if first is None else first
+            self._render(cell, arm)
+            each = (time.monotonic() - began) / (done + 1 - first)
+            left = each * (len(todo) - done - 1) / 60
+            self.say(f"{done + 1} of {len(todo)}: {arm.title}; {cell}; {left:.0f} minutes left")
+
+    def scores(self, cell: Cell, arm: Arm) -> dict[str, float] | None:
+        """What the judge says of a video; None where it is not made yet."""
+        file = self.video(cell, arm).with_suffix(".json")
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def video(self, cell: Cell, arm: Arm) -> Path:
+        """Where a cell's video is kept: named by all that makes it."""
+        parts = [arm.change(self._recipe(cell)).to_dict(), arm.layers, self.size.steps]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return self.out / "cells" / f"{cell.pairing}-{cell.seed}-{key}.mp4"
+
+    def seconds(self, cell: Cell, arm: Arm) -> float | None:
+        """CPU seconds of test-time training; None where there is none."""
+        recipe = arm.change(self._recipe(cell))
+        file = self._adapted(cell, arm, recipe).with_suffix(".json")
+        return float(json.loads(file.read_text())) if recipe.ttt.steps and file.exists() else None
+
+    def _recipe(self, cell: Cell) -> VideoRecipe:
+        """The base's own, named by truth instead of by weights, so that it is known before anything is learned."""
+        noun, look = cell.subject
+        settings = self.backbone.defaults
+        return VideoRecipe(
+            Ingredient("-".join([noun, *look]), noun, ""), Ingredient(cell.movement, cell.movement, ""), cell.scene,
+            self.backbone.name, self.backbone.fingerprint, settings.ttt, settings.sample.but(magnify=1), cell.seed,
+        )  # fmt: skip
+
+    def _render(self, cell: Cell, arm: Arm) -> None:
+        recipe, path = arm.change(self._recipe(cell)), self.video(cell, arm)
+        pair = self._adapt(cell, arm, recipe)
+        frames = compose.render(self.backbone, pair, recipe, self.accelerator)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        media.write_video(path, frames, recipe.sample.fps, recipe.to_dict())
+        _write(path.with_suffix(".json"), json.dumps(judged(frames, cell)))
+
+    def _adapt(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> compose.LoraPair:
+        pair = self._learned("appearance", cell, arm), self._learned("motion", cell, arm)
+        if not recipe.ttt.steps:
+            return pair
+        path = self._adapted(cell, arm, recipe)
+        if not path.exists():
+            began = time.process_time()
+            adapted = compose.adapt(self.backbone, pair, recipe, self.accelerator)
+            _write(path.with_suffix(".json"), json.dumps(time.process_time() - began))
+            _save(lora.join(adapted), path)
+        return lora.split(lora.load(path))
+
+    def _adapted(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> Path:
+        parts = [recipe.adaptation_key(), recipe.appearance.name, recipe.motion.name, arm.layers, self.size.steps]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return self.out / "adapted" / f"{cell.pairing}-{key}.safetensors"
+
+    def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> lora.Weights:
+        config: TrainConfig = getattr(self.backbone.defaults, kind)
+        config = config.but(layers=arm.layers.get(kind), steps=self.size.steps)
+        of = "-".join([cell.subject[0], *cell.subject[1]]) if kind == "appearance" else cell.movement
+        layers = "".join(map(str, config.layers))
+        path = self.out / "loras" / f"{kind}-{of.replace(' ', '_')}-{layers}-{config.steps}.safetensors"
+        if not path.exists():
+            self.say(f"learning the {kind} of {of} in layers {layers}")
+            if kind == "appearance":
+                weights = learn_subject(self.backbone, self.accelerator, cell.subject, config)
+            else:
+                weights = learn_movement(self.backbone, self.accelerator, cell.movement, config)
+            _save(weights, path)
+        return lora.load(path)
+
+
+def learn_subject(backbone: Backbone, accelerator: Accelerator, subject: Subject, config: TrainConfig) -> lora.Weights:
+    """Learn how a subject looks from five still pictures, whose captions name their scenes."""
+    noun, look = subject
+    shown = [score.Content(noun, "standing still", scene, look) for scene in PICTURE_SCENES]
+    pictures = score.render(shown, 78 + config.seed, num_frames=1)
+    embeds = backbone.embed([sentence(f"{with_article(noun)} {scene}") for scene in PICTURE_SCENES])
+    return train.learn_appearance(backbone, backbone.encode(pictures.video), embeds, config, accelerator)[0]
+
+
+def learn_movement(backbone: Backbone, accelerator: Accelerator, movement: str, config: TrainConfig) -> lora.Weights:
+    """Learn a movement from one clip of a dog in the desert."""
+    clip = score.render([score.Content(CLIP_NOUN, movement, CLIP_SCENE)], 78 + config.seed, vary=0.0)
+    embeds = backbone.embed([sentence(with_article(CLIP_NOUN), movement)])
+    return train.learn_motion(backbone, backbone.encode(clip.video), embeds, config, accelerator)[0]
+
+
+def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
+    """MEASURES of one video. A subject is right where its noun is, and no other look of that noun is more similar."""
+    noun, look = cell.subject
+    opinion = judge.load().look(compose.to_video(frames))
+    cosines = (opinion.identity @ score.references([(noun, one) for one in world.LOOKS]).T)[0]
+    mine = world.LOOKS.index(look)
+    truth = score.render([score.Content(CLIP_NOUN, cell.movement, CLIP_SCENE)], 0, vary=0.0).pose[0, :, :2]
+    subject = opinion.names("noun") == [noun] and int(cosines.argmax()) == mine
+    movement, scene = opinion.names("movement") == [cell.movement], opinion.names("scene") == [cell.scene]
+    return {
+        "identity": float(cosines[mine]),
+        "subject": float(subject),
+        "track": score.correlation(opinion.position[0], truth),
+        "movement": float(movement),
+        "scene": float(scene),
+        "all": float(subject and movement and scene),
+    }
+
+
+def _save(weights: lora.Weights, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    lora.save(weights, aside)
+    aside.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m customttt.tiny.study", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of everything that is made")
+    parser.add_argument("--base", default="tiny", help="tiny, or the folder of an exported checkpoint")
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--share", default="1/1", help="which part of the work this process does: 1/2, 2/2")
+    parser.add_argument("--seeds", type=int, default=Size().seeds)
+    parser.add_argument("--quick", action="store_true", help="two pairings, one scene, one seed")
+    parser.add_argument("--report", type=Path, help="write the report here, with its pictures beside it")
+    given = parser.parse_args()
+    backbone, accelerator = learn.open_accelerated(given.base)
+    size = QUICK if given.quick else replace(Size(), seeds=given.seeds)
+    study = Study(backbone, accelerator, given.out, size, lambda line: print(line, flush=True))
+    i, n = map(int, given.share.split("/"))
+    study.run(given.tables, (i, n))
+    if given.report:
+        from customttt.tiny import report
+
+        report.write(study, given.tables, given.report, f"python -m customttt.tiny.study{' --quick' * given.quick}")
+
+
+if __name__ == "__main__":
+    main()
