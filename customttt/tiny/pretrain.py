@@ -41,7 +41,7 @@ Mode = Literal["crop", "image", "clip"]
 BATCHES: dict[Mode, int] = {"crop": 128, "image": 32, "clip": 4}
 """What one step sees: 8 x 8 latents around a subject, whole frames, or clips of 8 frames; all of them cost the same."""
 CROP = 8
-TURNS: dict[str, list[Mode]] = {"image": ["crop", "image"], "clip": ["clip", "crop"]}
+TURNS: dict[str, list[Mode]] = {"image": ["crop", "image"], "clip": ["clip", "clip", "clip", "crop"]}
 SHEET_PROMPTS = [
     "A koala is running on Mars.",
     "A tiger is jumping in the snow.",
@@ -344,7 +344,10 @@ def diffusion_loss(state: State, cache: dict[str, Tensor], mode: Mode) -> Tensor
     texts = world.captions(truth, state.generator)
     latents, weight = (latents * state.latent_scale).to(state.device), weight.to(state.device)
     noise = torch.randn(latents.shape, generator=state.generator).to(state.device)
-    timesteps = torch.randint(0, 1000, (b,), generator=state.generator).to(state.device)
+    timesteps = torch.randint(0, 1000, (b,), generator=state.generator)
+    if mode == "clip":  # half of them where tracks are decided, and details are not
+        timesteps[: b // 2] = 500 + timesteps[: b // 2] // 2
+    timesteps = timesteps.to(state.device)
     noisy = diffusion.add_noise(state.schedule, latents, noise, timesteps)
     prediction = predict(state, noisy, timesteps, encode_text(state, texts))
     goal = diffusion.target(state.schedule, latents, noise, timesteps)
