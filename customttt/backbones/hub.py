@@ -202,7 +202,7 @@ def _download(repository: Repository, told: Told) -> None:
     missing = [name for name in sizes if _cached_file(repository, name) is None]
     total, here = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in missing)
     _check_space(repository.id, total - here)
-    for name in missing:
+    for name in sorted(missing, key=lambda name: sizes[name]):  # weights last: where they are, all is
         told(name, here, total)
         _get(repository, name)
         here += sizes[name]
