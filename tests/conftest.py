@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from standin import Hub, at, running
 
 if TYPE_CHECKING:
     from customttt.exchange import Home
@@ -88,3 +91,27 @@ def _learned_once(tiny_random_base: Path, pictures: Path, clip: Path, tmp_path_f
 def learned(_learned_once: Path, home: Path) -> Path:
     """This test's library, in which an appearance `koala` and a motion `swimming` are, learned on the random base."""
     return Path(shutil.copytree(_learned_once, home))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub's client, which may ask the network."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    return folder
+
+
+@pytest.fixture
+def standin(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:  # noqa: ARG001
+    with running() as server:
+        at(server.url, monkeypatch)
+        yield server
+
+
+@pytest.fixture
+def nobody(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    """An address at which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        at(f"http://127.0.0.1:{free.getsockname()[1]}", monkeypatch)

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -105,3 +109,15 @@ def running() -> Iterator[Hub]:
     finally:
         hub.shutdown()
         hub.server_close()
+
+
+def at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hub is; its client has read HF_ENDPOINT long ago."""
+    from huggingface_hub import HfApi, constants
+
+    from customttt.backbones import hub
+
+    template = "{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.format(endpoint=url))
+    monkeypatch.setattr(hub, "HfApi", lambda: HfApi(url))

@@ -6,13 +6,13 @@ import json
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from material import assert_one_sentence, run
-from standin import Hub, running
+from standin import Hub, at
 
 from customttt import machine
 from customttt.backbones import choose_base, hub, identify, open_base
@@ -20,40 +20,6 @@ from customttt.backbones.animatediff import ADAPTER
 from customttt.backbones.survey import survey
 
 GPU = machine.Gpu("a GPU", 80_000_000_000)
-
-
-def at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the hub is; its client has read HF_ENDPOINT long ago."""
-    from huggingface_hub import HfApi, constants
-
-    template = "{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.format(endpoint=url))
-    monkeypatch.setattr(hub, "HfApi", lambda: HfApi(url))
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub's client, which may ask the network."""
-    folder = tmp_path / "cache"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    return folder
-
-
-@pytest.fixture
-def standin(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:  # noqa: ARG001
-    with running() as server:
-        at(server.url, monkeypatch)
-        yield server
-
-
-@pytest.fixture
-def nobody(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
-    """An address at which nothing listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        at(f"http://127.0.0.1:{free.getsockname()[1]}", monkeypatch)
 
 
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
