@@ -99,18 +99,17 @@ def _scores(recipe: VideoRecipe, cells: Cells) -> dict[str, Any]:
     if not backbones.defaults(recipe.base).judged:
         output.say(f"Nothing here can tell what videos of {recipe.base!r} show; the table has no scores.")
         return {}
+    import torch
+
     from customttt import stats
     from customttt.compose import to_video
     from customttt.tiny import judge
 
-    wanted = judge.named(recipe.target_prompt)
     scores: dict[str, Any] = {}
     for name, paths in cells.items():
-        opinions = [judge.load().look(to_video(_frames(path))) for path in paths.values()]
-        scores[name] = {
-            head: asdict(stats.mean([float(getattr(one, head)[0, index]) for one in opinions]))
-            for head, index in wanted.items()
-        }
+        opinion = judge.load().look(torch.cat([to_video(_frames(path)) for path in paths.values()]))
+        probable = judge.chances(opinion, recipe.target_prompt)
+        scores[name] = {head: asdict(stats.mean(values)) for head, values in probable.items()}
     return scores
 
 

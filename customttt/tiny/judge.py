@@ -154,6 +154,11 @@ def named(prompt: str) -> dict[str, int]:
     return found
 
 
+def chances(opinion: Opinion, prompt: str) -> dict[str, list[float]]:
+    """How probable the noun, movement and scene are that a prompt names, one number a clip; others are left out."""
+    return {head: getattr(opinion, head)[:, index].tolist() for head, index in named(prompt).items()}
+
+
 def new_words(prompt: str, starred: str) -> dict[str, int]:
     """What `starred` names and `prompt` does not, as `named`. Raises UsageError where there is nothing of the kind."""
     before = named(prompt)
