@@ -185,6 +185,13 @@ def read_clip(
         return Clip(path.name, frames, (num_frames - 1) / seconds if seconds > 0 else fps, _digest(path))
 
 
+def count_frames(path: Path, at_most: int) -> int:
+    """How many frames a clip has, counted by decoding, up to `at_most`. Raises NotFoundError or MediaError."""
+    with _decoding(path):
+        list_times, _ = _reader(path)
+        return len(list_times(path, 0.0, MAX_SECONDS, at_most))
+
+
 def _check_sampling(num_frames: int, fps: float, start: float, end: float | None) -> None:
     if num_frames < 1 or not fps > 0:
         raise UsageError(f"{num_frames} frames at {fps:g} a second cannot be read; both must be above 0.")

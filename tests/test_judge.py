@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from customttt import stats
+from customttt import metrics, stats
 from customttt.tiny import judge, score, world
 
 POOL = judge.Pool
@@ -90,9 +90,9 @@ def judge_pool(g: torch.Generator) -> judge.Pool:
 def test_tracks_correlate_as_they_should() -> None:
     t = torch.linspace(0, 1, 8)
     track = torch.stack([t, (6 * t).sin()], -1)
-    assert score.correlation(track, track * 0.5 + 0.2) == pytest.approx(1.0)
-    assert score.correlation(track * torch.tensor([-1.0, -1.0]), track) == pytest.approx(-1.0)
-    assert score.correlation(torch.zeros(8, 2), track) == 0.0
+    assert metrics.correlation(track, track * 0.5 + 0.2) == pytest.approx(1.0)
+    assert metrics.correlation(track * torch.tensor([-1.0, -1.0]), track) == pytest.approx(-1.0)
+    assert metrics.correlation(torch.zeros(8, 2), track) == 0.0
 
 
 def test_intervals_hold_known_values() -> None:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from customttt import diffusion, learn, lora, media, sheets, stats, train
+from customttt import diffusion, learn, lora, media, metrics, sheets, stats, train
 from customttt.backbones import Backbone, Video
 from customttt.compose import to_frames
 from customttt.recipe import sentence, with_article
@@ -96,16 +96,6 @@ def generate(backbone: Backbone, contents: Sequence[Content], seed: int, report:
             )  # fmt: skip
         videos.append(backbone.decode(latents).cpu())
     return torch.cat(videos)
-
-
-def correlation(track: Float[Tensor, "f 2"], truth: Float[Tensor, "f 2"]) -> float:
-    """Pearson's r of two tracks, both axes centred and taken together; 0 where one of them stands still.
-
-    A mirrored, shifted or still track scores low, a smaller one of the same shape scores 1.
-    """
-    a, b = (value - value.mean(0) for value in (track.double(), truth.double()))
-    scale = a.norm() * b.norm()
-    return float((a * b).sum() / scale) if scale > 1e-6 else 0.0
 
 
 # ------------------------------------------------------------------------------------------------------- the parts
@@ -286,7 +276,7 @@ def _learned_scores(
     if kind == "movement":
         truth = real.pose[..., :2]
         return scores | {
-            "track": sum(map(correlation, opinion.position, truth)) / len(asked),
+            "track": sum(map(metrics.correlation, opinion.position, truth)) / len(asked),
             "probability": float(opinion.movement[:, MOVEMENTS.index(content.movement)].mean()),
         }
     known = references([(content.noun, look) for look in world.LOOKS])

@@ -18,7 +18,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from customttt import compose, learn, lora, media, train
+from customttt import compose, learn, lora, media, metrics, train
 from customttt.backbones import Backbone
 from customttt.compare import METHODS
 from customttt.concept import Kind
@@ -296,7 +296,7 @@ def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
     return {
         "identity": float(cosines[mine]),
         "subject": float(subject),
-        "track": score.correlation(opinion.position[0], truth),
+        "track": metrics.correlation(opinion.position[0], truth),
         "movement": float(movement),
         "scene": float(scene),
         "all": float(subject and movement and scene),
