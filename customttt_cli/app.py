@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from customttt import __version__
-from customttt_cli import bases, compare, compose, demo, doctor, exchange, influence, learn, library, output
+from customttt_cli import bases, compare, compose, demo, doctor, evaluate, exchange, influence, learn, library, output
 from customttt_cli.guard import Guarded
 
 EXAMPLE = "Example: customttt demo"
@@ -59,5 +59,6 @@ app.command("export", rich_help_panel=LIBRARY, epilog=exchange.EXPORT_EXAMPLE)(e
 app.command("import", rich_help_panel=LIBRARY, epilog=exchange.IMPORT_EXAMPLE)(exchange.import_concept)
 app.command("influence", rich_help_panel=STUDY, epilog=influence.EXAMPLE)(influence.influence)
 app.command("compare", rich_help_panel=STUDY, epilog=compare.EXAMPLE)(compare.compare)
+app.command("evaluate", rich_help_panel=STUDY, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.add_typer(bases.app, name="bases", rich_help_panel=MACHINE)
 app.command("doctor", rich_help_panel=MACHINE, epilog=doctor.EXAMPLE)(doctor.doctor)

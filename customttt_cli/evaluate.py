@@ -1,0 +1,138 @@
+"""The command `evaluate`: how well videos show their prompt, the subject and the movement, by which model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from customttt.errors import BaseUnavailableError, UsageError
+from customttt_cli import exhibits, options, output
+from customttt_cli.exhibits import Exhibit
+
+if TYPE_CHECKING:
+    from customttt.evaluate import Candidate, Row
+    from customttt.media import Frames
+    from customttt.stats import Estimate
+
+EXAMPLE = "Example: customttt evaluate koala-swimming.mp4 --images ./imgs --clip clip.mp4"
+Groups = Mapping[str, Sequence[int]]
+"""Indices of videos by the column that they belong to."""
+
+
+def evaluate(
+    videos: Annotated[
+        list[Path], typer.Argument(metavar="VIDEO|RUN", help="Videos, or the folder that 'compare' left.")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="Pictures of the subject, a folder or one file.", show_default=False)
+    ] = None,
+    clip: Annotated[Path | None, typer.Option(help="The clip of the movement.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What the videos show; by default what their recipes say.", show_default=False)
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score videos: a row a metric, with the model that measured it and a 95 % interval over videos.
+
+    CLIP and DINO come from the model hub, point tracks from OpenCV; on tiny's world its judge stands in for them.
+    """
+    shown = exhibits.collect(videos, prompt)
+    pictures = exhibits.pictures(images) if images else None
+    clips = exhibits.clips(clip, shown) if clip else [None] * len(shown)
+    output.quiet(bars=True)
+    with output.waiting("Loading torch"):
+        from customttt.evaluate import Candidate
+    judged = _judged(shown)
+    candidates = [
+        Candidate(str(one.path), one.frames, one.prompt, reference, one.group)
+        for one, reference in zip(shown, clips, strict=True)
+    ]
+    rows = _measure(candidates, pictures, judged)
+    if all(row.missing for row in rows):
+        reasons = dict.fromkeys(str(row.missing) for row in rows)
+        raise BaseUnavailableError(f"Nothing could be measured: {'. '.join(reasons)}.")
+    groups = _groups(shown)
+    if as_json:
+        output.result(json.dumps([_fields(row, candidates, groups) for row in rows], indent=1))
+        return
+    _tell(rows, candidates, groups)
+
+
+def _judged(shown: Sequence[Exhibit]) -> bool:
+    """Whether the videos are of the embedded world. Raises UsageError where only some are."""
+    from customttt import backbones
+
+    known: dict[str | None, bool] = {None: False}
+    for base in {one.base for one in shown} - {None}:
+        try:
+            known[base] = backbones.defaults(str(base)).judged
+        except BaseUnavailableError:  # a folder that is gone, a hub that does not answer
+            known[base] = False
+    kinds = {known[one.base]: one.path for one in shown}
+    if len(kinds) > 1:
+        raise UsageError(f"'{kinds[True]}' is of tiny's world and '{kinds[False]}' is not; evaluate them apart.")
+    return known[shown[0].base]
+
+
+def _measure(candidates: Sequence[Candidate], pictures: Frames | None, judged: bool) -> list[Row]:
+    from customttt import evaluate, extractors
+
+    def told(file: str, here: int, total: int) -> None:
+        output.say(f"{file}: {output.gigabytes(here)} of {output.gigabytes(total)} are here.")
+
+    with output.progress() as report:
+        if judged:
+            from customttt.tiny import known
+
+            return known.by_judge(candidates, pictures, report)
+        clip, dino = extractors.name(extractors.CLIP), extractors.name(extractors.DINO)
+        rows = evaluate.by_clip(clip, lambda: extractors.Clip(told), candidates, pictures, report)
+        rows += evaluate.by_dino(dino, lambda: extractors.Dino(told), candidates, pictures, report)
+        return rows + evaluate.by_tracks(candidates, report)
+
+
+def _groups(shown: Sequence[Exhibit]) -> Groups:
+    """A column a method of a comparison; otherwise one for all."""
+    return {
+        column: [index for index, one in enumerate(shown) if one.column == column]
+        for column in dict.fromkeys(one.column for one in shown)
+    }
+
+
+def _fields(row: Row, candidates: Sequence[Candidate], groups: Groups) -> dict[str, Any]:
+    scores = {name: row.estimate(candidates, chosen) for name, chosen in groups.items()}
+    return {
+        "what": row.what,
+        "by": row.by,
+        "missing": row.missing,
+        "scores": {name: asdict(one) if one else None for name, one in scores.items()},
+        "videos": dict(zip((one.name for one in candidates), row.values, strict=False)),
+    }
+
+
+def _tell(rows: Sequence[Row], candidates: Sequence[Candidate], groups: Groups) -> None:
+    single = list(groups) == [exhibits.ALL]
+    columns = ("what", *(("value", "95 % interval") if single else groups), "by")
+    lines = []
+    for row in rows:
+        found = [row.estimate(candidates, chosen) for chosen in groups.values()]
+        cells = _value_and_interval(found[0]) if single else [_cell(one) for one in found]
+        lines.append((row.what, *cells, f"not measured: {row.missing}" if row.missing else row.by))
+    output.table(columns, lines, [False] * len(lines))
+
+
+def _value_and_interval(one: Estimate | None) -> list[str]:
+    if one is None:
+        return ["-", "-"]
+    return [f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}" if one.n > 1 else "one video"]
+
+
+def _cell(one: Estimate | None) -> str:
+    if one is None:
+        return "-"
+    return f"{one:.3f}" if one.n > 1 else f"{one.value:.3f}"
