@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from customttt import media
+from customttt import influence, media, stats
 from customttt.backbones import open_base
 from customttt.tiny import report, study
 
@@ -28,6 +28,10 @@ def small(tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(study, "judged", judged_by_number)
     backbone = open_base(str(tiny_random_base), torch.device("cpu"))
     size = study.Size(pairings=2, scenes=1, seeds=1, steps=2)
+    none = stats.Estimate(0.0, 0.0, 0.0, 2)
+    found = [influence.Influence((layer,), none) for layer in range(3)]
+    monkeypatch.setattr(influence.Study, "per_layer", lambda self: found)  # noqa: ARG005
+    monkeypatch.setattr(influence.Study, "select", lambda self: found[:1])  # noqa: ARG005
     return study.Study(backbone, Accelerator(cpu=True), tmp_path / "run", size)
 
 
@@ -51,7 +55,10 @@ def test_the_report_holds_means_intervals_and_pictures(small: study.Study, tmp_p
     text = (tmp_path / "docs" / "study.md").read_text()
     assert "| brief | 0.50 (0.00 to 1.00) |" in text
     assert "+0.00 (+0.00 to +0.00)" in text
-    assert (tmp_path / "docs" / "study-0.png").exists()
+    assert "nine tenths of what all blocks do: 0 (0.00" in text
+    assert {path.name for path in (tmp_path / "docs").glob("*.png")} == {
+        "study-0.png", "study-1.png", "study-influence-appearance.png", "study-influence-motion.png"
+    }  # fmt: skip
 
 
 def test_another_setting_is_another_cell(small: study.Study) -> None:

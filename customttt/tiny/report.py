@@ -8,9 +8,10 @@ from pathlib import Path
 
 from customttt import media, sheets, stats
 from customttt.compose import to_frames
+from customttt.concept import Kind
 from customttt.tiny import score, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES
-from customttt.tiny.study import MEASURES, TABLES, Arm, Cell, Study, judged
+from customttt.tiny.study import INFLUENCE, MEASURES, TABLES, Arm, Cell, Study, judged
 
 TITLES = {
     "main": "Ways to put a subject and a movement together",
@@ -41,6 +42,8 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
         cells = [cell for cell in size.cells() if all(study.scores(cell, arm) for arm in arms.values())]
         if cells:
             lines += _table(study, TITLES[name], arms, cells)
+    for kind in INFLUENCE:
+        lines += _influence(study, kind, path)
     lines += _pictures(study, TABLES[tables[0]], path)
     path.write_text("\n".join(lines))
 
@@ -82,6 +85,31 @@ def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell]) -> list
         ratio = stats.mean([seconds / trained[first][pairing] for pairing, seconds in per.items()])
         lines.append(f"- {arms[name].title}: {ratio:.2f}")
     return [*lines, ""]
+
+
+def _influence(study: Study, kind: Kind, path: Path) -> list[str]:
+    """What each block carries: a table, a chart, and the smallest set."""
+    found = study.carried(kind)
+    bars = [("all" if len(one.layers) > 1 else str(one.layers[0]), one.effect) for one in found["alone"]]
+    file = path.parent / f"{path.stem}-influence-{kind}.png"
+    media.write_png(file, sheets.bar_chart(bars, f"what a block carries of the {kind}: score minus null"))
+    last = found["chosen"][-1]
+    return [
+        f"## Which blocks carry the {kind}",
+        "",
+        f"Prompt influence over {len(INFLUENCE[kind][: study.size.pairings])} pairs of prompts and {study.size.seeds} "
+        "seeds: how much likelier the judge finds what the second prompt says once only that block reads it.",
+        "",
+        "| block | score minus null |",
+        "|---|---|",
+        *(f"| {name} | {effect:.2f} |" for name, effect in bars),
+        "",
+        f"The smallest set found with nine tenths of what all blocks do: {', '.join(map(str, last.layers))} "
+        f"({last.effect:.2f}).",
+        "",
+        f"![Bars of the table above]({file.name})",
+        "",
+    ]
 
 
 def _truth(cell: Cell) -> dict[str, float]:

@@ -12,13 +12,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from customttt import compose, learn, lora, media, metrics, train
+from customttt import compose, influence, learn, lora, media, metrics, stats, train
 from customttt.backbones import Backbone
 from customttt.compare import METHODS
 from customttt.concept import Kind
@@ -46,6 +46,22 @@ MEASURES = {
     "scene": "scene right",
     "all": "all three right",
 }
+INFLUENCE: dict[Kind, list[influence.Pair]] = {
+    "appearance": [
+        influence.Pair("A koala.", "A tiger."), influence.Pair("A dog.", "A penguin."),
+        influence.Pair("A fox.", "A panda."), influence.Pair("A cat.", "A teddy bear."),
+        influence.Pair("A rabbit.", "A fox."), influence.Pair("A car.", "A koala."),
+    ],
+    "motion": [
+        influence.Pair("A dog is jumping.", "A dog is running."),
+        influence.Pair("A fox is sliding.", "A fox is rising."),
+        influence.Pair("A koala is falling.", "A koala is swinging."),
+        influence.Pair("A panda is standing still.", "A panda is jumping."),
+        influence.Pair("A cat is running.", "A cat is growing."),
+        influence.Pair("A tiger is rising.", "A tiger is sliding."),
+    ],
+}  # fmt: skip
+"""Prompts, and what some blocks read instead: another subject, or another movement of the same."""
 Say = Callable[[str], None]
 Subject = tuple[str, tuple[str, str]]
 
@@ -200,6 +216,21 @@ class Study:
             each = (time.monotonic() - began) / (done + 1 - first)
             left = each * (len(todo) - done - 1) / 60
             self.say(f"{done + 1} of {len(todo)}: {arm.title}; {cell}; {left:.0f} minutes left")
+
+    def carried(self, kind: Kind) -> dict[str, list[influence.Influence]]:
+        """What each block carries alone, and the smallest set that carries nine tenths; measured once."""
+        file = self.out / f"influence-{kind}.json"
+        if not file.exists():
+            self.say(f"prompt influence of the {kind}")
+            pairs = INFLUENCE[kind][: self.size.pairings]
+            measured = influence.Study(self.backbone, pairs, judge.shows, self.size.seeds)
+            found = {"alone": measured.per_layer(), "chosen": measured.select()}
+            _write(file, json.dumps({key: [asdict(one) for one in some] for key, some in found.items()}, indent=1))
+        known = json.loads(file.read_text())
+        return {
+            key: [influence.Influence(tuple(one["layers"]), stats.Estimate(**one["effect"])) for one in some]
+            for key, some in known.items()
+        }
 
     def scores(self, cell: Cell, arm: Arm) -> dict[str, float] | None:
         """What the judge says of a video; None where it is not made yet."""
