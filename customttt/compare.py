@@ -18,6 +18,10 @@ class Method:
     title: str
     recipe: Callable[[VideoRecipe], VideoRecipe]
     """The recipe of CustomTTT to that of this method."""
+    learns: bool = False
+    """Whether it learns anew from the pictures and the clip: a function of `rivals`."""
+    note: str = ""
+    """What must be known beside its row of the table."""
 
 
 def _plain(recipe: VideoRecipe) -> VideoRecipe:
@@ -42,6 +46,15 @@ METHODS: Mapping[str, Method] = {
         "motion early,\nappearance late",
         lambda recipe: replace(_plain(recipe), sample=recipe.sample.but(switch=SWITCH_AT)),
     ),
+    "full": Method("LoRAs on all layers,\nno test-time training", _plain, learns=True),
+    "motiondirector": Method("MotionDirector", _plain, learns=True),
+    "diffdirector": Method("DiffDirector", _plain, learns=True),
+    "dreamvideo": Method(
+        "DreamVideo,\nsimplified",
+        _plain,
+        learns=True,
+        note="simplified: LoRAs for its adapters, and no appearance guidance, as no base here has an image encoder",
+    ),
     "customttt": Method("CustomTTT:\ntest-time training", lambda recipe: recipe),
 }
-"""By the name that is typed. `switch` needs no training at all: a competitor."""
+"""By the name that is typed. `switch` needs no training at all: a competitor. Those that learn anew are `rivals`."""

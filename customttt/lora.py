@@ -93,6 +93,19 @@ def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Keep gradients of what is computed while the context lasts from these parameters, which were trainable."""
+    chosen = list(parameters)
+    for parameter in chosen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+
+
 def remove(unet: nn.Module, *adapters: str) -> None:
     """Take adapters out again; where none is left, the plain linear comes back."""
     for name, layer in list(_layers(unet)):

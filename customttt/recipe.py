@@ -71,6 +71,15 @@ class Ingredient:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """A method of `compare` that learned anew from the concepts' pictures and clip; their own LoRAs are not used."""
+
+    name: str
+    key: str
+    """sha256 of all that its learning depends on; what it learned is kept in the library under it."""
+
+
+@dataclass(frozen=True)
 class VideoRecipe:
     """One appearance, one motion, one prompt, and how they are put together."""
 
@@ -83,9 +92,16 @@ class VideoRecipe:
     ttt: TTTConfig
     sample: SampleConfig
     seed: int = 0
+    rival: Rival | None = None
+    """Where the video is one's; None: of the two concepts' own LoRAs."""
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
+        if self.rival and self.ttt.steps:
+            raise UsageError(
+                f"The recipe is that of '{self.rival.name}', which knows no test-time training; "
+                f"leave out --ttt-steps {self.ttt.steps}."
+            )
         for scale in (self.appearance.scale, self.motion.scale):
             if not 0 <= scale <= 4:
                 raise UsageError(f"The scale {scale:g} is out of range; a LoRA acts at 0 to 4, 1 as it was learned.")
@@ -143,6 +159,7 @@ class VideoRecipe:
         values.pop("versions", None)
         try:
             values |= {kind: Ingredient(**values[kind]) for kind in ("appearance", "motion")}
+            values["rival"] = Rival(**values["rival"]) if values.get("rival") else None
             values |= {"ttt": TTTConfig.from_dict(values["ttt"]), "sample": SampleConfig.from_dict(values["sample"])}
             return cls(**values)
         except (KeyError, TypeError) as error:

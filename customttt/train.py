@@ -6,7 +6,7 @@ Latents and prompt embeddings come in ready: neither the VAE nor the text encode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,8 +116,12 @@ def learn_appearance(
     accelerator: Accelerator,
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
+    targets: Sequence[str] | None = None,
 ) -> tuple[lora.Weights, list[float]]:
-    """Spatial LoRA of one subject from its pictures, motion modules bypassed. Returns (weights, losses)."""
+    """Spatial LoRA of one subject from its pictures, motion modules bypassed. Returns (weights, losses).
+
+    `targets` are the linears it wraps: by default all those of the configuration's layers.
+    """
     generator = torch.Generator().manual_seed(config.seed)
 
     def loss_at(_: int) -> Float[Tensor, ""]:
@@ -127,7 +131,12 @@ def learn_appearance(
             prediction = backbone.predict(noisy, timesteps, prompt_embeds[chosen])
         return losses.denoising(prediction, target)
 
-    return _learn(backbone, "appearance", config, loss_at, accelerator, report, keeper, generator)
+    linears = targets or backbone.targets("appearance", config.layers)
+    weights, history = learn(
+        backbone, {"appearance": linears}, config, loss_at, accelerator, phase="learning the appearance",
+        report=report, keeper=keeper, generator=generator,
+    )  # fmt: skip
+    return weights["appearance"], history
 
 
 def learn_motion(
@@ -149,32 +158,43 @@ def learn_motion(
         anchor = int(torch.randint(0, latents.shape[2], (), generator=generator))
         return losses.motion(prediction, target, anchor, config.debias)
 
-    return _learn(backbone, "motion", config, loss_at, accelerator, report, keeper, generator)
+    weights, history = learn(
+        backbone, {"motion": backbone.targets("motion", config.layers)}, config, loss_at, accelerator,
+        phase="learning the motion", report=report, keeper=keeper, generator=generator,
+    )  # fmt: skip
+    return weights["motion"], history
 
 
-def _learn(
+def learn(
     backbone: Backbone,
-    kind: str,
+    targets: Mapping[str, Sequence[str]],
     config: TrainConfig,
     loss_at: Callable[[int], Float[Tensor, ""]],
     accelerator: Accelerator,
-    report: Report,
-    keeper: Keeper,
+    *,
+    phase: str,
     generator: torch.Generator,
-) -> tuple[lora.Weights, list[float]]:
-    """Add a LoRA to the layers of `kind`, optimize it, and take it out again."""
-    targets = backbone.targets(kind, config.layers)
-    parameters = lora.inject(backbone.unet, kind, targets, rank=config.rank, dropout=config.dropout, seed=config.seed)
+    report: Report = silent,
+    keeper: Keeper = FORGETFUL,
+) -> tuple[dict[str, lora.Weights], list[float]]:
+    """Add one LoRA or several (name -> linears it wraps), optimize them together, and take them out again.
+
+    Unless `loss_at` says otherwise, all of them act. Returns (weights by name, losses).
+    """
+    unet, parameters = backbone.unet, []
+    for adapter, linears in targets.items():
+        parameters += lora.inject(
+            unet, adapter, list(linears), rank=config.rank, dropout=config.dropout, seed=config.seed
+        )
     try:
-        with torch.random.fork_rng(devices=[]), lora.active(backbone.unet, **{kind: 1.0}):
+        with torch.random.fork_rng(devices=[]), lora.active(unet, **dict.fromkeys(targets, 1.0)):
             torch.manual_seed(config.seed)  # dropout
-            backbone.unet.train()
+            unet.train()
             history = optimize(
-                parameters, loss_at, phase=f"learning the {kind}", steps=config.steps,
-                learning_rate=config.learning_rate, accelerator=accelerator, report=report, keeper=keeper,
-                generator=generator,
+                parameters, loss_at, phase=phase, steps=config.steps, learning_rate=config.learning_rate,
+                accelerator=accelerator, report=report, keeper=keeper, generator=generator,
             )  # fmt: skip
-        return lora.state(backbone.unet, kind), history
+        return {adapter: lora.state(unet, adapter) for adapter in targets}, history
     finally:
-        backbone.unet.eval()
-        lora.remove(backbone.unet, kind)
+        unet.eval()
+        lora.remove(unet, *targets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +12,15 @@ import typer
 
 from customttt.errors import CustomTTTError, UsageError
 from customttt.library import Library
-from customttt.recipe import VideoRecipe
-from customttt_cli import options, output, pairs, render
+from customttt.recipe import Rival, VideoRecipe
+from customttt_cli import options, output, pairs, relearn, render
 from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
     from customttt.media import Frames
+    from customttt.rivals import Material
 
-EXAMPLE = 'Example: customttt compare koala swimming "on Mars" --seeds 3'
+EXAMPLE = 'Example: customttt compare koala swimming "on Mars" --seeds 3 --images ./imgs --clip clip.mp4'
 CELL = 128
 Cells = dict[str, dict[int, Path]]
 
@@ -31,6 +32,13 @@ def compare(
     methods: Annotated[
         str | None, typer.Option(help="Some of them: base,direct,customttt. By default all.", show_default=False)
     ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="The pictures of the appearance, for methods that learn anew.", show_default=False),
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="The clip of the motion, for methods that learn anew.", show_default=False)
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Videos a method, of seeds from 0.", min=1)] = 3,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for videos, grid and table.")] = Path(
         "customttt-compare"
@@ -39,7 +47,7 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Compose by every method from the same noise, and lay the videos side by side; a killed run goes on."""
-    chosen = _chosen(methods)
+    chosen = _chosen(methods, bool(images), bool(clip))
     wish = Wish(prompt, 0, seeds, None, None, None, None, None, None, base)
     wish.check()
     from customttt import media
@@ -48,37 +56,70 @@ def compare(
     pair = pairs.named(library, appearance, motion)
     media.check_output(folder / "grid.mp4")
     recipe = pairs.settle(pair, wish)
-    cells = {name: _cells(library, pair, recipe, name, wish.seeds(recipe), folder) for name in chosen}
+    material = relearn.read(pair, recipe, images, clip) if images and clip else None
+    cells: Cells = {}
+    for number, name in enumerate(chosen, 1):
+        wanted = _recipe(name, recipe, material)
+        output.say(f"Method {number} of {len(chosen)}, '{name}': {_title(name)}.")
+        cells[name] = _cells(library, pair, wanted, name, wish.seeds(recipe), folder, material)
     scores = _scores(recipe, cells)
     _lay_out(cells, recipe.sample.fps, folder)
     text = json.dumps({"prompt": recipe.target_prompt, "scores": scores}, indent=1)
     (folder / "compare.json").write_text(text)
     _tell(scores, chosen)
+    _tell_notes(chosen)
     output.result(text if as_json else str(folder))
 
 
-def _chosen(methods: str | None) -> list[str]:
+def _chosen(methods: str | None, images: bool, clip: bool) -> list[str]:
+    """The methods to compare. Raises UsageError for an unknown one, or one without what it learns from."""
     from customttt.compare import METHODS
 
+    if images != clip:
+        given, lacking = ("--images", "--clip") if images else ("--clip", "--images")
+        raise UsageError(f"Methods that learn anew need the pictures and the clip; give {lacking} with {given}.")
     names = list(METHODS) if methods is None else [name.strip() for name in methods.split(",")]
     if bad := [name for name in names if name not in METHODS]:
         raise UsageError(f"There is no method {bad[0]!r}; there are {', '.join(METHODS)}.")
-    return names
+    learning = [name for name in names if METHODS[name].learns]
+    if images or not learning:
+        return names
+    if methods is not None:
+        raise UsageError(f"Method '{learning[0]}' learns anew from the pictures and the clip; add --images and --clip.")
+    output.say(f"Left out without --images and --clip, as they learn anew from both: {', '.join(learning)}.")
+    return [name for name in names if name not in learning]
+
+
+def _title(name: str) -> str:
+    from customttt.compare import METHODS
+
+    return METHODS[name].title.replace("\n", " ")
+
+
+def _recipe(name: str, recipe: VideoRecipe, material: Material | None) -> VideoRecipe:
+    """That of a method; a rival's tells what it learned from."""
+    from customttt.compare import METHODS
+
+    made = METHODS[name].recipe(recipe)
+    if material is None or not METHODS[name].learns:
+        return made
+    return replace(made, rival=Rival(name, material.key(name)))
 
 
 def _cells(
-    library: Library, pair: pairs.Pair, recipe: VideoRecipe, name: str, seeds: Sequence[int], folder: Path
+    library: Library,
+    pair: pairs.Pair,
+    recipe: VideoRecipe,
+    name: str,
+    seeds: Sequence[int],
+    folder: Path,
+    material: Material | None,
 ) -> dict[int, Path]:
     """The videos of one method; one that was made by the same recipe before is not made again."""
-    from customttt.compare import METHODS
-
-    method = METHODS[name]
-    wanted = method.recipe(recipe)
     paths = {seed: folder / f"{name}-seed{seed}.mp4" for seed in seeds}
-    missing = {seed: path for seed, path in paths.items() if not _is_made(path, wanted.with_seed(seed))}
+    missing = {seed: path for seed, path in paths.items() if not _is_made(path, recipe.with_seed(seed))}
     if missing:
-        output.say(f"Method '{name}': {method.title.replace(chr(10), ' ')}.")
-        for _ in render.videos(library, pair, wanted, missing):
+        for _ in render.videos(library, pair, recipe, missing, material):
             pass
     return paths
 
@@ -149,3 +190,11 @@ def _tell(scores: Mapping[str, Mapping[str, Mapping[str, float]]], chosen: Seque
 
     rows = [(name, *(cell(scores[name][head]) for head in heads)) for name in chosen]
     output.table(("method", *heads), rows, [False] * len(rows))
+
+
+def _tell_notes(chosen: Sequence[str]) -> None:
+    from customttt.compare import METHODS
+
+    for name in chosen:
+        if METHODS[name].note:
+            output.say(f"{name}: {METHODS[name].note}.")

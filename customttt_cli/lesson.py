@@ -77,7 +77,7 @@ def learn(lesson: Lesson, source: Source) -> None:
     for line in (*_describe(lesson, plan, material), *standing):
         (output.result if lesson.dry_run else output.say)(line)
     if not lesson.dry_run:
-        keeper = _keeper(library, plan, key, kept)
+        keeper = keeping(library, key, kept, _changeable(plan))
         concept = _carry_out(library, lesson, plan, material, keeper)
         library.remove_unfinished(key)
         _tell(library, concept, lesson)
@@ -116,14 +116,15 @@ def _changeable(plan: Plan) -> dict[str, Any]:
     return {key: getattr(plan.config, key) for key in learning.CHANGEABLE}
 
 
-def _keeper(library: Library, plan: Plan, key: str, kept: Path | None) -> Keeper:
+def keeping(library: Library, key: str, kept: Path | None, settings: Mapping[str, Any]) -> Keeper:
+    """Keeps a run of learning in the library under `key`; `kept` is where it stands."""
     from customttt.checkpoint import Keeper
 
     def keep(write: Callable[[Path], object]) -> None:
         with suppress(LockedError):  # another process is writing; the next chance comes soon
             library.add_unfinished(key, write)
 
-    return Keeper(kept, keep, _changeable(plan))
+    return Keeper(kept, keep, settings)
 
 
 def _taken(library: Library, lesson: Lesson) -> Concept | None:

@@ -7,10 +7,10 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from customttt.errors import LockedError, StoreError, UsageError
+from customttt.errors import UsageError
 from customttt.library import Library
 from customttt.recipe import VideoRecipe
-from customttt_cli import output
+from customttt_cli import output, relearn
 from customttt_cli.pairs import Pair
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from customttt.backbones import Backbone
     from customttt.compose import LoraPair
+    from customttt.rivals import Material, Taught
 
 
 def output_paths(out: Path | None, title: str, seeds: Sequence[int]) -> dict[int, Path]:
@@ -38,19 +39,24 @@ def _each(path: Path, seeds: Sequence[int]) -> dict[int, Path]:
 
 
 def videos(
-    library: Library, pair: Pair, recipe: VideoRecipe, paths: Mapping[int, Path]
+    library: Library, pair: Pair, recipe: VideoRecipe, paths: Mapping[int, Path], material: Material | None = None
 ) -> Iterator[tuple[int, Path, dict[str, Any]]]:
-    """Make one video after the other: (seed, path, the recipe as written into it)."""
+    """Make one video after the other: (seed, path, the recipe as written into it).
+
+    A rival learns from the material what the library does not hold. Raises UsageError where it needs that and lacks it.
+    """
     from customttt import compose, learn, media
 
+    if recipe.rival and not material:
+        relearn.check_kept(library, recipe.rival)
     with output.loading(recipe.base):
         backbone, accelerator = learn.open_accelerated(recipe.base)
     _check(backbone, recipe)
-    weights = _adapted(backbone, accelerator, library, pair, recipe)
+    taught = _taught(backbone, accelerator, library, pair, recipe, material)
     for seed, path in paths.items():
         one = recipe.with_seed(seed)
-        with output.progress() as report:
-            frames = compose.render(backbone, weights, one, accelerator, report)
+        with output.progress() as report, taught.spoken(backbone, recipe.appearance.phrase):
+            frames = compose.render(backbone, taught.pair, one, accelerator, report)
         made = {**one.to_dict(), "versions": learn.versions()}
         media.write_video(path, frames, recipe.sample.fps, made)
         yield seed, path, made
@@ -64,6 +70,21 @@ def _check(backbone: Backbone, recipe: VideoRecipe) -> None:
     tokens, most = backbone.count_tokens(prompt)
     if tokens > most:
         output.warn(f"The prompt has {tokens} tokens, and {recipe.base} reads {most}; its end will be ignored.")
+
+
+def _taught(
+    backbone: Backbone,
+    accelerator: Accelerator,
+    library: Library,
+    pair: Pair,
+    recipe: VideoRecipe,
+    material: Material | None,
+) -> Taught:
+    from customttt.rivals import Taught
+
+    if recipe.rival:
+        return relearn.taught(library, recipe.rival, backbone, accelerator, material)
+    return Taught(_adapted(backbone, accelerator, library, pair, recipe))
 
 
 def _adapted(
@@ -81,15 +102,5 @@ def _adapted(
         return lora.split(lora.load(cached))
     with output.progress() as report:
         adapted = compose.adapt(backbone, loaded, recipe, accelerator, report)
-    _keep(library, key, adapted)
+    relearn.keep(library, key, lora.join(adapted))
     return adapted
-
-
-def _keep(library: Library, key: str, adapted: LoraPair) -> None:
-    """Cache them; a library that cannot be written costs the next seed's time, not this video."""
-    from customttt import lora
-
-    try:
-        library.add_adapted(key, lambda path: lora.save(lora.join(adapted), path))
-    except (StoreError, LockedError) as error:
-        output.warn(f"The adapted LoRAs are not kept for the next time: {error}")

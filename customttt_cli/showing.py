@@ -51,10 +51,12 @@ def _learned(concept: Concept) -> str:
 def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:
     """A recipe for people."""
     sample, ttt = recipe.sample, recipe.ttt
+    method = {"method": f"{recipe.rival.name}, learned anew from the pictures and the clip"} if recipe.rival else {}
     adapted = f"{ttt.steps} steps at learning rate {ttt.learning_rate:g}" if ttt.steps else "none"
     return _aligned(
         {
             "prompt": recipe.target_prompt,
+            **method,
             "appearance": _ingredient(recipe.appearance),
             "motion": _ingredient(recipe.motion),
             "base": f"{recipe.base} (fingerprint {recipe.base_fingerprint})",

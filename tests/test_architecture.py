@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "config", "concept", "recipe", "library", "media", "stats", "sheets", "tracks", "machine", "diffusion",
     "backbones", "lora", "keys", "parcel", "exchange", "losses", "metrics", "checkpoint", "train", "sampling", "ttt",
-    "compose", "learn", "influence", "compare", "extractors", "evaluate", "tiny",
+    "compose", "learn", "rivals", "influence", "compare", "extractors", "evaluate", "tiny",
 ]  # fmt: skip
 SCRIPTS = {"pretrain.py", "judge.py", "score.py", "study.py"}
 TORCH_FREE = ORDER[: ORDER.index("machine") + 1]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from material import assert_one_sentence, run, snapshot
+from material import assert_one_sentence, make_clip, make_pictures, run, snapshot
+from typer.testing import Result
 
-from customttt import compose, lora, media
+from customttt import checkpoint, compose, learn, lora, media, rivals
 from customttt.backbones import open_base
 from customttt.compare import METHODS
 from customttt.config import SampleConfig, TTTConfig
@@ -31,6 +35,7 @@ def test_every_method_is_the_recipe_it_says() -> None:
     scales = {name: (one.appearance.scale, one.motion.scale) for name, one in made.items()}
     assert scales == {
         "base": (0, 0), "appearance": (1, 0), "motion": (0, 1), "direct": (1, 1), "switch": (1, 1), "customttt": (1, 1),
+        "full": (1, 1), "motiondirector": (1, 1), "diffdirector": (1, 1), "dreamvideo": (1, 1),
     }  # fmt: skip
     assert [name for name, one in made.items() if one.ttt.steps] == ["customttt"]
     assert [name for name, one in made.items() if one.sample.switch] == ["switch"]
@@ -86,3 +91,136 @@ def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
     assert_one_sentence(run("compare", "koala", "nobody", *out), 3, "no concept 'nobody'")
     assert_one_sentence(run("compare", "swimming", "koala", *out), 2, "is needed here")
     assert snapshot(tmp_path) == before
+
+
+# -- methods that learn anew
+
+
+@pytest.fixture
+def sources(learned: Path, pictures: Path, clip: Path) -> tuple[str | Path, ...]:  # noqa: ARG001
+    """What the concepts were learned from, as options."""
+    return "--images", pictures, "--clip", clip
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    raise AssertionError("this must not be reached")
+
+
+def test_rivals_learn_once_for_all_prompts_and_tell_their_name(
+    sources: tuple[str | Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("compare", "koala", "swimming", "--methods", "full,direct,dreamvideo", "--seeds", 1, *sources)
+    done = run(*command, "-o", tmp_path / "one")
+    assert done.exit_code == 0, done.output
+    assert "Method 3 of 3, 'dreamvideo': DreamVideo, simplified." in done.stderr
+    assert "dreamvideo: simplified: LoRAs for its adapters" in done.stderr
+    made = {name: tmp_path / "one" / f"{name}-seed0.mp4" for name in ("full", "direct", "dreamvideo")}
+    named = {name: VideoRecipe.from_dict(media.read_recipe(path)).rival for name, path in made.items()}
+    assert {name: one and one.name for name, one in named.items()} == {
+        "full": "full", "direct": None, "dreamvideo": "dreamvideo",
+    }  # fmt: skip
+    assert "dreamvideo, learned anew" in run("show", made["dreamvideo"]).stdout
+    assert "learned anew" not in run("show", made["direct"]).stdout
+    monkeypatch.setattr(rivals, "teach", refuse)
+    again = run(*command, "on Mars", "-o", tmp_path / "two")
+    assert again.exit_code == 0, again.output
+    assert again.stderr.count("learned from these before") == 2
+
+
+def test_another_method_s_video_is_never_taken_for_a_rival_s(sources: tuple[str | Path, ...], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("compare", "koala", "swimming", "--methods", "full,direct", "--seeds", 1, *sources, "-o", out)
+    assert run(*command).exit_code == 0
+    right = media.read_frames(out / "full-seed0.mp4")[0]
+    (out / "full-seed0.mp4").write_bytes((out / "direct-seed0.mp4").read_bytes())
+    assert run(*command).exit_code == 0
+    assert np.array_equal(media.read_frames(out / "full-seed0.mp4")[0], right)
+
+
+def test_a_rival_s_video_is_rendered_again_as_long_as_the_library_holds_what_it_learned(
+    learned: Path, sources: tuple[str | Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video, again = tmp_path / "out" / "dreamvideo-seed0.mp4", tmp_path / "again.mp4"
+    command = ("compare", "koala", "swimming", "--methods", "dreamvideo", "--seeds", 1, *sources)
+    assert run(*command, "-o", tmp_path / "out").exit_code == 0
+    done = run("compose", "--recipe", video, "-o", again)
+    assert done.exit_code == 0, done.output
+    assert np.array_equal(media.read_frames(video)[0], media.read_frames(again)[0])
+    assert_one_sentence(
+        run("compose", "--recipe", video, "--ttt-steps", 2), 2, "'dreamvideo', which knows no test-time"
+    )
+    shutil.rmtree(learned / "adapted")
+    monkeypatch.setattr(learn, "open_accelerated", refuse)
+    gone = run("compose", "--recipe", video, "-o", tmp_path / "third.mp4")
+    assert_one_sentence(gone, 2, "what that learned is not in this library", "customttt compare --methods dreamvideo")
+
+
+def test_a_killed_comparison_goes_on_in_the_middle_of_a_rival(
+    learned: Path, sources: tuple[str | Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("compare", "koala", "swimming", "--methods", "motiondirector", "--seeds", 1, *sources)
+    monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(rivals, "_two_paths", lambda *_: os.kill(os.getpid(), 2))  # Ctrl-C when the subject is learned
+        assert run(*command, "-o", tmp_path / "out").exit_code == 130
+    assert len(list((learned / "unfinished").iterdir())) == 1
+    done = run(*command, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "step 1 of 3" not in done.stderr.partition("two paths")[0], "the subject goes on after its second step"
+    assert list((learned / "unfinished").iterdir()) == []
+    assert len(list((learned / "adapted").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("learned")
+def test_rivals_are_left_out_without_what_they_learn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rest = {name: method for name, method in METHODS.items() if name in ("base", "full")}
+    monkeypatch.setattr("customttt.compare.METHODS", rest)
+    done = run("compare", "koala", "swimming", "--seeds", 1, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "Left out without --images and --clip, as they learn anew from both: full." in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*-seed*")) == ["base-seed0.mp4"]
+
+
+def test_other_material_is_refused_before_a_model_is_loaded(
+    learned: Path, pictures: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learn, "open_accelerated", refuse)
+    before = snapshot(learned)
+    other_pictures, other_clip = make_pictures(tmp_path / "other", 4), make_clip(tmp_path / "other.mp4", 11)
+    captioned = Path(shutil.copytree(pictures, tmp_path / "captioned"))
+    (captioned / "0.txt").write_text("A koala in the snow.")
+
+    def compare(*options: str | Path) -> Result:
+        return run("compare", "koala", "swimming", "-o", tmp_path / "out", *options)
+
+    with_clip, with_pictures = ("--clip", clip), ("--images", pictures)
+    assert_one_sentence(
+        compare("--images", other_pictures, *with_clip), 2, "not those that 'koala' was learned from (0.jpg, 1.jpg"
+    )
+    assert_one_sentence(compare("--images", captioned, *with_clip), 2, "their captions or their order")
+    assert_one_sentence(
+        compare(*with_pictures, "--clip", other_clip), 2, "not the clip that 'swimming' was learned from"
+    )
+    assert_one_sentence(compare(*with_pictures), 2, "give --clip with --images")
+    assert_one_sentence(compare(*with_clip), 2, "give --images with --clip")
+    assert_one_sentence(compare("--methods", "direct,full"), 2, "'full' learns anew", "--images and --clip")
+    assert_one_sentence(compare("--images", tmp_path / "nowhere", *with_clip), 3, "nowhere")
+    assert_one_sentence(compare(*with_pictures, "--clip", pictures / "0.jpg"), 9)
+    assert snapshot(learned) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_of_a_clip_cannot_be_compared(
+    tiny_random_base: Path, sources: tuple[str | Path, ...], clip: Path, tmp_path: Path
+) -> None:
+    assert run("learn-motion", "cut", clip, "--start", 0.5, "--base", tiny_random_base).exit_code == 0
+    done = run("compare", "koala", "cut", *sources, "-o", tmp_path / "out")
+    assert_one_sentence(done, 2, "'cut' was learned from a part of", "save that part")
+
+
+def test_pictures_that_were_fitted_are_fitted_again(
+    tiny_random_base: Path, sources: tuple[str | Path, ...], pictures: Path, tmp_path: Path
+) -> None:
+    assert run("learn-appearance", "whole", pictures, "--fit", "--base", tiny_random_base).exit_code == 0
+    done = run("compare", "whole", "swimming", "--methods", "direct", "--seeds", 1, *sources, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output

@@ -170,3 +170,17 @@ def test_a_file_that_is_no_lora_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a safetensors file")
     with pytest.raises(DamagedError, match="cannot be read"):
         lora.load(path)
+
+
+def test_what_is_computed_while_an_adapter_is_frozen_teaches_it_nothing(bare: Backbone) -> None:
+    add(bare, "a", fill=0.01)
+    add(bare, "b", "motion", fill=0.01)
+    both = lora.parameters(bare.unet, "a"), lora.parameters(bare.unet, "b")
+    noisy, embeds = torch.randn(1, *bare.latent_shape(2, 64)), bare.embed(["A koala."])
+    with lora.trainable([*both[0], *both[1]]), lora.active(bare.unet, a=1.0, b=1.0):
+        with lora.frozen(both[0]):
+            prediction = bare.predict(noisy, torch.tensor([500]), embeds)
+        assert all(parameter.requires_grad for parameter in both[0])
+        prediction.square().mean().backward()
+    assert all(parameter.grad is None for parameter in both[0])
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in both[1])

@@ -9,7 +9,7 @@ import pytest
 
 from customttt.config import SampleConfig, TTTConfig
 from customttt.errors import UsageError
-from customttt.recipe import Ingredient, VideoRecipe, check_prompt, phrase_of, sentence, with_article
+from customttt.recipe import Ingredient, Rival, VideoRecipe, check_prompt, phrase_of, sentence, with_article
 
 
 def recipe(prompt: str = "on Mars", **options: object) -> VideoRecipe:
@@ -87,3 +87,21 @@ def test_a_prompt_that_cannot_be_read_is_refused(prompt: str) -> None:
 def test_a_scale_out_of_range_is_refused() -> None:
     with pytest.raises(UsageError, match="scale"):
         recipe(appearance=Ingredient("koala", "koala", "a" * 64, scale=9.0))
+
+
+def test_a_recipe_from_before_there_were_rivals_still_loads() -> None:
+    older = json.loads(json.dumps(recipe().to_dict()))
+    del older["rival"]
+    assert VideoRecipe.from_dict(older) == recipe()
+
+
+def test_a_rival_s_recipe_survives_json_and_is_no_other_method_s() -> None:
+    plain = recipe(ttt=TTTConfig(steps=0))
+    made = replace(plain, rival=Rival("full", "c" * 64))
+    assert VideoRecipe.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert made not in (plain, replace(plain, rival=Rival("dreamvideo", "c" * 64)))
+
+
+def test_a_rival_knows_no_test_time_training() -> None:
+    with pytest.raises(UsageError, match="'full', which knows no test-time training"):
+        recipe(rival=Rival("full", "c" * 64))

@@ -34,6 +34,7 @@ DEFAULTS_FILE = "customttt.json"
 
 Video = Float[Tensor, "b 3 f height width"]
 PromptEmbeds = Float[Tensor, "b l d"]
+WordEmbedding = Float[Tensor, " d"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,20 @@ class Backbone(Protocol):
     def embed(self, prompts: Sequence[str]) -> PromptEmbeds:
         """The text encoder's last hidden states."""
 
+    def word(self, noun: str) -> WordEmbedding:
+        """What the text encoder reads where the last token of a noun stands."""
+
+    def meaning(self, noun: str, vector: WordEmbedding) -> AbstractContextManager[None]:
+        """While this lasts, `embed` reads `vector` where the last token of a noun stands; gradients reach it."""
+
     def predict(self, noisy_latents: Latents, timesteps: Timesteps, prompt_embeds: PromptEmbeds) -> Latents:
         """The U-Net's output: noise or v, see `schedule.prediction_type`."""
 
     def without_motion(self) -> AbstractContextManager[None]:
         """While this lasts, the motion modules are bypassed entirely: frames are independent pictures."""
+
+    def layers(self, kind: str) -> tuple[int, ...]:
+        """The numbered layers that a LoRA of `kind` can learn in."""
 
     def targets(self, kind: str, layers: Sequence[int]) -> list[str]:
         """Names of the linears that a LoRA of `kind` wraps in the numbered layers. Raises UsageError."""

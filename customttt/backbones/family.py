@@ -17,11 +17,12 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import logging
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import lora
-from customttt.backbones import Place, PromptEmbeds, Video
+from customttt.backbones import Place, PromptEmbeds, Video, WordEmbedding
 from customttt.backbones.hub import Repository, variant
 from customttt.concept import Kind
 from customttt.config import Defaults
@@ -157,7 +158,6 @@ class Family(ABC):
         images = torch.cat([self.vae.decode(frame).sample for frame in frames.split(1)])
         return images.float().clamp(-1, 1).view(b, f, *images.shape[1:]).transpose(1, 2)
 
-    @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> PromptEmbeds:
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
@@ -165,6 +165,26 @@ class Family(ABC):
         )
         embeds: PromptEmbeds = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state.float()
         return embeds
+
+    def word(self, noun: str) -> WordEmbedding:
+        known: Tensor = self.text_encoder.get_input_embeddings().weight[self._token(noun)]
+        return known.detach().clone()
+
+    def meaning(self, noun: str, vector: WordEmbedding) -> AbstractContextManager[None]:
+        table, token = self.text_encoder.get_input_embeddings(), self._token(noun)
+
+        def read(ids: Tensor) -> Tensor:
+            known = F.embedding(ids, table.weight)
+            return torch.where((ids == token)[..., None], vector.to(known), known)
+
+        return replaced([table], read)
+
+    def _token(self, noun: str) -> int:
+        return int(self.tokenizer(noun, add_special_tokens=False).input_ids[-1])
+
+    def layers(self, kind: str) -> tuple[int, ...]:
+        blocks = [lora.target_names(self.unet, [f"{block}.{self.BRANCHES[kind]}"]) for block in LAYERS]
+        return tuple(layer for layer, found in enumerate(blocks) if found)
 
     def targets(self, kind: str, layers: Sequence[int]) -> list[str]:
         if bad := [layer for layer in layers if layer not in range(len(LAYERS))]:

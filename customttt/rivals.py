@@ -1,0 +1,262 @@
+"""The rivals of CustomTTT that learn anew from the pictures and the clip: one short function each.
+
+What they have in common here, so that the methods are compared and not their tuning: the concepts' own pictures,
+captions, clip and prompts; the optimizer, learning rates, steps, rank and seed that the concepts were learned with; and
+LoRAs on every layer that has the modules. Where a method's own recipe differs in that, its docstring says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from customttt import lora, losses, train
+from customttt.backbones import Backbone, PromptEmbeds, WordEmbedding
+from customttt.checkpoint import FORGETFUL, Keeper
+from customttt.compose import LoraPair, to_video
+from customttt.concept import Concept, Kind
+from customttt.config import Defaults, TrainConfig
+from customttt.diffusion import Latents
+from customttt.media import Clip, Picture
+from customttt.recipe import training_prompt
+from customttt.train import Report, silent
+
+FORMAT_VERSION = 1
+"""Part of every key; raise it when a rival here learns otherwise than before."""
+CROSS_ATTENTION = ".attn2."
+"""In the name of a spatial linear that reads the prompt, or writes what was read."""
+MASKED = 0.2
+"""Share of the steps without the clip's spatial LoRA, in MotionDirector's and DiffDirector's public code [C]."""
+WORD_SHARE = 0.75
+"""Of DreamVideo's steps for the subject: 3,000 for the word and 1,000 for the adapter in its public settings [C]."""
+
+Stages = Callable[[str], Keeper]
+"""What keeps the run of each stage of a rival's learning, by the stage's name."""
+
+
+def forgetful(_: str) -> Keeper:
+    """Keeps nothing."""
+    return FORGETFUL
+
+
+@dataclass(frozen=True)
+class Material:
+    """Two concepts and what they were learned from: all that a rival needs besides the base."""
+
+    appearance: Concept
+    motion: Concept
+    pictures: Sequence[Picture]
+    clip: Clip
+    defaults: Defaults
+
+    def config(self, kind: Kind) -> TrainConfig:
+        """The budget of a concept: the base's settings, with steps, learning rate, rank and seed as it was learned."""
+        own: TrainConfig = getattr(self.defaults, kind)
+        concept: Concept = getattr(self, kind)
+        return own.but(
+            steps=concept.steps or None, learning_rate=concept.learning_rate or None, rank=concept.rank,
+            seed=concept.seed,
+        )  # fmt: skip
+
+    def key(self, rival: str) -> str:
+        """What a rival learns from this is kept under it: all that makes it (sha256)."""
+        concepts = [
+            (one.base_fingerprint, one.phrase, one.prompt, one.inputs) for one in (self.appearance, self.motion)
+        ]
+        budget = [self.config("appearance").to_dict(), self.config("motion").to_dict()]
+        return hashlib.sha256(json.dumps([FORMAT_VERSION, rival, concepts, budget]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a method renders with: two LoRAs, and DreamVideo's word for the subject."""
+
+    pair: LoraPair
+    word: WordEmbedding | None = None
+
+    def spoken(self, backbone: Backbone, noun: str) -> AbstractContextManager[None]:
+        """While this lasts, the base reads the word that was learned, if there is one, where the noun stands."""
+        return nullcontext() if self.word is None else backbone.meaning(noun, self.word)
+
+    def to_weights(self) -> lora.Weights:
+        """As one file holds it."""
+        return lora.join(self.pair) | ({} if self.word is None else {"word": self.word})
+
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor]) -> Taught:
+        return cls(lora.split(weights), weights.get("word"))
+
+
+def teach(
+    rival: str,
+    backbone: Backbone,
+    material: Material,
+    accelerator: Accelerator,
+    report: Report = silent,
+    stages: Stages = forgetful,
+) -> Taught:
+    """What the rival of that name (see RIVALS) learns from the material."""
+    noun, prompt = material.appearance.phrase, material.appearance.prompt
+    lesson = Lesson(
+        backbone, material, accelerator, report, stages, noun,
+        said=[picture.caption or prompt for picture in material.pictures],
+        pictures=torch.cat([backbone.encode(to_video(picture.pixels[None])) for picture in material.pictures]),
+        clip=backbone.encode(to_video(material.clip.frames)),
+        clip_embeds=backbone.embed([material.motion.prompt]),
+    )  # fmt: skip
+    return RIVALS[rival](lesson)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The material, as the base reads it, and the two things that most rivals learn from it."""
+
+    backbone: Backbone
+    material: Material
+    accelerator: Accelerator
+    report: Report
+    stages: Stages
+    noun: str
+    said: Sequence[str]
+    """Of each picture."""
+    pictures: Float[Tensor, "n c 1 h w"]
+    clip: Float[Tensor, "1 c f h w"]
+    clip_embeds: Float[Tensor, "1 l d"]
+
+    def config(self, kind: Kind) -> TrainConfig:
+        return self.material.config(kind).but(layers=self.backbone.layers(kind))
+
+    def targets(self, kind: Kind) -> list[str]:
+        """All linears of that kind."""
+        return self.backbone.targets(kind, self.backbone.layers(kind))
+
+    def subject(
+        self, targets: Sequence[str] | None = None, embeds: PromptEmbeds | None = None, steps: int | None = None
+    ) -> lora.Weights:
+        """A spatial LoRA from the pictures, motion modules bypassed: by default on all linears, in all steps."""
+        weights, _ = train.learn_appearance(
+            self.backbone, self.pictures, self.backbone.embed(self.said) if embeds is None else embeds,
+            self.config("appearance").but(steps=steps), self.accelerator, self.report, self.stages("subject"), targets,
+        )  # fmt: skip
+        return weights
+
+    def movement(self, debias: float | None = None) -> lora.Weights:
+        """A temporal LoRA from the clip; without `debias` by L_org alone."""
+        weights, _ = train.learn_motion(
+            self.backbone, self.clip, self.clip_embeds, self.config("motion").but(debias=debias), self.accelerator,
+            self.report, self.stages("movement"),
+        )  # fmt: skip
+        return weights
+
+
+def full(lesson: Lesson) -> Taught:
+    """The paper's "full LoRA": what CustomTTT learns before test-time training, on all layers."""
+    return Taught((lesson.subject(), lesson.movement()))
+
+
+def motiondirector(lesson: Lesson) -> Taught:
+    """MotionDirector's dual-path recipe (arXiv 2310.08465); spatial LoRAs leave the cross-attention as it is.
+
+    Published: AdamW at 5e-4 for both paths, 150 steps for a clip and 1,000 for pictures, half of them mirrored, and at
+    inference noise that is half the inverted clip. Here all methods share optimizer, steps, pictures and noise.
+    """
+    spatial = [name for name in lesson.targets("appearance") if CROSS_ATTENTION not in name]
+    return Taught((lesson.subject(spatial), _two_paths(lesson, spatial)))
+
+
+def diffdirector(lesson: Lesson) -> Taught:
+    """DiffDirector (github.com/ExponentialML/AnimateDiff-MotionDirector): MotionDirector's recipe, for AnimateDiff.
+
+    Its spatial LoRAs wrap the cross-attention, too, and its optimizer is Lion: at 5e-5 for the temporal path and 1e-5
+    for the spatial one, the two learning rates of CustomTTT. Here both paths of the clip have the motion's. Not taken
+    over: 503 steps, rank 64 from 384 pixels on, no dropout in the temporal LoRA.
+    """
+    return Taught((lesson.subject(), _two_paths(lesson, lesson.targets("appearance"))))
+
+
+def dreamvideo(lesson: Lesson) -> Taught:
+    """DreamVideo (arXiv 2312.04433), simplified: a word for the subject, then an adapter of the cross-attention.
+
+    The word replaces the noun, from whose embedding it starts; 3/4 of the subject's steps are for it, as in the public
+    settings. Simplified: LoRAs stand in for both bottleneck adapters; no base here has an image encoder, so the motion
+    adapter has no appearance guidance; the pictures have no masks; both parts of the subject have one learning rate.
+    """
+    prompt = training_prompt("appearance", lesson.noun)
+    said = [text if lesson.noun.lower() in text.lower() else prompt for text in lesson.said]
+    steps = lesson.config("appearance").steps
+    word = _invert(lesson, said, int(WORD_SHARE * steps))
+    with lesson.backbone.meaning(lesson.noun, word):
+        embeds = lesson.backbone.embed(said)
+    cross_attention = [name for name in lesson.targets("appearance") if CROSS_ATTENTION in name]
+    identity = lesson.subject(cross_attention, embeds, steps - int(WORD_SHARE * steps))
+    return Taught((identity, lesson.movement(debias=0.0)), word)
+
+
+RIVALS: Mapping[str, Callable[[Lesson], Taught]] = MappingProxyType(
+    {"full": full, "motiondirector": motiondirector, "diffdirector": diffdirector, "dreamvideo": dreamvideo}
+)
+"""By the name in `compare`."""
+
+
+def _two_paths(lesson: Lesson, spatial: Sequence[str]) -> lora.Weights:
+    """The temporal LoRA of the clip, learned together with a spatial one, which is thrown away.
+
+    Spatial path: one random frame, only the spatial LoRA acts. Temporal path: all frames, both act, L_org + L_ad, and
+    only the temporal LoRA learns: what the other explains, it need not learn (arXiv 2310.08465, equations 4 to 7).
+    Both paths see the same noise, and the frame passes the motion modules, as in the public code.
+    """
+    backbone, config = lesson.backbone, lesson.config("motion")
+    generator = torch.Generator().manual_seed(config.seed)
+    latents = lesson.clip.expand(config.batch_size, -1, -1, -1, -1)
+    embeds = lesson.clip_embeds.expand(config.batch_size, -1, -1)
+
+    def temporal(noisy: Latents, target: Latents, timesteps: Tensor, scales: Mapping[str, float]) -> Tensor:
+        anchor = int(torch.randint(0, noisy.shape[2], (), generator=generator))
+        with lora.frozen(lora.parameters(backbone.unet, "looks")), lora.active(backbone.unet, **scales):
+            return losses.motion(backbone.predict(noisy, timesteps, embeds), target, anchor, config.debias)
+
+    def loss_at(_: int) -> Float[Tensor, ""]:
+        noisy, target, timesteps = train.noised(backbone, latents, generator)
+        if float(torch.rand((), generator=generator)) < MASKED:
+            return temporal(noisy, target, timesteps, {"motion": 1.0})
+        index = torch.randint(0, noisy.shape[2], (1,), generator=generator).to(noisy.device)
+        with lora.active(backbone.unet, looks=1.0):
+            prediction = backbone.predict(noisy.index_select(2, index), timesteps, embeds)
+        spatial_loss = losses.denoising(prediction, target.index_select(2, index))
+        return spatial_loss + temporal(noisy, target, timesteps, {"motion": 1.0, "looks": 1.0})
+
+    weights, _ = train.learn(
+        backbone, {"looks": spatial, "motion": lesson.targets("motion")}, config, loss_at, lesson.accelerator,
+        phase="learning the motion by two paths", generator=generator, report=lesson.report,
+        keeper=lesson.stages("movement"),
+    )  # fmt: skip
+    return weights["motion"]
+
+
+def _invert(lesson: Lesson, said: Sequence[str], steps: int) -> WordEmbedding:
+    """Textual inversion (arXiv 2208.01618): the embedding of a word by which the frozen base draws the pictures."""
+    backbone, config = lesson.backbone, lesson.config("appearance")
+    generator = torch.Generator().manual_seed(config.seed)
+    word = nn.Parameter(backbone.word(lesson.noun))
+
+    def loss_at(_: int) -> Float[Tensor, ""]:
+        chosen = torch.randint(0, len(lesson.pictures), (config.batch_size,), generator=generator)
+        noisy, target, timesteps = train.noised(backbone, lesson.pictures[chosen], generator)
+        with backbone.meaning(lesson.noun, word), backbone.without_motion():
+            prediction = backbone.predict(noisy, timesteps, backbone.embed([said[int(index)] for index in chosen]))
+        return losses.denoising(prediction, target)
+
+    train.optimize(
+        [word], loss_at, phase="learning the word", steps=steps, learning_rate=config.learning_rate,
+        accelerator=lesson.accelerator, report=lesson.report, keeper=lesson.stages("word"), generator=generator,
+    )  # fmt: skip
+    return word.detach().cpu()
