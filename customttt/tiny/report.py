@@ -10,8 +10,7 @@ from customttt import media, sheets, stats
 from customttt.compose import to_frames
 from customttt.concept import Kind
 from customttt.tiny import score, world
-from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES
-from customttt.tiny.study import INFLUENCE, MEASURES, TABLES, Arm, Cell, Study, judged
+from customttt.tiny.study import INFLUENCE, MEASURES, TABLES, Arm, Cell, Study, clip, judged, pictures
 
 TITLES = {
     "main": "Ways to put a subject and a movement together",
@@ -130,10 +129,10 @@ def _pictures(study: Study, arms: Mapping[str, Arm], path: Path) -> list[str]:
             continue
         noun, look = cell.subject
         words = world.noun_phrase(noun, look, name_look=True)
-        stills = [score.Content(noun, "standing still", scene, look) for scene in PICTURE_SCENES]
-        pictures = [to_frames(one[None])[0] for one in score.render(stills, 78, num_frames=1).video]
-        clip = score.render([score.Content(CLIP_NOUN, cell.movement, CLIP_SCENE)], 78, vary=0.0).video
-        rows = [("the pictures", pictures), ("the clip", list(to_frames(clip)))]
+        rows = [
+            ("the pictures", [one.pixels for one in pictures(cell.subject)]),
+            ("the clip", list(clip(cell.movement).frames)),
+        ]
         rows += [(textwrap.fill(title, 18), list(media.read_frames(video)[0])) for title, video in made.items()]
         file = path.parent / f"{path.stem}-{pairing}.png"
         media.write_png(file, sheets.contact_sheet(rows, 96, f"{words} {cell.movement} {cell.scene}"))

@@ -18,10 +18,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from customttt import compose, influence, learn, lora, media, metrics, stats, train
+from customttt import compose, influence, learn, lora, media, metrics, rivals, stats
 from customttt.backbones import Backbone
 from customttt.compare import METHODS
-from customttt.concept import Kind
+from customttt.concept import Concept, Kind
 from customttt.config import TrainConfig, TTTConfig
 from customttt.recipe import Ingredient, VideoRecipe, sentence, with_article
 from customttt.tiny import judge, score, world
@@ -75,6 +75,8 @@ class Arm:
     """From the base's own recipe to that of this arm."""
     layers: Mapping[Kind, tuple[int, ...]] = field(default_factory=dict)
     """Where its LoRAs are; where nothing is said, in the base's own layers."""
+    rival: str = ""
+    """Which of `rivals` learns anew for it; empty where none does."""
 
 
 def _ttt(**changes: Any) -> Callable[[VideoRecipe], VideoRecipe]:
@@ -86,7 +88,10 @@ def _layers(appearance: tuple[int, ...], motion: tuple[int, ...]) -> Arm:
     return Arm(title, METHODS["direct"].recipe, {"appearance": appearance, "motion": motion})
 
 
-METHOD_ARMS = {name: Arm(method.title.replace("\n", " "), method.recipe) for name, method in METHODS.items()}
+METHOD_ARMS = {
+    name: Arm(method.title.replace("\n", " "), method.recipe, rival=name if method.learns else "")
+    for name, method in METHODS.items()
+}
 PAPER = TTTConfig()
 """The paper's test-time training; its learning rate and its words for things are the base's."""
 
@@ -239,7 +244,7 @@ class Study:
 
     def video(self, cell: Cell, arm: Arm) -> Path:
         """Where a cell's video is kept: named by all that makes it."""
-        parts = [arm.change(self._recipe(cell)).to_dict(), arm.layers, self.size.steps]
+        parts = [arm.change(self._recipe(cell)).to_dict(), arm.layers, arm.rival, self.size.steps]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return self.out / "cells" / f"{cell.pairing}-{cell.seed}-{key}.mp4"
 
@@ -260,14 +265,25 @@ class Study:
 
     def _render(self, cell: Cell, arm: Arm) -> None:
         recipe, path = arm.change(self._recipe(cell)), self.video(cell, arm)
-        pair = self._adapt(cell, arm, recipe)
-        frames = compose.render(self.backbone, pair, recipe, self.accelerator)
+        taught = self._taught(cell, arm) if arm.rival else rivals.Taught(self._adapt(cell, arm, recipe))
+        with taught.spoken(self.backbone, recipe.appearance.phrase):
+            frames = compose.render(self.backbone, taught.pair, recipe, self.accelerator)
         path.parent.mkdir(parents=True, exist_ok=True)
         media.write_video(path, frames, recipe.sample.fps, recipe.to_dict())
         _write(path.with_suffix(".json"), json.dumps(judged(frames, cell)))
 
+    def _taught(self, cell: Cell, arm: Arm) -> rivals.Taught:
+        """What a rival learns from the pairing's pictures and clip, with the same budget."""
+        path = self.out / "rivals" / f"{cell.pairing}-{arm.rival}-{self.size.steps}.safetensors"
+        if not path.exists():
+            self.say(f"{arm.rival} learns {cell.subject} and {cell.movement}")
+            of = (self._learned("appearance", cell, arm)[1], self._learned("motion", cell, arm)[1])
+            material = rivals.Material(*of, pictures(cell.subject), clip(cell.movement), self.backbone.defaults)
+            _save(rivals.teach(arm.rival, self.backbone, material, self.accelerator).to_weights(), path)
+        return rivals.Taught.from_weights(lora.load(path))
+
     def _adapt(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> compose.LoraPair:
-        pair = self._learned("appearance", cell, arm), self._learned("motion", cell, arm)
+        pair = self._learned("appearance", cell, arm)[0], self._learned("motion", cell, arm)[0]
         if not recipe.ttt.steps:
             return pair
         path = self._adapted(cell, arm, recipe)
@@ -283,7 +299,7 @@ class Study:
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return self.out / "adapted" / f"{cell.pairing}-{key}.safetensors"
 
-    def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> lora.Weights:
+    def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> tuple[lora.Weights, Concept]:
         config: TrainConfig = getattr(self.backbone.defaults, kind)
         config = config.but(layers=arm.layers.get(kind), steps=self.size.steps)
         of = "-".join([cell.subject[0], *cell.subject[1]]) if kind == "appearance" else cell.movement
@@ -292,27 +308,33 @@ class Study:
         if not path.exists():
             self.say(f"learning the {kind} of {of} in layers {layers}")
             if kind == "appearance":
-                weights = learn_subject(self.backbone, self.accelerator, cell.subject, config)
+                noun = cell.subject[0]
+                words = learn.Wording("subject", noun, sentence(with_article(noun)))
+                seen = pictures(cell.subject)
+                learned = learn.appearance(self.backbone, seen, words, config, self.accelerator)
             else:
-                weights = learn_movement(self.backbone, self.accelerator, cell.movement, config)
-            _save(weights, path)
-        return lora.load(path)
+                words = learn.Wording("movement", of, sentence(with_article(CLIP_NOUN), of))
+                learned = learn.motion(self.backbone, clip(of), words, config, self.accelerator)
+            _write(path.with_suffix(".json"), learned.concept.to_json())
+            _save(learned.weights, path)
+        return lora.load(path), Concept.from_json(path.with_suffix(".json").read_text())
 
 
-def learn_subject(backbone: Backbone, accelerator: Accelerator, subject: Subject, config: TrainConfig) -> lora.Weights:
-    """Learn how a subject looks from five still pictures, whose captions name their scenes."""
+def pictures(subject: Subject) -> list[media.Picture]:
+    """Five still pictures of a subject, whose captions name their scenes."""
     noun, look = subject
     shown = [score.Content(noun, "standing still", scene, look) for scene in PICTURE_SCENES]
-    pictures = score.render(shown, 78 + config.seed, num_frames=1)
-    embeds = backbone.embed([sentence(f"{with_article(noun)} {scene}") for scene in PICTURE_SCENES])
-    return train.learn_appearance(backbone, backbone.encode(pictures.video), embeds, config, accelerator)[0]
+    stills = score.render(shown, 78, num_frames=1).video
+    return [
+        media.Picture(scene, compose.to_frames(still[None])[0], sentence(f"{with_article(noun)} {scene}"), "0" * 64)
+        for scene, still in zip(PICTURE_SCENES, stills, strict=True)
+    ]
 
 
-def learn_movement(backbone: Backbone, accelerator: Accelerator, movement: str, config: TrainConfig) -> lora.Weights:
-    """Learn a movement from one clip of a dog in the desert."""
-    clip = score.render([score.Content(CLIP_NOUN, movement, CLIP_SCENE)], 78 + config.seed, vary=0.0)
-    embeds = backbone.embed([sentence(with_article(CLIP_NOUN), movement)])
-    return train.learn_motion(backbone, backbone.encode(clip.video), embeds, config, accelerator)[0]
+def clip(movement: str) -> media.Clip:
+    """A dog in the desert that does it."""
+    video = score.render([score.Content(CLIP_NOUN, movement, CLIP_SCENE)], 78, vary=0.0).video
+    return media.Clip(movement, compose.to_frames(video), 8.0, "0" * 64)
 
 
 def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
