@@ -61,7 +61,7 @@ class Keeper:
                     _, index, key = name.split(".")
                     state.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-            _set_randomness(tensors, generator)
+            set_randomness(tensors, generator)
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
             raise DamagedError(f"{self.kept} cannot be gone on from ({error}); delete it to start anew.") from error
         self.steps = len(losses)
@@ -71,7 +71,14 @@ class Keeper:
         self, parameters: list[nn.Parameter], optimizer: Any, randomness: Mapping[str, Tensor], losses: list[float]
     ) -> None:
         """Keep the state before a step whose loss is known to be finite, if the last was kept long enough ago."""
-        if self.keep is None or time.monotonic() - self.saved < EVERY_SECONDS:
+        if time.monotonic() - self.saved >= EVERY_SECONDS:
+            self.save(parameters, optimizer, randomness, losses)
+
+    def save(
+        self, parameters: list[nn.Parameter], optimizer: Any, randomness: Mapping[str, Tensor], losses: list[float]
+    ) -> None:
+        """Keep the state before a step now; a keeper that keeps nothing does not."""
+        if self.keep is None:
             return
         tensors = {f"parameter.{index}": parameter.detach() for index, parameter in enumerate(parameters)}
         for index, values in optimizer.state_dict()["state"].items():
@@ -104,7 +111,8 @@ def randomness(generator: torch.Generator) -> dict[str, Tensor]:
     return states
 
 
-def _set_randomness(states: Mapping[str, Tensor], generator: torch.Generator) -> None:
+def set_randomness(states: Mapping[str, Tensor], generator: torch.Generator) -> None:
+    """Put back what `randomness` returned."""
     torch.set_rng_state(states["random.cpu"])
     generator.set_state(states["random.own"])
     if torch.cuda.is_available() and "random.cuda" in states:

@@ -17,7 +17,12 @@ LoraPair = tuple[lora.Weights, lora.Weights]
 
 
 def adapt(
-    backbone: Backbone, pair: LoraPair, recipe: VideoRecipe, accelerator: Accelerator, report: Report = silent
+    backbone: Backbone,
+    pair: LoraPair,
+    recipe: VideoRecipe,
+    accelerator: Accelerator,
+    report: Report = silent,
+    rung: int = 0,
 ) -> LoraPair:
     """The two LoRAs after test-time training; with zero steps they are what they were. Does not depend on the seed."""
     if recipe.ttt.steps == 0:
@@ -29,7 +34,7 @@ def adapt(
         empty=backbone.embed([""]),
     )
     appearance, motion, _ = ttt.adapt(
-        backbone, *pair, prompts, recipe.ttt, recipe.sample, accelerator, seed=0, report=report
+        backbone, *pair, prompts, recipe.ttt, recipe.sample, accelerator, seed=0, report=report, rung=rung
     )
     return appearance, motion
 

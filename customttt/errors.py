@@ -60,6 +60,16 @@ class OutOfMemoryError(CustomTTTError):
     exit_code = 7
 
 
+_NO_MEMORY = ("DefaultCPUAllocator", "out of memory")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, a GPU or torch's CPU allocator ran out of memory; torch is not imported to find out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
 class DivergedError(CustomTTTError):
     """The loss is not a finite number."""
 

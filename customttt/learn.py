@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from customttt import lora, machine, train
-from customttt.backbones import Backbone, open_base
+from customttt.backbones import Backbone, computing, open_base
 from customttt.checkpoint import FORGETFUL, Keeper
 from customttt.compose import to_video
 from customttt.concept import Concept, Kind, Source
@@ -59,12 +59,12 @@ class Wording:
 
 def open_accelerated(base: str) -> tuple[Backbone, Accelerator]:
     """A base on the best device here, in half precision where the device has it. Raises BaseUnavailableError."""
-    on_gpu = torch.cuda.is_available()
-    half = "fp16" if on_gpu else "bf16" if machine.multiplies_bfloat16() else "no"
-    accelerator = Accelerator(mixed_precision=half, cpu=not on_gpu)
+    device = machine.device()
+    half = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[computing(device)]
+    accelerator = Accelerator(mixed_precision=half, cpu=device.type == "cpu")
     try:
         return open_base(base, accelerator.device), accelerator
-    except torch.cuda.OutOfMemoryError as error:
+    except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"Base {base!r} does not fit into this GPU's memory; use --base tiny.") from error
 
 
@@ -76,12 +76,13 @@ def appearance(
     accelerator: Accelerator,
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
+    rung: int = 0,
 ) -> Learned:
     """Learn a subject from its pictures; a picture's own caption replaces the prompt."""
     began = time.monotonic()
     latents = torch.cat([backbone.encode(to_video(picture.pixels[None])) for picture in pictures])
     embeds = backbone.embed([picture.caption or wording.prompt for picture in pictures])
-    weights, history = train.learn_appearance(backbone, latents, embeds, config, accelerator, report, keeper)
+    weights, history = train.learn_appearance(backbone, latents, embeds, config, accelerator, report, keeper, rung=rung)
     sources = [Source(name=picture.name, sha256=picture.sha256) for picture in pictures]
     made_of = sources, picture_digest(pictures)
     return _learned("appearance", backbone, wording, config, made_of, weights, history, began)
@@ -95,11 +96,12 @@ def motion(
     accelerator: Accelerator,
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
+    rung: int = 0,
 ) -> Learned:
     """Learn a movement from one clip."""
     began = time.monotonic()
     latents, embeds = backbone.encode(to_video(clip.frames)), backbone.embed([wording.prompt])
-    weights, history = train.learn_motion(backbone, latents, embeds, config, accelerator, report, keeper)
+    weights, history = train.learn_motion(backbone, latents, embeds, config, accelerator, report, keeper, rung=rung)
     made_of = [Source(name=clip.name, sha256=clip.sha256)], clip_digest(clip)
     return _learned("motion", backbone, wording, config, made_of, weights, history, began)
 

@@ -38,7 +38,10 @@ def target_names(unet: nn.Module, modules: Iterable[str]) -> list[str]:
 def inject(
     unet: nn.Module, adapter: str, targets: list[str], *, rank: int = 32, dropout: float = 0.0, seed: int = 0
 ) -> list[nn.Parameter]:
-    """Add an adapter that changes nothing yet (B = 0); everything else is frozen. Returns its parameters."""
+    """Add an adapter that changes nothing yet (B = 0), in float32 on any base; everything else is frozen.
+
+    Returns its parameters.
+    """
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -46,6 +49,10 @@ def inject(
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
             inject_adapter_in_model(config, unet, adapter_name=adapter)
     unet.requires_grad_(False)
+    for _, layer in _layers(unet):  # peft gives them the precision of the base, in which an update of 1e-5 is lost
+        for matrices in (layer.lora_A, layer.lora_B):
+            if adapter in matrices:
+                matrices[adapter].to(layer.weight.device, torch.float32)
     return parameters(unet, adapter)
 
 

@@ -6,8 +6,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,13 @@ def multiplies_bfloat16() -> bool:
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
+def device() -> torch.device:
+    """Where models run: the first CUDA GPU, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -46,6 +57,15 @@ def memory() -> tuple[int, int]:
     """(bytes in all, bytes that are free or can be freed at once)."""
     found = psutil.virtual_memory()
     return int(found.total), int(found.available)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a model can take there."""
+    if device.type == "cpu":
+        return memory()[1]
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def free_disk(path: Path) -> int:

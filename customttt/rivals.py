@@ -28,6 +28,7 @@ from customttt.config import Defaults, TrainConfig
 from customttt.diffusion import Latents
 from customttt.media import Clip, Picture
 from customttt.recipe import training_prompt
+from customttt.thrift import Ladder, Terms
 from customttt.train import Report, silent
 
 FORMAT_VERSION = 1
@@ -219,25 +220,26 @@ def _two_paths(lesson: Lesson, spatial: Sequence[str]) -> lora.Weights:
     latents = lesson.clip.expand(config.batch_size, -1, -1, -1, -1)
     embeds = lesson.clip_embeds.expand(config.batch_size, -1, -1)
 
-    def temporal(noisy: Latents, target: Latents, timesteps: Tensor, scales: Mapping[str, float]) -> Tensor:
+    def temporal(noisy: Latents, target: Latents, timesteps: Tensor, scales: Mapping[str, float]) -> Terms:
         anchor = int(torch.randint(0, noisy.shape[2], (), generator=generator))
         with lora.frozen(lora.parameters(backbone.unet, "looks")), lora.active(backbone.unet, **scales):
-            return losses.motion(backbone.predict(noisy, timesteps, embeds), target, anchor, config.debias)
+            yield losses.motion(backbone.predict(noisy, timesteps, embeds), target, anchor, config.debias)
 
-    def loss_at(_: int) -> Float[Tensor, ""]:
+    def terms_at(_: int) -> Terms:
         noisy, target, timesteps = train.noised(backbone, latents, generator)
         if float(torch.rand((), generator=generator)) < MASKED:
-            return temporal(noisy, target, timesteps, {"motion": 1.0})
+            yield from temporal(noisy, target, timesteps, {"motion": 1.0})
+            return
         index = torch.randint(0, noisy.shape[2], (1,), generator=generator).to(noisy.device)
         with lora.active(backbone.unet, looks=1.0):
             prediction = backbone.predict(noisy.index_select(2, index), timesteps, embeds)
-        spatial_loss = losses.denoising(prediction, target.index_select(2, index))
-        return spatial_loss + temporal(noisy, target, timesteps, {"motion": 1.0, "looks": 1.0})
+            yield losses.denoising(prediction, target.index_select(2, index))
+        yield from temporal(noisy, target, timesteps, {"motion": 1.0, "looks": 1.0})
 
     weights, _ = train.learn(
-        backbone, {"looks": spatial, "motion": lesson.targets("motion")}, config, loss_at, lesson.accelerator,
-        phase="learning the motion by two paths", generator=generator, report=lesson.report,
-        keeper=lesson.stages("movement"),
+        backbone, {"looks": spatial, "motion": lesson.targets("motion")}, config, terms_at, lesson.accelerator,
+        phase="learning the motion by two paths", generator=generator, ladder=Ladder(backbone.blocks),
+        report=lesson.report, keeper=lesson.stages("movement"),
     )  # fmt: skip
     return weights["motion"]
 
@@ -248,15 +250,16 @@ def _invert(lesson: Lesson, said: Sequence[str], steps: int) -> WordEmbedding:
     generator = torch.Generator().manual_seed(config.seed)
     word = nn.Parameter(backbone.word(lesson.noun))
 
-    def loss_at(_: int) -> Float[Tensor, ""]:
+    def terms_at(_: int) -> Terms:
         chosen = torch.randint(0, len(lesson.pictures), (config.batch_size,), generator=generator)
         noisy, target, timesteps = train.noised(backbone, lesson.pictures[chosen], generator)
         with backbone.meaning(lesson.noun, word), backbone.without_motion():
             prediction = backbone.predict(noisy, timesteps, backbone.embed([said[int(index)] for index in chosen]))
-        return losses.denoising(prediction, target)
+            yield losses.denoising(prediction, target)
 
     train.optimize(
-        [word], loss_at, phase="learning the word", steps=steps, learning_rate=config.learning_rate,
-        accelerator=lesson.accelerator, report=lesson.report, keeper=lesson.stages("word"), generator=generator,
+        [word], terms_at, phase="learning the word", steps=steps, learning_rate=config.learning_rate,
+        accelerator=lesson.accelerator, ladder=Ladder(backbone.blocks), report=lesson.report,
+        keeper=lesson.stages("word"), generator=generator,
     )  # fmt: skip
     return word.detach().cpu()

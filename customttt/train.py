@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from customttt import diffusion, lora, losses
 from customttt.backbones import Backbone
-from customttt.checkpoint import FORGETFUL, Keeper, randomness
+from customttt.checkpoint import FORGETFUL, Keeper, randomness, set_randomness
 from customttt.config import TrainConfig
-from customttt.errors import DivergedError
+from customttt.errors import DivergedError, OutOfMemoryError
+from customttt.thrift import Ladder, Terms
 
 LION_BETAS, LION_WEIGHT_DECAY = (0.9, 0.99), 0.1
 
@@ -33,6 +34,8 @@ class Progress:
     """Steps done."""
     total: int
     loss: float | None = None
+    note: str | None = None
+    """What happened on the way, for people; no step is done then."""
 
 
 Report = Callable[[Progress], None]
@@ -44,20 +47,22 @@ def silent(_: Progress) -> None:
 
 def optimize(
     parameters: list[nn.Parameter],
-    loss_at: Callable[[int], Float[Tensor, ""]],
+    terms_at: Callable[[int], Terms],
     *,
     phase: str,
     steps: int,
     learning_rate: float,
     accelerator: Accelerator,
+    ladder: Ladder,
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
     generator: torch.Generator | None = None,
 ) -> list[float]:
-    """Minimize `loss_at(step)` over `parameters` with Lion (arXiv 2302.06675) and return every loss.
+    """Minimize the sum of `terms_at(step)` over `parameters` with Lion (arXiv 2302.06675) and return every loss.
 
-    A keeper, which needs the generator that `loss_at` draws from, lets a killed run go on. Raises DivergedError as soon
-    as a loss is not a finite number; what was kept before stays kept.
+    A keeper, which needs the generator that `terms_at` draws from, lets a killed run go on; a ladder lets a step that
+    ran out of memory start again with less. Raises DivergedError as soon as a loss is not a finite number, and
+    OutOfMemoryError on the last rung; what was kept before stays kept.
     """
     lion = Lion(parameters, lr=learning_rate, betas=LION_BETAS, weight_decay=LION_WEIGHT_DECAY)
     optimizer = accelerator.prepare(lion)  # in half precision it undoes the scale of the loss
@@ -66,16 +71,29 @@ def optimize(
         history = keeper.restore(parameters, optimizer, generator)
         for step in range(len(history), steps):
             random = randomness(generator)
-            with accelerator.autocast():
-                loss = loss_at(step)
-            value = _finite(loss.item(), phase, step, learning_rate, keeper.steps)
+            while (loss := ladder.back_up(terms_at(step), accelerator)) is None:  # memory ran out
+                if not ladder.climb():
+                    keeper.save(parameters, optimizer, random, history)
+                    raise _too_large(phase, step, keeper.steps)
+                report(Progress(phase, step, steps, note=f"Memory ran out at step {step + 1}; now {ladder.rung}."))
+                optimizer.zero_grad()
+                set_randomness(random, generator)
+            value = _finite(loss, phase, step, learning_rate, keeper.steps)
             keeper.offer(parameters, optimizer, random, history)
             history.append(value)
-            accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-            report(Progress(phase, step + 1, steps, history[-1]))
+            report(Progress(phase, step + 1, steps, value))
     return history
+
+
+def _too_large(phase: str, step: int, kept: int) -> OutOfMemoryError:
+    way_on = (
+        f"step {kept} is kept: the same command goes on from it, once other programs have made room"
+        if kept
+        else "nothing was saved; close other programs, or use fewer --frames or --base tiny"
+    )
+    return OutOfMemoryError(f"There is not enough memory for step {step + 1} of {phase}, save as it may; {way_on}.")
 
 
 def _finite(loss: float, phase: str, step: int, learning_rate: float, kept: int) -> float:
@@ -117,24 +135,28 @@ def learn_appearance(
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
     targets: Sequence[str] | None = None,
+    rung: int = 0,
 ) -> tuple[lora.Weights, list[float]]:
     """Spatial LoRA of one subject from its pictures, motion modules bypassed. Returns (weights, losses).
 
-    `targets` are the linears it wraps: by default all those of the configuration's layers.
+    `targets` are the linears it wraps: by default all those of the configuration's layers; `rung` is where on the
+    ladder of `thrift` it begins.
     """
-    generator = torch.Generator().manual_seed(config.seed)
+    generator, ladder = torch.Generator().manual_seed(config.seed), Ladder(backbone.blocks, config.batch_size, rung)
 
-    def loss_at(_: int) -> Float[Tensor, ""]:
+    def terms_at(_: int) -> Terms:
         chosen = torch.randint(0, len(latents), (config.batch_size,), generator=generator)
         noisy, target, timesteps = noised(backbone, latents[chosen], generator)
+        embeds = prompt_embeds[chosen]
         with backbone.without_motion():
-            prediction = backbone.predict(noisy, timesteps, prompt_embeds[chosen])
-        return losses.denoising(prediction, target)
+            for part, share in ladder.parts():
+                prediction = backbone.predict(noisy[part], timesteps[part], embeds[part])
+                yield share * losses.denoising(prediction, target[part])
 
     linears = targets or backbone.targets("appearance", config.layers)
     weights, history = learn(
-        backbone, {"appearance": linears}, config, loss_at, accelerator, phase="learning the appearance",
-        report=report, keeper=keeper, generator=generator,
+        backbone, {"appearance": linears}, config, terms_at, accelerator, phase="learning the appearance",
+        report=report, keeper=keeper, generator=generator, ladder=ladder,
     )  # fmt: skip
     return weights["appearance"], history
 
@@ -147,20 +169,23 @@ def learn_motion(
     accelerator: Accelerator,
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
+    rung: int = 0,
 ) -> tuple[lora.Weights, list[float]]:
     """Temporal LoRA of one movement from one clip, with the debiased loss. Returns (weights, losses)."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator, ladder = torch.Generator().manual_seed(config.seed), Ladder(backbone.blocks, config.batch_size, rung)
+    embeds = prompt_embeds.expand(config.batch_size, -1, -1)
 
-    def loss_at(_: int) -> Float[Tensor, ""]:
+    def terms_at(_: int) -> Terms:
         copies = latents.expand(config.batch_size, -1, -1, -1, -1)
         noisy, target, timesteps = noised(backbone, copies, generator)
-        prediction = backbone.predict(noisy, timesteps, prompt_embeds.expand(config.batch_size, -1, -1))
         anchor = int(torch.randint(0, latents.shape[2], (), generator=generator))
-        return losses.motion(prediction, target, anchor, config.debias)
+        for part, share in ladder.parts():
+            prediction = backbone.predict(noisy[part], timesteps[part], embeds[part])
+            yield share * losses.motion(prediction, target[part], anchor, config.debias)
 
     weights, history = learn(
-        backbone, {"motion": backbone.targets("motion", config.layers)}, config, loss_at, accelerator,
-        phase="learning the motion", report=report, keeper=keeper, generator=generator,
+        backbone, {"motion": backbone.targets("motion", config.layers)}, config, terms_at, accelerator,
+        phase="learning the motion", report=report, keeper=keeper, generator=generator, ladder=ladder,
     )  # fmt: skip
     return weights["motion"], history
 
@@ -169,17 +194,18 @@ def learn(
     backbone: Backbone,
     targets: Mapping[str, Sequence[str]],
     config: TrainConfig,
-    loss_at: Callable[[int], Float[Tensor, ""]],
+    terms_at: Callable[[int], Terms],
     accelerator: Accelerator,
     *,
     phase: str,
     generator: torch.Generator,
+    ladder: Ladder,
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
 ) -> tuple[dict[str, lora.Weights], list[float]]:
     """Add one LoRA or several (name -> linears it wraps), optimize them together, and take them out again.
 
-    Unless `loss_at` says otherwise, all of them act. Returns (weights by name, losses).
+    Unless `terms_at` says otherwise, all of them act. Returns (weights by name, losses).
     """
     unet, parameters = backbone.unet, []
     for adapter, linears in targets.items():
@@ -191,8 +217,8 @@ def learn(
             torch.manual_seed(config.seed)  # dropout
             unet.train()
             history = optimize(
-                parameters, loss_at, phase=phase, steps=config.steps, learning_rate=config.learning_rate,
-                accelerator=accelerator, report=report, keeper=keeper, generator=generator,
+                parameters, terms_at, phase=phase, steps=config.steps, learning_rate=config.learning_rate,
+                accelerator=accelerator, report=report, keeper=keeper, generator=generator, ladder=ladder,
             )  # fmt: skip
         return {adapter: lora.state(unet, adapter) for adapter in targets}, history
     finally:

@@ -27,6 +27,7 @@ from customttt.backbones import Backbone, PromptEmbeds
 from customttt.concept import Kind
 from customttt.config import SampleConfig, TTTConfig
 from customttt.sampling import denoise
+from customttt.thrift import Ladder, Terms
 from customttt.train import Report, noised, optimize, silent
 
 
@@ -59,26 +60,30 @@ def adapt(
     *,
     seed: int = 0,
     report: Report = silent,
+    rung: int = 0,
 ) -> tuple[lora.Weights, lora.Weights, list[float]]:
-    """Train both LoRAs together. Returns (appearance, motion, losses); the inputs stay as they are."""
-    generator = torch.Generator().manual_seed(seed)
+    """Train both LoRAs together. Returns (appearance, motion, losses); the inputs stay as they are.
+
+    `rung` is where on the ladder of `thrift` it begins.
+    """
+    generator, ladder = torch.Generator().manual_seed(seed), Ladder(backbone.blocks, config.batch_size, rung)
     lora.restore(backbone.unet, "appearance_teacher", appearance)
     lora.restore(backbone.unet, "motion_teacher", motion)
     students = lora.restore(backbone.unet, "appearance_student", appearance)
     students += lora.restore(backbone.unet, "motion_student", motion)
     spatial = Teacher(backbone, "appearance", prompts.doings, prompts.empty, config, sample, generator)
     temporal = Teacher(backbone, "motion", prompts.objects, prompts.empty, config, sample, generator)
-    student = Student(backbone, prompts.student, config, generator)
+    student = Student(backbone, prompts.student, config, generator, ladder)
 
-    def loss_at(step: int) -> Float[Tensor, ""]:
-        return config.appearance_weight * student.keeps(spatial, step) + config.motion_weight * student.keeps(
-            temporal, step
-        )
+    def terms_at(step: int) -> Terms:
+        yield from student.keeps(spatial, step, config.appearance_weight)
+        yield from student.keeps(temporal, step, config.motion_weight)
 
     try:
         history = optimize(
-            students, loss_at, phase="test-time training", steps=config.steps,
-            learning_rate=config.learning_rate, accelerator=accelerator, report=report,
+            students, terms_at, phase="test-time training", steps=config.steps,
+            learning_rate=config.learning_rate, accelerator=accelerator, ladder=ladder, report=report,
+            generator=generator,
         )  # fmt: skip
         adapted = lora.state(backbone.unet, "appearance_student"), lora.state(backbone.unet, "motion_student")
         return *adapted, history
@@ -108,12 +113,12 @@ class Teacher:
 
     def show(self, step: int) -> Reference:
         """z_s or z_t of a step."""
-        if len(self.pool) < self.config.references:
-            self.pool.append(self._reference(step))
-            return self.pool[-1]
-        if self.pool:
-            return self.pool[int(torch.randint(0, len(self.pool), (), generator=self.generator))]
-        return self._reference(step)
+        if not self.config.references:
+            return self._reference(step)
+        if step < self.config.references:
+            self.pool[step:] = [self._reference(step)]  # a step that starts again makes its own anew
+            return self.pool[step]
+        return self.pool[int(torch.randint(0, len(self.pool), (), generator=self.generator))]
 
     def predict(self, reference: Reference, noisy: diffusion.Latents, timesteps: diffusion.Timesteps) -> Tensor:
         """What it says of its own noised reference while it reads its own prompt."""
@@ -145,25 +150,28 @@ class Student:
     prompt: PromptEmbeds
     config: TTTConfig
     generator: torch.Generator
+    ladder: Ladder
 
-    def keeps(self, teacher: Teacher, step: int) -> Float[Tensor, ""]:
+    def keeps(self, teacher: Teacher, step: int, weight: float) -> Terms:
         """Appearance or temporal preservation: the error on what the teacher showed, noised again."""
         config, reference = self.config, teacher.show(step)
         copies = reference.latents.expand(config.batch_size, -1, -1, -1, -1)
         noisy, target, timesteps = noised(self.backbone, copies, self.generator, config.renoise)
         if config.target == "teacher":
             target = teacher.predict(reference, noisy, timesteps)
+        anchor = int(torch.randint(0, noisy.shape[2], (), generator=self.generator)) if teacher.kind == "motion" else 0
         still = teacher.kind == "appearance" and not config.student_motion
         unet, prompt = self.backbone.unet, self.prompt.expand(len(noisy), -1, -1)
         with (
             lora.active(unet, appearance_student=1.0, motion_student=1.0),
             self.backbone.without_motion() if still else nullcontext(),
         ):
-            prediction = self.backbone.predict(noisy, timesteps, prompt)
-        if teacher.kind == "appearance":
-            return losses.denoising(prediction, target)
-        anchor = int(torch.randint(0, noisy.shape[2], (), generator=self.generator))
-        return losses.motion(prediction, target, anchor, config.debias)
+            for part, share in self.ladder.parts():
+                prediction = self.backbone.predict(noisy[part], timesteps[part], prompt[part])
+                if teacher.kind == "appearance":
+                    yield weight * share * losses.denoising(prediction, target[part])
+                else:
+                    yield weight * share * losses.motion(prediction, target[part], anchor, config.debias)
 
 
 def reference_timesteps(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from customttt.errors import UsageError
 from customttt.library import Library
-from customttt_cli import options, output
+from customttt.recipe import VideoRecipe
+from customttt_cli import options, output, showing
 from customttt_cli.wish import Wish
+
+if TYPE_CHECKING:
+    from customttt.planner import Forecast
 
 EXAMPLE = 'Example: customttt compose koala swimming "on Mars" --seed 3 -o mars.mp4'
 _Amount = Annotated[float | None, typer.Option(help="How strongly it acts, 0 to 4; 1 as learned.", show_default=False)]
@@ -38,6 +42,7 @@ def compose(
     motion_scale: _Amount = None,
     recipe: Annotated[Path | None, typer.Option(help="Render this video again, or with what else is given.")] = None,
     base: Annotated[str | None, typer.Option(help="By default the base that the concepts were learned on.")] = None,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Put a learned appearance and a learned motion into one video, adapted to each other by test-time training."""
@@ -48,7 +53,7 @@ def compose(
         ttt_steps=0 if no_ttt else ttt_steps, appearance_scale=appearance_scale, motion_scale=motion_scale, base=base,
     )  # fmt: skip
     wish.check()
-    _compose(wish, _names(appearance, motion, recipe), recipe, out, as_json)
+    _compose(wish, _names(appearance, motion, recipe), recipe, out, dry_run, as_json)
 
 
 def _names(appearance: str | None, motion: str | None, recipe: Path | None) -> tuple[str, str] | None:
@@ -62,7 +67,9 @@ def _names(appearance: str | None, motion: str | None, recipe: Path | None) -> t
     return appearance, motion
 
 
-def _compose(wish: Wish, names: tuple[str, str] | None, file: Path | None, out: Path | None, as_json: bool) -> None:
+def _compose(
+    wish: Wish, names: tuple[str, str] | None, file: Path | None, out: Path | None, dry_run: bool, as_json: bool
+) -> None:
     from customttt import media
     from customttt_cli import pairs, render
 
@@ -72,7 +79,23 @@ def _compose(wish: Wish, names: tuple[str, str] | None, file: Path | None, out: 
     for path in paths.values():
         media.check_output(path)
     recipe = pairs.settle(pair, wish)
-    for seed, path, made in render.videos(library, pair, recipe, paths):
+    forecast = render.forecast(library, pair, recipe, len(paths), dry_run)
+    if dry_run:
+        _plan(recipe, forecast, list(paths.values()), as_json)
+        return
+    for line in showing.forecast_lines(forecast):
+        output.say(line)
+    for seed, path, made in render.videos(library, pair, recipe, paths, rung=forecast.position):
         output.result(json.dumps({"path": str(path), "seed": seed, "recipe": made}) if as_json else str(path))
     output.say(f"How it was made: customttt show {path}")
     output.say(f"Once more, with another seed: customttt compose --recipe {path} --seed {seed + 1}")
+
+
+def _plan(recipe: VideoRecipe, forecast: Forecast, paths: list[Path], as_json: bool) -> None:
+    """What would be done, on stdout."""
+    if as_json:
+        plan = {"paths": list(map(str, paths)), "recipe": recipe.to_dict(), **showing.forecast_fields(forecast)}
+        output.result(json.dumps(plan, indent=2, ensure_ascii=False))
+        return
+    for line in (*showing.recipe_lines(recipe, {}), *showing.forecast_lines(forecast)):
+        output.result(line)

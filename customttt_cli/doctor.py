@@ -78,4 +78,13 @@ def _hub() -> dict[str, Any]:
 
     base, why = backbones.choose_base(None)
     state = "offline (HF_HUB_OFFLINE)" if hub.offline() else "reachable" if hub.answers() else "does not answer"
-    return {"hub": hub.address(), "hub_state": state, "base": base, "base_reason": why}
+    return {"hub": hub.address(), "hub_state": state, "base": base, "base_reason": why, **_learning(base)}
+
+
+def _learning(base: str) -> dict[str, Any]:
+    """What it takes here to learn a motion, the longest lesson."""
+    from customttt import backbones, planner
+
+    defaults = backbones.defaults(base)
+    forecast = planner.learning(base, "motion", defaults.motion, defaults.sample.num_frames, defaults.sample.size)
+    return {"learning_memory_bytes": forecast.memory, "learning_seconds": round(forecast.seconds, 1)}

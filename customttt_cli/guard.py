@@ -8,11 +8,10 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from customttt.errors import CustomTTTError, OutOfMemoryError
+from customttt.errors import CustomTTTError, OutOfMemoryError, is_out_of_memory
 from customttt_cli import output
 
 INTERRUPTED = 130
-_NO_MEMORY = ("DefaultCPUAllocator", "out of memory")
 
 
 class Guarded(TyperGroup):
@@ -38,7 +37,7 @@ def explain(error: Exception) -> tuple[int, str]:
     """(exit code, sentence) of an error."""
     if isinstance(error, CustomTTTError):
         return error.exit_code, str(error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return OutOfMemoryError.exit_code, (
             "There is not enough memory for this; close other programs, or use fewer --frames or --base tiny."
         )
@@ -47,10 +46,3 @@ def explain(error: Exception) -> tuple[int, str]:
         f"Unexpected {type(error).__name__} ({reason}); "
         "'customttt --debug ...' or CUSTOMTTT_DEBUG=1 shows where it comes from."
     )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, a GPU or torch's CPU allocator ran out of memory; torch is not imported to find out."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

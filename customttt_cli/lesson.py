@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from customttt_cli.sources import Look, Material, Source
 if TYPE_CHECKING:
     from customttt.checkpoint import Keeper
     from customttt.learn import Wording
+    from customttt.planner import Forecast
 
 OTHER: dict[Kind, Kind] = {"appearance": "motion", "motion": "appearance"}
 FIRST = {
@@ -74,13 +76,34 @@ def learn(lesson: Lesson, source: Source) -> None:
     library.check_free(lesson.name, lesson.force)
     key = _key(lesson, plan, material)
     kept, standing = _go_on(library, lesson, plan, key)
-    for line in (*_describe(lesson, plan, material), *standing):
+    forecast = _forecast(library, lesson, plan, material)
+    if lesson.dry_run and lesson.as_json:
+        output.result(json.dumps(_fields(lesson, plan, forecast), indent=2, ensure_ascii=False))
+        return
+    for line in (*_describe(lesson, plan, material), *standing, *showing.forecast_lines(forecast)):
         (output.result if lesson.dry_run else output.say)(line)
     if not lesson.dry_run:
         keeper = keeping(library, key, kept, _changeable(plan))
-        concept = _carry_out(library, lesson, plan, material, keeper)
+        concept = _carry_out(library, lesson, plan, material, keeper, forecast.position)
         library.remove_unfinished(key)
         _tell(library, concept, lesson)
+
+
+def _forecast(library: Library, lesson: Lesson, plan: Plan, material: Material) -> Forecast:
+    """What it will take. Raises what would stop the run, before anything is loaded."""
+    from customttt import backbones, planner
+
+    if not lesson.dry_run:
+        library.check_writable()
+        backbones.check_at_hand(plan.base)
+    with output.waiting("Working out memory and time"):
+        return planner.learning(plan.base, lesson.kind, plan.config, material.num_frames, plan.sample.size)
+
+
+def _fields(lesson: Lesson, plan: Plan, forecast: Forecast) -> dict[str, Any]:
+    """The plan for programs."""
+    named = {"name": lesson.name, "kind": lesson.kind, "prompt": lesson.prompt, "base": plan.base}
+    return {**named, **plan.config.to_dict(), **showing.forecast_fields(forecast)}
 
 
 def _key(lesson: Lesson, plan: Plan, material: Material) -> str:
@@ -188,18 +211,16 @@ def _describe(lesson: Lesson, plan: Plan, material: Material) -> list[str]:
     ]
 
 
-def _carry_out(library: Library, lesson: Lesson, plan: Plan, material: Material, keeper: Keeper) -> Concept:
+def _carry_out(library: Library, lesson: Lesson, plan: Plan, material: Material, keeper: Keeper, rung: int) -> Concept:
     from customttt import learn as learning
 
-    library.check_writable()
     with output.loading(plan.base):
         backbone, accelerator = learning.open_accelerated(plan.base)
-    backbone.targets(lesson.kind, plan.config.layers)  # raises for a layer with nothing to learn in
-    backbone.latent_shape(material.num_frames, plan.sample.size)  # raises for too many frames
     with output.progress() as report:
         learned = material.teach(
-            backbone, wording=plan.words, config=plan.config, accelerator=accelerator, report=report, keeper=keeper
-        )
+            backbone, wording=plan.words, config=plan.config, accelerator=accelerator, report=report, keeper=keeper,
+            rung=rung,
+        )  # fmt: skip
     return learned.add_to(library, force=lesson.force)
 
 

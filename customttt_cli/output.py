@@ -186,6 +186,9 @@ def _bar() -> Iterator[Report]:
     with Bars(*columns, console=_stderr(), redirect_stdout=False) as bars:
 
         def report(progress: Progress) -> None:
+            if progress.note:
+                warn(progress.note)
+                return
             if progress.step == 1 or not bars.task_ids:
                 bars.add_task(progress.phase.capitalize(), total=progress.total, note="")
             bars.update(bars.task_ids[-1], completed=progress.step, note=meter.note(progress))
@@ -199,6 +202,9 @@ def _lines() -> Iterator[Report]:
 
     def report(progress: Progress) -> None:
         nonlocal shown
+        if progress.note:
+            warn(progress.note)
+            return
         note = meter.note(progress)
         if progress.step == progress.total or time.monotonic() - shown >= PLAIN_SECONDS:
             shown = time.monotonic()

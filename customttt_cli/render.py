@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from customttt.backbones import Backbone
     from customttt.compose import LoraPair
+    from customttt.planner import Forecast
     from customttt.rivals import Material, Taught
 
 
@@ -38,8 +39,25 @@ def _each(path: Path, seeds: Sequence[int]) -> dict[int, Path]:
     return {seed: path.with_name(f"{path.stem}-seed{seed}{path.suffix}") for seed in seeds}
 
 
+def forecast(library: Library, pair: Pair, recipe: VideoRecipe, videos: int, dry_run: bool) -> Forecast:
+    """What it will take. Raises what would stop it, before anything is loaded."""
+    from customttt import backbones, planner
+
+    if not dry_run:
+        backbones.check_at_hand(recipe.base)
+    appearance, motion = (planner.Adapter(one.layers, one.rank) for one in (pair.appearance, pair.motion))
+    steps = 0 if recipe.rival or library.adapted(recipe.adaptation_key()) else recipe.ttt.steps
+    with output.waiting("Working out memory and time"):
+        return planner.composing(recipe.base, appearance, motion, recipe.ttt.but(steps=steps), recipe.sample, videos)
+
+
 def videos(
-    library: Library, pair: Pair, recipe: VideoRecipe, paths: Mapping[int, Path], material: Material | None = None
+    library: Library,
+    pair: Pair,
+    recipe: VideoRecipe,
+    paths: Mapping[int, Path],
+    material: Material | None = None,
+    rung: int = 0,
 ) -> Iterator[tuple[int, Path, dict[str, Any]]]:
     """Make one video after the other: (seed, path, the recipe as written into it).
 
@@ -52,7 +70,7 @@ def videos(
     with output.loading(recipe.base):
         backbone, accelerator = learn.open_accelerated(recipe.base)
     _check(backbone, recipe)
-    taught = _taught(backbone, accelerator, library, pair, recipe, material)
+    taught = _taught(backbone, accelerator, library, pair, recipe, material, rung)
     for seed, path in paths.items():
         one = recipe.with_seed(seed)
         with output.progress() as report, taught.spoken(backbone, recipe.appearance.phrase):
@@ -79,16 +97,17 @@ def _taught(
     pair: Pair,
     recipe: VideoRecipe,
     material: Material | None,
+    rung: int,
 ) -> Taught:
     from customttt.rivals import Taught
 
     if recipe.rival:
         return relearn.taught(library, recipe.rival, backbone, accelerator, material)
-    return Taught(_adapted(backbone, accelerator, library, pair, recipe))
+    return Taught(_adapted(backbone, accelerator, library, pair, recipe, rung))
 
 
 def _adapted(
-    backbone: Backbone, accelerator: Accelerator, library: Library, pair: Pair, recipe: VideoRecipe
+    backbone: Backbone, accelerator: Accelerator, library: Library, pair: Pair, recipe: VideoRecipe, rung: int
 ) -> LoraPair:
     """The two LoRAs after test-time training, which is not done twice for the same recipe."""
     from customttt import compose, lora
@@ -101,6 +120,6 @@ def _adapted(
         output.say("Test-time training: done for this pair before; its result is used again.")
         return lora.split(lora.load(cached))
     with output.progress() as report:
-        adapted = compose.adapt(backbone, loaded, recipe, accelerator, report)
+        adapted = compose.adapt(backbone, loaded, recipe, accelerator, report, rung)
     relearn.keep(library, key, lora.join(adapted))
     return adapted

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from customttt.concept import Concept
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt_cli.output import duration, gigabytes
 from customttt_cli.sources import count
+
+if TYPE_CHECKING:
+    from customttt.planner import Forecast
 
 SPAN = 10
 """Losses that a mean is taken over, where there are as many."""
@@ -64,7 +67,7 @@ def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:
             "denoised": f"{sample.num_inference_steps} steps, guidance {sample.guidance_scale:g}, seed {recipe.seed}",
             "frames": f"{sample.num_frames} of {sample.size} x {sample.size}, {sample.fps} a second, "
             f"shown {sample.magnify} times as large",
-            "versions": _versions(versions),
+            **({"versions": _versions(versions)} if versions else {}),
         }
     )
 
@@ -85,8 +88,33 @@ def machine_lines(facts: Mapping[str, Any]) -> list[str]:
             + ("damaged" if facts["library_problem"] else "intact"),
             "model hub": f"{facts['hub']}, {facts['hub_state']}",
             "base": f"{facts['base']} ({facts['base_reason']})",
+            "learning": f"a motion takes {gigabytes(facts['learning_memory_bytes'])} "
+            f"and about {duration(facts['learning_seconds'])} on {facts['base']}",
         }
     )
+
+
+def forecast_lines(forecast: Forecast) -> list[str]:
+    """What a run will take, before it starts."""
+    room = f"{gigabytes(forecast.memory)} of the {gigabytes(forecast.free)} that are free"
+    lines = [f"Memory: {room}; time: about {duration(forecast.seconds)}."]
+    if not forecast.fits:
+        lines = [f"It will hardly fit: it needs {room}. Time: about {duration(forecast.seconds)}."]
+    if forecast.rung.recomputed:
+        lines.append(f"To need no more, it goes on {forecast.rung}, which takes longer.")
+    return lines
+
+
+def forecast_fields(forecast: Forecast) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "memory_bytes": forecast.memory,
+        "memory_free_bytes": forecast.free,
+        "fits": forecast.fits,
+        "seconds": round(forecast.seconds, 1),
+        "recomputed_blocks": sorted(forecast.rung.recomputed),
+        "chunk": forecast.rung.chunk,
+    }
 
 
 def _ingredient(one: Ingredient) -> str:

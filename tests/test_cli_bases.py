@@ -173,7 +173,7 @@ def test_the_table_tells_what_every_base_needs_and_why_it_cannot_run(monkeypatch
     monkeypatch.setattr(machine, "gpus", list)
     done = run("bases")
     assert done.exit_code == 0, done.output
-    for words in ("tiny", "8 of 64 x 64", "CC-BY-NC-4.0", "3.7 GB", "24 GB", "needs a CUDA GPU with 24 GB"):
+    for words in ("tiny", "8 of 64 x 64", "CC-BY-NC-4.0", "3.7 GB", "7 GB", "needs a CUDA GPU with 7 GB"):
         assert words in done.stdout
     assert "Without --base, tiny is used" in done.stderr
     found = {one["name"]: one for one in json.loads(run("bases", "--json").stdout)}
@@ -194,10 +194,10 @@ def test_with_a_large_gpu_and_a_hub_every_base_runs(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("nobody")
 def test_with_a_small_gpu_or_no_hub_some_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("a small one", 16_000_000_000)])
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("a small one", 6_000_000_000)])
     obstacles = {one.known.name: one.obstacle or "" for one in survey()}
     assert "the model hub does not answer" in obstacles["animatediff"]
-    assert "24 GB of GPU memory, and there are 16" in obstacles["zeroscope"]
+    assert "7 GB of GPU memory, and there are 6" in obstacles["zeroscope"]
     assert obstacles["tiny"] == ""
 
 

@@ -71,6 +71,20 @@ def test_a_video_s_recipe_renders_the_same_frames(learned: Path, here: Path, for
     assert media.read_recipe(here / "first.webp") == media.read_recipe(here / "second.webp")
 
 
+def test_a_dry_run_says_what_it_would_take_and_makes_nothing(here: Path, learned: Path) -> None:
+    before = snapshot(learned)
+    done = run("compose", "koala", "swimming", "on Mars", "--dry-run")
+    assert done.exit_code == 0, done.output
+    for words in ("A koala is swimming on Mars.", "Memory: 0.", "time: about"):
+        assert words in done.stdout
+    plan = json.loads(run("compose", "koala", "swimming", "--num", 2, "--dry-run", "--json").stdout)
+    assert plan["paths"] == ["koala-swimming-seed0.mp4", "koala-swimming-seed1.mp4"]
+    assert plan["recipe"]["ttt"]["steps"] == 2
+    assert plan["fits"]
+    assert list(here.iterdir()) == []
+    assert snapshot(learned) == before
+
+
 def test_a_recipe_with_another_seed_is_another_video(here: Path) -> None:
     run("compose", "koala", "swimming", "-o", "first")
     run("compose", "--recipe", "first", "--seed", 1, "--steps", 3, "-o", "second")

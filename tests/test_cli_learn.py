@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,7 +101,33 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(home: Path, tiny_rando
     assert str(tiny_random_base) in done.stdout
     for words in ("4 frames", "Layers 2, 5", "rank 2", "9 steps", "0.0001", "Something is swimming."):
         assert words in done.stdout
+    assert re.search(r"Memory: 0\.\d GB of the [\d.]+ GB that are free; time: about \d+ s\.", done.stdout)
     assert not home.exists()
+
+
+def test_a_dry_run_tells_programs_the_same(home: Path, tiny_random_base: Path, clip: Path) -> None:
+    done = run("learn-motion", "swimming", clip, "--base", tiny_random_base, "--dry-run", "--json")
+    plan = json.loads(done.stdout)
+    assert (plan["name"], plan["layers"], plan["recomputed_blocks"], plan["fits"]) == ("swimming", [2, 5], [], True)
+    assert 0 < plan["memory_bytes"] < plan["memory_free_bytes"]
+    assert plan["seconds"] > 0
+    assert not home.exists()
+
+
+@pytest.mark.usefixtures("home")
+def test_where_memory_is_short_blocks_are_recomputed_and_it_is_said(
+    tiny_random_base: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from customttt import machine
+
+    learn = ("learn-motion", "swimming", clip, "--base", tiny_random_base)
+    needed = json.loads(run(*learn, "--dry-run", "--json").stdout)["memory_bytes"]
+    monkeypatch.setattr(machine, "free_memory", lambda _: needed - 1)
+    done = run(*learn)
+    assert done.exit_code == 0, done.output
+    assert "it goes on recomputing block" in done.stderr
+    monkeypatch.setattr(machine, "free_memory", lambda _: 1)
+    assert "It will hardly fit: it needs 0.0 GB of the 0.0 GB" in run(*learn, "--force", "--dry-run").stdout
 
 
 def test_the_base_may_come_from_the_environment(tiny_random_base: Path, clip: Path) -> None:
@@ -332,7 +359,7 @@ def test_ctrl_c_saves_nothing_and_nothing_else_is_printed(tiny_random_base: Path
     assert process.returncode == 130, lines
     assert stdout == ""
     assert lines[-1] == "Interrupted; nothing was saved.\n"
-    known = ("Base: ", "Appearance ", "Layers ", "Learning ", "Interrupted")
+    known = ("Base: ", "Appearance ", "Layers ", "Memory: ", "Learning ", "Interrupted")
     assert [line for line in lines if not line.startswith(known)] == []
     assert run("list").stdout == ""
     assert run("verify").exit_code == 0

@@ -59,6 +59,10 @@ class Backbone(Protocol):
     defaults: Defaults
     device: torch.device
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The nine numbered blocks."""
+
     def encode(self, video: Video) -> Latents:
         """Latents of pixels in [-1, 1]: the mean of the VAE's posterior, scaled to unit variance."""
 
@@ -117,6 +121,37 @@ def open_base(base: str, device: torch.device) -> Backbone:
     settings = _defaults(origin, family)
     folder = _whole(origin.folder) if origin.folder else hub.fetch(origin.repositories[0])
     return family.load(folder, base, _fingerprint(origin), settings, device)
+
+
+def sketch(base: str, device: torch.device) -> Backbone:
+    """A base as it would be on `device`, with all shapes and no weights, on the meta device; the hub is not asked.
+
+    Raises BaseUnavailableError.
+    """
+    origin = locate(base)
+    family = family_of(origin)
+    config = origin.known.architecture if origin.known and origin.known.architecture else _unet_config(origin)
+    return family.sketch(config, origin.folder, base, _defaults(origin, family), device)
+
+
+def computing(device: torch.device) -> torch.dtype:
+    """What its products are computed in: what it is kept in, but bfloat16 on a CPU that has instructions for that."""
+    half = device.type == "cpu" and machine.multiplies_bfloat16()
+    return torch.bfloat16 if half else precision(device)
+
+
+def check_at_hand(base: str) -> None:
+    """Raises BaseUnavailableError where a base is not here and the hub does not answer for it."""
+    for repository in locate(base).repositories:
+        if not hub.cached(repository):
+            hub.fetch_config(repository)
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """What a U-Net is kept in: full precision on a CPU, bfloat16 on a GPU that has it, else float16."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def pull(base: str, told: hub.Told = hub.nobody) -> list[Path]:

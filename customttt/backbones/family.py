@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,20 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import lora
-from customttt.backbones import Place, PromptEmbeds, Video, WordEmbedding
+from customttt.backbones import Place, PromptEmbeds, Video, WordEmbedding, precision
 from customttt.backbones.hub import Repository, variant
 from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
 from customttt.errors import BaseUnavailableError, UsageError
 
+STABLE_DIFFUSION_VAE = {
+    "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+}  # fmt: skip
+"""The autoencoder of Stable Diffusion 1.5, 83.7 M parameters, which ModelScope and ZeroScope use too."""
+SKETCHED = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012}
+"""A sketch's schedule: its numbers change no shape."""
 LAYERS = [*(f"down_blocks.{i}" for i in range(4)), "mid_block", *(f"up_blocks.{i}" for i in range(4))]
 
 
@@ -47,12 +54,13 @@ class Known:
     """What is downloaded: the checkpoint, and what belongs to it."""
     download: int = 0
     """Bytes."""
+    architecture: Mapping[str, Any] | None = None
+    """Of its U-Net, as in unet/config.json, so that it can be planned with before the download."""
     memory: int = 0
-    """Bytes of a GPU that learning and test-time training take; 0: any CPU will do.
+    """Bytes of a GPU that learning and test-time training can do with; 0: any CPU will do.
 
-    Computed, not measured: the weights (U-Net in half precision, the rest in full), what one step keeps for its
-    backward pass (counted in half precision on the meta device, attention fused), and a quarter more for what autocast
-    keeps in full.
+    What the planner foretells for a step of test-time training with every block recomputed, a tenth more, and one
+    gigabyte for CUDA itself. Foretold, not measured; a test holds it to the planner.
     """
 
 
@@ -128,26 +136,45 @@ class Family(ABC):
     def load(cls, folder: Path, name: str, fingerprint: str, defaults: Defaults, device: torch.device) -> Family:
         """Load a folder in diffusers format. Raises BaseUnavailableError."""
         logging.disable_progress_bar()  # of reading shards: this package prints nothing
-        dtype = torch.float32 if device.type == "cpu" else torch.float16
         with _unavailable(name):
-            networks = {"unet": cls.load_unet(folder, dtype), **_load_autoencoder_and_text(folder)}
+            networks = {"unet": cls.load_unet(folder, precision(device)), **_load_autoencoder_and_text(folder)}
             tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
             schedule = cls.load_schedule(folder)
         for network in networks.values():
-            network.requires_grad_(False).eval().to(device)
-        if device.type == "cpu":
-            networks["unet"].set_attn_processor(AttnProcessor())  # a third faster than SDPA on a few frames
+            network.requires_grad_(False).eval()
+        suit(networks["unet"].to(device), device)
         return cls(
             name=name, fingerprint=fingerprint, tokenizer=tokenizer, schedule=schedule, defaults=defaults,
             device=device, **networks,
         )  # fmt: skip
 
+    @classmethod
+    def sketch(
+        cls, unet_config: Mapping[str, Any], folder: Path | None, name: str, defaults: Defaults, device: torch.device
+    ) -> Family:
+        """The base as it would be on `device`, but on the meta device: shapes without weights, and no text encoder."""
+        with _unavailable(name), torch.device("meta"):
+            unet = cls.bare_unet(unet_config, folder).to(precision(device))
+            vae = _bare_autoencoder(folder)
+        suit(unet, device)
+        return cls(
+            name=name, fingerprint="", unet=unet.requires_grad_(False).eval(), vae=vae.requires_grad_(False).eval(),
+            text_encoder=None, tokenizer=None, schedule=NoiseSchedule.from_config(SKETCHED), defaults=defaults,
+            device=torch.device("meta"),
+        )  # fmt: skip
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [self.unet.get_submodule(name) for name in LAYERS]
+
     @torch.no_grad()
     def encode(self, video: Video) -> Latents:
         b, _, f, _, _ = video.shape
         images = video.transpose(1, 2).flatten(0, 1).to(self.device, self.vae.dtype)
-        encoded = self.vae.encode(images)
-        mean: Latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+        with visiting(self.vae, self.device):
+            encoded = [self.vae.encode(image) for image in images.split(1)]  # type: ignore[no-untyped-call]
+        tiny = isinstance(self.vae, AutoencoderTiny)
+        mean: Latents = torch.cat([one.latents if tiny else one.latent_dist.mode() for one in encoded])
         mean = mean * self.vae.config.scaling_factor
         return mean.float().view(b, f, *mean.shape[1:]).transpose(1, 2)
 
@@ -155,7 +182,8 @@ class Family(ABC):
     def decode(self, latents: Latents) -> Video:
         b, _, f, _, _ = latents.shape
         frames = latents.transpose(1, 2).flatten(0, 1).to(self.vae.dtype) / self.vae.config.scaling_factor
-        images = torch.cat([self.vae.decode(frame).sample for frame in frames.split(1)])
+        with visiting(self.vae, self.device):
+            images = torch.cat([self.vae.decode(frame).sample for frame in frames.split(1)])
         return images.float().clamp(-1, 1).view(b, f, *images.shape[1:]).transpose(1, 2)
 
     def embed(self, prompts: Sequence[str]) -> PromptEmbeds:
@@ -163,21 +191,24 @@ class Family(ABC):
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
-        embeds: PromptEmbeds = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state.float()
+        with visiting(self.text_encoder, self.device):
+            embeds: PromptEmbeds = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state.float()
         return embeds
 
     def word(self, noun: str) -> WordEmbedding:
         known: Tensor = self.text_encoder.get_input_embeddings().weight[self._token(noun)]
         return known.detach().clone()
 
-    def meaning(self, noun: str, vector: WordEmbedding) -> AbstractContextManager[None]:
+    @contextmanager
+    def meaning(self, noun: str, vector: WordEmbedding) -> Iterator[None]:
         table, token = self.text_encoder.get_input_embeddings(), self._token(noun)
 
         def read(ids: Tensor) -> Tensor:
             known = F.embedding(ids, table.weight)
             return torch.where((ids == token)[..., None], vector.to(known), known)
 
-        return replaced([table], read)
+        with replaced([table], lambda _: read), visiting(self.text_encoder, self.device):  # for a backward pass, too
+            yield
 
     def _token(self, noun: str) -> int:
         return int(self.tokenizer(noun, add_special_tokens=False).input_ids[-1])
@@ -244,13 +275,40 @@ def load_part(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     return cls.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, variant=variant(folder))
 
 
+def _bare_autoencoder(folder: Path | None) -> nn.Module:
+    """As its configuration draws it; where that is not here, the one that all bases with a name share."""
+    path = folder and folder / "vae" / "config.json"
+    config = read_config(path) if path and path.is_file() else STABLE_DIFFUSION_VAE
+    autoencoder = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
+    return autoencoder.from_config(config)  # type: ignore[no-any-return]
+
+
+def suit(unet: Any, device: torch.device) -> None:
+    """On a CPU, plain attention: a third faster than the fused kind on a few frames, which is the default."""
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())
+
+
 @contextmanager
-def replaced(modules: Sequence[nn.Module], forward: Any) -> Iterator[None]:
-    """Let modules do something else while this lasts."""
-    for module in modules:
-        module.forward = forward
+def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """On a device while it is needed, and then back where it was: the U-Net has the GPU to itself while it learns."""
+    home = next(network.parameters()).device
+    network.to(device)
     try:
         yield
     finally:
-        for module in modules:
+        network.to(home)
+
+
+@contextmanager
+def replaced(modules: Sequence[nn.Module], forward: Callable[[nn.Module], Any]) -> Iterator[None]:
+    """Let every module do what `forward` makes for it while this lasts; contexts of this kind may be nested."""
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = forward(module)
+    try:
+        yield
+    finally:
+        for module, earlier in zip(modules, before, strict=True):
             vars(module).pop("forward", None)
+            vars(module).update({} if earlier is None else {"forward": earlier})

@@ -1,0 +1,365 @@
+"""What learning and composing will take, known before they start: they are rehearsed on shapes without numbers.
+
+The very functions that do the work run on torch's meta device, where nothing is computed, and every tensor that comes
+and goes is counted. What they would compute, move and start, at the speed that this machine shows, is the time.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from customttt import lora, machine, sampling, train, ttt
+from customttt.backbones import Backbone, computing, sketch
+from customttt.concept import Kind
+from customttt.config import SampleConfig, TrainConfig, TTTConfig
+from customttt.thrift import Rung, rungs
+
+MARGIN = 1.1
+"""Of memory that the allocator loses between its blocks and in workspaces (ours)."""
+SLOWER = 1.3
+"""How much longer a step takes than `Speed` alone says: 1.2 to 1.35 on one core of a CPU, in both precisions, for an
+appearance, a motion, and a motion with every block recomputed (LOG.md); nobody has measured it on a GPU yet (ours)."""
+TOKENS = 77
+"""Of a prompt, at the most."""
+META = torch.device("meta")
+aten = torch.ops.aten
+_WIDE = {F.group_norm, F.layer_norm, torch.group_norm, torch.layer_norm, F.softmax, torch.softmax, Tensor.softmax}
+_NARROW = {
+    F.linear, F.conv2d, F.conv3d, F.conv1d, F.scaled_dot_product_attention, torch.bmm, torch.baddbmm, torch.matmul
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work takes on any device."""
+
+    memory: int = 0
+    """Bytes at the peak, weights included."""
+    flops: float = 0
+    moved: float = 0
+    """Bytes read and written."""
+    calls: float = 0
+    """Operations started."""
+
+    def __add__(self, other: Cost) -> Cost:
+        """One after the other."""
+        work = self.flops + other.flops, self.moved + other.moved, self.calls + other.calls
+        return Cost(max(self.memory, other.memory), *work)
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.memory, self.flops * times, self.moved * times, self.calls * times)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a device is, as measured on it."""
+
+    flops: float
+    """A second, in a large matrix product."""
+    moved: float
+    """Bytes read and written a second, in a simple function of every number."""
+    calls: float
+    """Small operations a second."""
+
+    def seconds(self, cost: Cost) -> float:
+        return SLOWER * (cost.flops / self.flops + cost.moved / self.moved + cost.calls / self.calls)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take, and how it saves memory."""
+
+    memory: int
+    """Bytes at the peak."""
+    free: int
+    """Bytes that are free."""
+    seconds: float
+    position: int
+    """On the ladder of `thrift`."""
+    rung: Rung
+
+    @property
+    def fits(self) -> bool:
+        return self.memory <= self.free
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Where a learned LoRA sits, and its rank."""
+
+    layers: tuple[int, ...]
+    rank: int
+
+
+def learning(base: str, kind: Kind, config: TrainConfig, frames: int, size: int) -> Forecast:
+    """Of learning one concept here; encoding is not counted. Raises BaseUnavailableError or UsageError."""
+    device, ladder = machine.device(), rungs(min(config.layers), config.batch_size)
+
+    one = config.but(steps=1, learning_rate=1.0, seed=0)
+
+    def cost(position: int) -> Cost:
+        return lesson(base, kind, one, frames, size, position, device) * config.steps
+
+    return _forecast(cost, ladder, device)
+
+
+def composing(
+    base: str, appearance: Adapter, motion: Adapter, config: TTTConfig, sample: SampleConfig, videos: int = 1
+) -> Forecast:
+    """Of test-time training and of rendering here. Raises BaseUnavailableError or UsageError."""
+    device, ladder = machine.device(), rungs(min(appearance.layers + motion.layers), config.batch_size)
+    one = config.but(steps=1, reference_steps=1, learning_rate=1.0)
+    denoising = denoising_step(base, sample, device)
+    rendering = (denoising * sample.num_inference_steps + decoding(base, sample, device)) * videos
+    pairs = min(config.references or config.steps, config.steps)
+
+    def cost(position: int) -> Cost:
+        if config.steps == 0:
+            return rendering
+        step = adaptation(base, appearance, motion, one, sample, position, device)  # each teacher takes one step
+        return step * config.steps + denoising * 2 * (config.reference_steps * pairs - config.steps) + rendering
+
+    return _forecast(cost, ladder, device)
+
+
+def _forecast(cost: Callable[[int], Cost], ladder: Sequence[Rung], device: torch.device) -> Forecast:
+    """The lowest rung that fits, for the higher ones take longer; the highest where none does."""
+    free = machine.free_memory(device)
+
+    def fits(position: int) -> bool:
+        return cost(position).memory * MARGIN <= free
+
+    last = len(ladder) - 1
+    position = 0 if fits(0) else min(bisect_left(range(len(ladder)), True, key=fits), last)
+    needed = cost(position)
+    return Forecast(int(needed.memory * MARGIN), free, speed(device).seconds(needed), position, ladder[position])
+
+
+@lru_cache
+def lesson(
+    base: str, kind: Kind, config: TrainConfig, frames: int, size: int, position: int, device: torch.device
+) -> Cost:
+    """Of as many steps of learning as the configuration says, on a rung of the ladder."""
+    backbone = _sketch(base, device)
+    count = config.batch_size if kind == "appearance" else 1
+    latents = torch.empty(count, *backbone.latent_shape(frames, size), device=META)
+    learn = train.learn_appearance if kind == "appearance" else train.learn_motion
+    embeds = _embeds(backbone, count)
+    return _rehearse(backbone, device, lambda: learn(backbone, latents, embeds, config, STAGE, rung=position))
+
+
+@lru_cache
+def adaptation(
+    base: str,
+    appearance: Adapter,
+    motion: Adapter,
+    config: TTTConfig,
+    sample: SampleConfig,
+    position: int,
+    device: torch.device,
+) -> Cost:
+    """Of as much test-time training as the configuration says, on a rung of the ladder."""
+    backbone = _sketch(base, device)
+    pair = _weights(backbone, "appearance", appearance), _weights(backbone, "motion", motion)
+    embeds = _embeds(backbone)
+    prompts = ttt.Prompts(doings=embeds, objects=embeds, student=embeds, empty=embeds)
+    return _rehearse(
+        backbone, device, lambda: ttt.adapt(backbone, *pair, prompts, config, sample, STAGE, rung=position)
+    )
+
+
+@lru_cache
+def denoising_step(base: str, sample: SampleConfig, device: torch.device) -> Cost:
+    """Of one step of rendering, without the LoRAs, which add little."""
+    backbone = _sketch(base, device)
+    noise = torch.empty(1, *backbone.latent_shape(sample.num_frames, sample.size), device=META)
+    embeds = _embeds(backbone)
+    scale = sample.guidance_scale
+    return _rehearse(
+        backbone, device, lambda: sampling.denoise(backbone, noise, embeds, embeds, guidance_scale=scale, timesteps=[0])
+    )
+
+
+@lru_cache
+def decoding(base: str, sample: SampleConfig, device: torch.device) -> Cost:
+    """Of all frames of one video, which are decoded one by one."""
+    backbone = _sketch(base, device)
+    latents = torch.empty(1, *backbone.latent_shape(1, sample.size), device=META)
+    return _rehearse(backbone, device, lambda: backbone.decode(latents), decoder=True) * sample.num_frames
+
+
+@lru_cache
+def speed(device: torch.device) -> Speed:
+    """Measured in a moment, in the precision that a U-Net has there."""
+    side, length = (1024, 2**22) if device.type == "cpu" else (8192, 2**28)
+    matrix = torch.ones(side, side, dtype=computing(device), device=device)
+    large, small = torch.ones(length, dtype=computing(device), device=device), torch.ones(8, device=device)
+    return Speed(
+        flops=2 * side**3 / _seconds(lambda: matrix @ matrix, device),
+        moved=2 * large.nbytes / _seconds(lambda: F.silu(large), device),
+        calls=1000 / _seconds(lambda: [small + 1 for _ in range(1000)], device),
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The shortest of a few tries, after one to warm up."""
+    tries = []
+    for _ in range(4):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        tries.append(time.perf_counter() - began)
+    return min(tries[1:])
+
+
+# -- the stage on which everything is rehearsed
+
+
+class Stage(Accelerator):  # type: ignore[misc]
+    """An accelerator where there are no numbers to scale; the real one is made once a process, and not here."""
+
+    def __init__(self) -> None:
+        pass
+
+    def prepare(self, optimizer: Any) -> Any:
+        return optimizer
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """`Autocast` lasts for the whole rehearsal."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """`loss.backward()` switches `Autocast` off, under which blocks must be recomputed; this does not."""
+        _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
+
+
+STAGE = Stage()
+
+
+@lru_cache
+def _sketch(base: str, device: torch.device) -> Backbone:
+    return sketch(base, device)
+
+
+def _embeds(backbone: Backbone, count: int = 1) -> Tensor:
+    return torch.empty(count, TOKENS, cast(Any, backbone.unet).config.cross_attention_dim, device=META)
+
+
+def _weights(backbone: Backbone, kind: Kind, adapter: Adapter) -> lora.Weights:
+    """Those of a LoRA that was learned there."""
+    lora.inject(backbone.unet, kind, backbone.targets(kind, adapter.layers), rank=adapter.rank)
+    named = [(name, parameter) for name, parameter in backbone.unet.named_parameters() if ".lora_" in name]
+    weights = {name.replace(f".{kind}.", "."): parameter.detach() for name, parameter in named}
+    lora.remove(backbone.unet, kind)
+    return weights
+
+
+def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[], object], decoder: bool = False) -> Cost:
+    """What `work` on a sketch would take."""
+    resident = [backbone.unet]
+    if decoder or device.type == "cpu":  # elsewhere it is on the device only while it works
+        resident.append(cast(Any, backbone).vae)
+    ledger, dtype = Ledger(resident), computing(device)
+    half = dtype != torch.float32 and not decoder  # the decoder works in full precision
+    with Autocast(dtype, device) if half else nullcontext(), ledger:
+        work()
+    return Cost(ledger.peak, ledger.flops, ledger.moved, ledger.calls)
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what operations on the meta device would take, and the memory of the tensors that are alive."""
+
+    def __init__(self, resident: Sequence[nn.Module]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive: dict[int, int] = {}
+        self.now = self.peak = self.flops = self.moved = self.calls = 0
+        for module in resident:
+            for parameter in module.parameters():
+                self._note(parameter)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given, kwargs = list(_on_meta(args)), dict(kwargs or {})
+        if given and func is aten._local_scalar_dense.default:
+            return 0.5  # any number will do
+        if given and func is aten._to_copy.default and kwargs.get("device", META).type == "cpu":
+            kwargs["device"] = META
+        out = func(*args, **kwargs)
+        made = sum(self._note(tensor) for tensor in _on_meta(out))
+        if made or func._schema.is_mutable:  # else it is a view
+            self.moved += made + sum(tensor.nbytes for tensor in given)
+        if count := flop_registry.get(func._overloadpacket):
+            self.flops += count(*args, **kwargs, out_val=out)
+        self.calls += 1
+        return out
+
+    def _note(self, tensor: Tensor) -> int:
+        """Bytes of a tensor's memory, 0 where it is known."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.alive:
+            return 0
+        self.alive[key] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key)
+        return size
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
+
+
+def _on_meta(values: Any) -> Iterator[Tensor]:
+    """The tensors in arguments or results; they are nested in lists and tuples only."""
+    for value in values if isinstance(values, tuple | list) else (values,):
+        if isinstance(value, Tensor):
+            if value.is_meta:
+                yield value
+        elif isinstance(value, tuple | list):
+            yield from _on_meta(value)
+
+
+class Autocast(TorchFunctionMode):
+    """What `torch.autocast` does to the operations that our networks use; torch has none for shapes [C].
+
+    On a GPU norms are widened, and fused attention is asked for by name: nothing chooses a kernel for the meta device.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.dtypes = dict.fromkeys(_NARROW, dtype)
+        if device.type != "cpu":
+            self.dtypes |= dict.fromkeys(_WIDE, torch.float32)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if dtype := self.dtypes.get(func):
+            args = tuple(_cast(value, dtype) for value in args)
+            given = {name: _cast(value, dtype) for name, value in given.items()}
+        if func is F.scaled_dot_product_attention:
+            return aten._scaled_dot_product_efficient_attention(*args[:3], None, True)[0]
+        return func(*args, **given)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() and value.is_meta else value

@@ -1,0 +1,117 @@
+"""What is foretold from shapes is what happens; and of what fits, the fastest is chosen."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from customttt import lora, machine, planner
+from customttt.backbones import computing, defaults, known_bases, open_base
+from customttt.backbones.family import Known
+from customttt.config import SampleConfig, TrainConfig, TTTConfig
+from customttt.errors import UsageError
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(layers=(2,), learning_rate=1.0, steps=1, rank=4, batch_size=4)
+
+
+def kept_in_reality(base: Path, kind: str) -> int:
+    """Bytes that a real forward pass keeps for its backward pass, weights left out."""
+    backbone = open_base(str(base), CPU)
+    parameters = lora.inject(backbone.unet, kind, backbone.targets(kind, CONFIG.layers), rank=CONFIG.rank)
+    weights = {one.untyped_storage().data_ptr() for one in backbone.unet.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    noisy, embeds = torch.randn(4, *backbone.latent_shape(4, 64)), backbone.embed(["A koala."] * 4)
+    with lora.trainable(parameters), lora.active(backbone.unet, **{kind: 1.0}):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autocast("cpu", computing(CPU), enabled=computing(CPU) != torch.float32):
+                loss = backbone.predict(noisy, torch.tensor([500] * 4), embeds).square().mean()
+        del loss
+    return sum(kept.values())
+
+
+def test_the_memory_of_a_step_is_foretold(any_base: Path) -> None:
+    """Within a fifth; what is there beyond the kept is what one operation needs beside them."""
+    resident = planner.lesson(str(any_base), "motion", CONFIG.but(layers=(8,)), 1, 8, 0, CPU).memory
+    foretold = planner.lesson(str(any_base), "motion", CONFIG, 4, 64, 0, CPU).memory - resident
+    assert foretold == pytest.approx(kept_in_reality(any_base, "motion"), rel=0.2)
+
+
+def test_the_operations_of_a_step_are_foretold(any_base: Path) -> None:
+    backbone, sample = open_base(str(any_base), CPU), SampleConfig(num_frames=4, size=64, guidance_scale=1)
+    latents, embeds = torch.randn(1, *backbone.latent_shape(4, 64)), torch.randn(1, planner.TOKENS, 128)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        backbone.predict(latents, torch.tensor([500]), embeds)
+    assert planner.denoising_step(str(any_base), sample, CPU).flops == counter.get_total_flops()
+
+
+def test_every_rung_needs_less_memory_and_more_work(any_base: Path) -> None:
+    steps = [planner.lesson(str(any_base), "motion", CONFIG, 4, 64, position, CPU) for position in (0, 7, 9)]
+    assert [step.memory for step in steps] == sorted({step.memory for step in steps}, reverse=True)
+    assert steps[0].flops < steps[1].flops == steps[2].flops
+
+
+def test_the_lowest_rung_that_fits_is_chosen(tiny_random_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(free: float) -> planner.Forecast:
+        monkeypatch.setattr(machine, "free_memory", lambda _: int(free))
+        return planner.learning(str(tiny_random_base), "motion", CONFIG.but(steps=10), 4, 64)
+
+    plain = chosen(1e12)
+    assert (plain.position, plain.fits) == (0, True)
+    tight = chosen(plain.memory - 1)
+    assert tight.position > 0
+    assert tight.memory < plain.memory
+    assert tight.fits
+    assert not chosen(tight.memory - 1).position <= tight.position
+    hopeless = chosen(1000)
+    assert not hopeless.fits
+    assert hopeless.rung.chunk == 1
+    assert hopeless.seconds > plain.seconds > 0
+
+
+def test_test_time_training_and_rendering_are_foretold(tiny_random_base: Path) -> None:
+    adapters = planner.Adapter((2, 6), 2), planner.Adapter((2, 5), 2)
+    sample = SampleConfig(num_frames=4, size=32, num_inference_steps=5)
+
+    def composing(config: TTTConfig, videos: int = 1) -> planner.Forecast:
+        return planner.composing(str(tiny_random_base), *adapters, config, sample, videos)
+
+    rendering = composing(TTTConfig(steps=0))
+    assert composing(TTTConfig(steps=0), 3).seconds == pytest.approx(3 * rendering.seconds)
+    adapting = composing(TTTConfig(steps=30))
+    assert adapting.memory > rendering.memory
+    assert adapting.seconds > composing(TTTConfig(steps=30, references=3)).seconds > rendering.seconds
+
+
+def test_what_cannot_be_learned_is_told_before_anything_is_loaded(tiny_random_base: Path) -> None:
+    with pytest.raises(UsageError, match="Layer 3"):
+        planner.learning(str(tiny_random_base), "appearance", CONFIG.but(layers=(3,)), 1, 32)
+    with pytest.raises(UsageError, match="at most 32"):
+        planner.learning(str(tiny_random_base), "motion", CONFIG, 33, 32)
+
+
+@pytest.mark.parametrize("name", ["animatediff", "zeroscope"])
+def test_the_gpu_that_a_known_base_needs_is_what_the_planner_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least that its largest step can do with, and what CUDA takes for itself, in whole gigabytes.
+
+    ModelScope's is ZeroScope's U-Net at a smaller size.
+    """
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    known, settings = known_bases()[name], defaults(name)
+    adapters = (planner.Adapter(one.layers, one.rank) for one in (settings.appearance, settings.motion))
+    config, top = settings.ttt.but(steps=1, reference_steps=1), len(planner.rungs(2, 1)) - 1
+    least = planner.adaptation(name, *adapters, config, settings.sample, top, torch.device("cuda")).memory
+    assert isinstance(known, Known)
+    assert known.memory == math.ceil(least * planner.MARGIN / 1e9 + 1) * 10**9
