@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -124,6 +125,20 @@ def test_an_epsilon_and_a_v_base_both_load(tiny_random_base: Path, tmp_path: Pat
     path.write_text(json.dumps({**config, "prediction_type": "epsilon", "rescale_betas_zero_snr": False}))
     assert open_base(str(tiny_random_base), torch.device("cpu")).schedule.prediction_type == "v_prediction"
     assert open_base(str(copy), torch.device("cpu")).schedule.prediction_type == "epsilon"
+
+
+def test_a_base_in_half_precision_and_in_several_files_loads(tiny_random_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "base"
+    shutil.copytree(tiny_random_base, copy)
+    shutil.rmtree(copy / "unet")
+    whole = open_base(str(tiny_random_base), torch.device("cpu"))
+    cast(UNetMotionModel, whole.unet).save_pretrained(copy / "unet", max_shard_size="2MB", variant="fp16")
+    assert len(list((copy / "unet").glob("*.fp16-*.safetensors"))) > 1
+    loaded = open_base(str(copy), torch.device("cpu"))
+    latents = torch.zeros(1, *loaded.latent_shape(2, 64))
+    assert torch.equal(predict(loaded, latents), predict(whole, latents))
 
 
 def test_an_image_unet_with_a_motion_adapter_loads(tiny_random_base: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _has_weights(folder: Path) -> bool:
 def variant(folder: Path) -> str | None:
     """Which weights a folder has: None for plain ones, fp16 where it has only those."""
     names = [path.name for path in folder.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16." in name for name in names) else None
+    return "fp16" if names and all(".fp16" in name for name in names) else None
 
 
 def cached(repository: Repository) -> Path | None:
