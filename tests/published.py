@@ -55,6 +55,8 @@ LISTED: dict[str, dict[str, tuple[float, int]]] = {
     "zeroscope": {"unet": (2.82, 2), "vae": (0.17, 2), "text_encoder": (0.68, 2)},
 }  # fmt: skip
 """Base -> part -> (GB of weights that the hub lists, bytes a parameter there)."""
+LORAS = {"animatediff": (5_980_160, 6_144_000), "zeroscope": (6_062_080, 3_686_400)}
+"""Parameters of the appearance's and the motion's: the paper's 12.12 M; for the other base none are published."""
 SCHEDULES = {"animatediff": animatediff.SCHEDULE, "zeroscope": unet3d.SCHEDULE}
 RECIPES = {"animatediff": animatediff.PAPER, "zeroscope": unet3d.ZEROSCOPE}
 

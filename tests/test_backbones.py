@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+import published
 import pytest
 import torch
-from diffusers import UNet3DConditionModel, UNetMotionModel
+from diffusers import UNetMotionModel
 
 from customttt import lora
 from customttt.backbones import Backbone, defaults, identify, open_base, places
@@ -43,16 +44,22 @@ def test_the_paper_s_loras_have_the_paper_s_12_124_160_parameters() -> None:
         unet = UNetMotionModel(cross_attention_dim=768, use_motion_mid_block=False)
     appearance = count_lora_parameters(unet, AnimateDiff, "appearance", PAPER.appearance)
     motion = count_lora_parameters(unet, AnimateDiff, "motion", PAPER.motion)
-    assert (appearance, motion, appearance + motion) == (5_980_160, 6_144_000, 12_124_160)
+    assert (appearance, motion) == published.LORAS["animatediff"]
+    assert appearance + motion == 12_124_160
 
 
 def test_zeroscope_and_modelscope_have_1411_million_parameters_and_loras_of_9_7_million() -> None:
-    with torch.device("meta"):
-        unet = UNet3DConditionModel(sample_size=32)  # all else in their unet/config.json is the default
-    assert sum(parameter.numel() for parameter in unet.parameters()) == 1_411_233_860
+    unet = published.on_meta("zeroscope", "unet")
+    assert published.count(unet) == 1_411_233_860
     appearance = count_lora_parameters(unet, UNet3D, "appearance", ZEROSCOPE.appearance)
     motion = count_lora_parameters(unet, UNet3D, "motion", ZEROSCOPE.motion)
-    assert (appearance, motion) == (6_062_080, 3_686_400)
+    assert (appearance, motion) == published.LORAS["zeroscope"] == (6_062_080, 3_686_400)
+
+
+@pytest.mark.parametrize("base", list(published.LISTED))
+def test_the_real_architectures_are_as_large_as_the_hub_lists_them(base: str) -> None:
+    for name, (gigabytes, each) in published.LISTED[base].items():
+        assert round(published.count(published.on_meta(base, name)) * each / 1e9, 2) == gigabytes
 
 
 def test_encoding_and_decoding_keep_the_shape(backbone: Backbone) -> None:
