@@ -55,6 +55,7 @@ METHODS: Mapping[str, Method] = {
         learns=True,
         note="simplified: LoRAs for its adapters, and no appearance guidance, as no base here has an image encoder",
     ),
-    "customttt": Method("CustomTTT:\ntest-time training", lambda recipe: recipe),
+    "published": Method("CustomTTT\nas published", VideoRecipe.as_published),
+    "customttt": Method("CustomTTT:\nthe base's own\ntest-time training", lambda recipe: recipe),
 }
 """By the name that is typed. `switch` needs no training at all: a competitor. Those that learn anew are `rivals`."""

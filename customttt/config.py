@@ -107,6 +107,13 @@ class TTTConfig(_Settings):
     objects: tuple[str, ...] = ("man", "woman", "dog", "bear")
     """Who moves in the motion teacher's prompt: "a <object> is lifting weights." [O]"""
 
+    def as_published(self, guidance_scale: float) -> TTTConfig:
+        """The paper's recipe [S], with this one's learning rate and words and the sampler's guidance."""
+        return TTTConfig(
+            learning_rate=self.learning_rate, doings=self.doings, objects=self.objects,
+            reference_guidance=guidance_scale,
+        )  # fmt: skip
+
     def __post_init__(self) -> None:
         _at_least(1e-12, learning_rate=self.learning_rate)
         _at_least(0, ttt_steps=self.steps, references=self.references)

@@ -147,6 +147,10 @@ class VideoRecipe:
     def with_seed(self, seed: int) -> VideoRecipe:
         return replace(self, seed=seed)
 
+    def as_published(self) -> VideoRecipe:
+        """With the paper's test-time training in place of the base's own."""
+        return replace(self, ttt=self.ttt.as_published(self.sample.guidance_scale))
+
     def to_dict(self) -> dict[str, Any]:
         return {"customttt": FORMAT_VERSION, **asdict(self)}
 

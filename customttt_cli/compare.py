@@ -58,16 +58,21 @@ def compare(
     recipe = pairs.settle(pair, wish)
     material = relearn.read(pair, recipe, images, clip) if images and clip else None
     cells: Cells = {}
+    made: dict[VideoRecipe, str] = {}
     for number, name in enumerate(chosen, 1):
         wanted = _recipe(name, recipe, material)
         output.say(f"Method {number} of {len(chosen)}, '{name}': {_title(name)}.")
+        if wanted in made:
+            output.say(f"It is the same as '{made[wanted]}' on this base.")
+            continue
+        made[wanted] = name
         cells[name] = _cells(library, pair, wanted, name, wish.seeds(recipe), folder, material)
     scores = _scores(recipe, cells)
     _lay_out(cells, recipe.sample.fps, folder)
     text = json.dumps({"prompt": recipe.target_prompt, "scores": scores}, indent=1)
     (folder / "compare.json").write_text(text)
-    _tell(scores, chosen)
-    _tell_notes(chosen)
+    _tell(scores, list(cells))
+    _tell_notes(list(cells))
     output.result(text if as_json else str(folder))
 
 

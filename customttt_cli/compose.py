@@ -38,6 +38,9 @@ def compose(
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt, from 1.")] = None,
     no_ttt: Annotated[bool, typer.Option("--no-ttt", help="Leave test-time training out.")] = False,
     ttt_steps: Annotated[int | None, typer.Option(help="Steps of test-time training; by default the base's.")] = None,
+    published: Annotated[
+        bool, typer.Option("--as-published", help="The paper's test-time training instead of the base's own.")
+    ] = False,
     appearance_scale: _Amount = None,
     motion_scale: _Amount = None,
     recipe: Annotated[Path | None, typer.Option(help="Render this video again, or with what else is given.")] = None,
@@ -51,6 +54,7 @@ def compose(
     wish = Wish(
         prompt=prompt, seed=seed, num=num, frames=frames, steps=steps, guidance=guidance,
         ttt_steps=0 if no_ttt else ttt_steps, appearance_scale=appearance_scale, motion_scale=motion_scale, base=base,
+        published=published,
     )  # fmt: skip
     wish.check()
     _compose(wish, _names(appearance, motion, recipe), recipe, out, dry_run, as_json)

@@ -27,6 +27,7 @@ class Wish:
     appearance_scale: float | None
     motion_scale: float | None
     base: str | None
+    published: bool = False
 
     def check(self) -> None:
         """Raise UsageError for values that no base could use."""
@@ -51,6 +52,7 @@ class Wish:
 
     def again(self, recipe: VideoRecipe) -> VideoRecipe:
         """A recipe with what was given in place of what stands in it."""
+        recipe = recipe.as_published() if self.published else recipe
         return replace(
             recipe,
             appearance=_scaled(recipe.appearance, self.appearance_scale),

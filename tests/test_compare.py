@@ -36,8 +36,9 @@ def test_every_method_is_the_recipe_it_says() -> None:
     assert scales == {
         "base": (0, 0), "appearance": (1, 0), "motion": (0, 1), "direct": (1, 1), "switch": (1, 1), "customttt": (1, 1),
         "full": (1, 1), "motiondirector": (1, 1), "diffdirector": (1, 1), "dreamvideo": (1, 1),
+        "published": (1, 1),
     }  # fmt: skip
-    assert [name for name, one in made.items() if one.ttt.steps] == ["customttt"]
+    assert [name for name, one in made.items() if one.ttt.steps] == ["published", "customttt"]
     assert [name for name, one in made.items() if one.sample.switch] == ["switch"]
     assert {one.target_prompt for one in made.values()} == {"A koala is swimming on Mars."}
 

@@ -57,3 +57,8 @@ def test_renoising_goes_from_one_share_of_the_schedule_to_a_later_one() -> None:
     assert TTTConfig(renoise=(0.2, 0.8)).renoise == (0.2, 0.8)
     with pytest.raises(UsageError, match="renoise"):
         TTTConfig(renoise=(0.8, 0.2))
+
+
+def test_the_published_recipe_keeps_only_a_base_s_own_learning_rate_and_words() -> None:
+    own = TTTConfig(learning_rate=2e-5, references=4, target="teacher", steps=10, doings=("sliding",))
+    assert own.as_published(2.5) == TTTConfig(learning_rate=2e-5, doings=("sliding",), reference_guidance=2.5)

@@ -35,9 +35,11 @@ def kept_in_reality(base: Path, kind: str) -> int:
 
     noisy, embeds = torch.randn(4, *backbone.latent_shape(4, 64)), backbone.embed(["A koala."] * 4)
     with lora.trainable(parameters), lora.active(backbone.unet, **{kind: 1.0}):
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            with torch.autocast("cpu", computing(CPU), enabled=computing(CPU) != torch.float32):
-                loss = backbone.predict(noisy, torch.tensor([500] * 4), embeds).square().mean()
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", computing(CPU), enabled=computing(CPU) != torch.float32),
+        ):
+            loss = backbone.predict(noisy, torch.tensor([500] * 4), embeds).square().mean()
         del loss
     return sum(kept.values())
 

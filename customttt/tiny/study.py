@@ -22,7 +22,7 @@ from customttt import compose, influence, learn, lora, media, metrics, rivals, s
 from customttt.backbones import Backbone
 from customttt.compare import METHODS
 from customttt.concept import Concept, Kind
-from customttt.config import TrainConfig, TTTConfig
+from customttt.config import TrainConfig
 from customttt.recipe import Ingredient, VideoRecipe, sentence, with_article
 from customttt.tiny import judge, score, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES
@@ -92,20 +92,11 @@ METHOD_ARMS = {
     name: Arm(method.title.replace("\n", " "), method.recipe, rival=name if method.learns else "")
     for name, method in METHODS.items()
 }
-PAPER = TTTConfig()
-"""The paper's test-time training; its learning rate and its words for things are the base's."""
 
 
 def _paper(**changes: Any) -> Callable[[VideoRecipe], VideoRecipe]:
-    def change(recipe: VideoRecipe) -> VideoRecipe:
-        own = recipe.ttt
-        literal = PAPER.but(
-            learning_rate=own.learning_rate, doings=own.doings, objects=own.objects,
-            reference_guidance=recipe.sample.guidance_scale,
-        )  # fmt: skip
-        return replace(recipe, ttt=literal.but(**changes))
-
-    return change
+    """The paper's test-time training, with some of it changed."""
+    return lambda recipe: _ttt(**changes)(recipe.as_published())
 
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -136,8 +127,7 @@ def _choice(changes: Mapping[str, Any]) -> Callable[[VideoRecipe], VideoRecipe]:
 
 DIRECT = METHOD_ARMS["direct"]
 TABLES: dict[str, dict[str, Arm]] = {
-    "main": {name: arm for name, arm in METHOD_ARMS.items() if name != "customttt"}
-    | {"paper": Arm("CustomTTT as the paper has it", _paper()), "ours": Arm("CustomTTT, ours")},
+    "main": {name: arm for name, arm in METHOD_ARMS.items() if name != "customttt"} | {"ours": Arm("CustomTTT, ours")},
     "ttt": {
         "direct": DIRECT,
         "paper": Arm("f = 5, the paper's", _paper()),
