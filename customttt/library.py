@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class Library:
         self._concepts = self.root / "concepts"
         self._adapted = self.root / "adapted"
         self._unfinished = self.root / "unfinished"
+        self._measured = self.root / "measured"
         self._staging = self.root / ".staging"
 
     # -- reading: no lock
@@ -110,6 +112,14 @@ class Library:
     def unfinished(self, key: str) -> Path | None:
         """The run of learning kept under `key` (hex digits); None where there is none, or only a damaged one."""
         return next(filter(_is_intact, _under(self._unfinished, key)), None)
+
+    def carrying(self, fingerprint: str, kind: Kind) -> tuple[int, ...] | None:
+        """The blocks of a base that `influence` found to carry a kind; None where that is not known."""
+        try:
+            layers = json.loads((self._measured / f"{fingerprint}-{kind}.json").read_text(encoding="utf-8"))
+            return tuple(map(int, layers))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def verify(self, name: str | None = None) -> list[Problem]:
         """Read every byte of one concept, or of the whole library, and return what is wrong."""
@@ -199,6 +209,13 @@ class Library:
     def add_unfinished(self, key: str, write: Callable[[Path], object]) -> Path:
         """Keep where a run of learning stands, in place of what was kept under `key`; as `add_adapted`."""
         return self._keep(self._unfinished, key, write)
+
+    def add_carrying(self, fingerprint: str, kind: Kind, layers: Sequence[int]) -> None:
+        """Remember which blocks of a base carry a kind. Raises LockedError or StoreError."""
+        with self._writing(), self._staged() as staging:
+            self._measured.mkdir(exist_ok=True)
+            (staging / "layers.json").write_text(json.dumps(list(layers)), encoding="utf-8")
+            (staging / "layers.json").replace(self._measured / f"{fingerprint}-{kind}.json")
 
     def remove_unfinished(self, key: str) -> None:
         """Forget a run of learning. Raises UsageError, LockedError or StoreError."""

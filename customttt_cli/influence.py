@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from customttt.concept import Kind
 from customttt.errors import BaseUnavailableError, MediaError, NotFoundError, UsageError
+from customttt.library import Library
 from customttt_cli import options, output
 
 if TYPE_CHECKING:
     from customttt.influence import Influence, Layers, Pair, Study
 
+CARRIED: dict[str, Kind] = {"noun": "appearance", "movement": "motion"}
+"""What a layer carries, by what the judge reads it from."""
 EXAMPLE = 'Example: customttt influence "A koala." "A tiger." --seeds 3'
 
 
@@ -45,6 +50,7 @@ def influence(
         raise BaseUnavailableError(f"Nothing here can tell what videos of {name!r} show; use --base tiny.")
     for pair in wanted:
         judge.new_words(pair.prompt, pair.starred)  # raises for what the judge cannot see
+    kind = _kind(wanted)
     output.say(f"Base: {name} ({why}); scored by the judge of its world")
     study = _study(name, wanted, seeds)
     with output.progress() as report:
@@ -57,10 +63,22 @@ def influence(
     data = {"per layer": alone, "chosen": chosen, "figure": measured}
     text = json.dumps({key: [asdict(one) for one in some] for key, some in data.items()}, indent=1)
     (folder / "influence.json").write_text(text)
+    if kind:
+        Library().add_carrying(study.backbone.fingerprint, kind, chosen[-1].layers)
     if as_json:
         output.result(text)
         return
     _tell(alone, chosen, folder)
+    if kind:
+        output.say(f"'customttt learn-{kind} ... --layers auto' learns there from now on.")
+
+
+def _kind(pairs: Sequence[Pair]) -> Kind | None:
+    """What all pairs are about; None where they are about several things, or about scenes."""
+    from customttt.tiny import judge
+
+    heads = {head for pair in pairs for head in judge.new_words(pair.prompt, pair.starred)}
+    return CARRIED.get(heads.pop()) if len(heads) == 1 else None
 
 
 def _read(prompt: str | None, starred: str | None, pairs: Path | None) -> list[tuple[str, str]]:

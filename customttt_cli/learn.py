@@ -40,7 +40,19 @@ def learn_appearance(
     phrase = wording("--noun", noun, name)
     changes = train_changes(steps, rank, learning_rate, layers, seed)
     sentence_read = prompt or training_prompt("appearance", phrase)
-    lesson = Lesson("appearance", name, phrase, sentence_read, base, changes, resume, force, dry_run, as_json)
+    lesson = Lesson(
+        "appearance",
+        name,
+        phrase,
+        sentence_read,
+        base,
+        changes,
+        resume,
+        force,
+        dry_run,
+        as_json,
+        layers == options.AUTO,
+    )
     learn(lesson, Pictures(images, fit))
 
 
@@ -67,7 +79,9 @@ def learn_motion(
     words = wording("--phrase", phrase, name)
     changes = train_changes(steps, rank, learning_rate, layers, seed)
     sentence_read = prompt or training_prompt("motion", words)
-    lesson = Lesson("motion", name, words, sentence_read, base, changes, resume, force, dry_run, as_json)
+    lesson = Lesson(
+        "motion", name, words, sentence_read, base, changes, resume, force, dry_run, as_json, layers == options.AUTO
+    )
     learn(lesson, Movement(clip, start, end, frames))
 
 

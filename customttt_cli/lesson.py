@@ -44,6 +44,8 @@ class Lesson:
     force: bool
     dry_run: bool
     as_json: bool
+    auto_layers: bool = False
+    """Learn where `influence` found that the base carries this kind."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def learn(lesson: Lesson, source: Source) -> None:
     if taken and not _learned_from(taken, lesson, look):
         library.check_free(lesson.name)
     with output.waiting("Loading torch"):
-        plan = _plan(lesson)
+        plan = _plan(library, lesson)
     material = source.read(plan.sample)
     if taken and _same(taken, lesson, plan, material):
         _nothing_to_do(library, taken, lesson)
@@ -169,7 +171,7 @@ def _learned_from(concept: Concept, lesson: Lesson, look: Look) -> bool:
     return concept.kind == lesson.kind and tuple(source.sha256 for source in concept.sources) == look.digests
 
 
-def _plan(lesson: Lesson) -> Plan:
+def _plan(library: Library, lesson: Lesson) -> Plan:
     output.quiet()
     from customttt import backbones
     from customttt import learn as learning
@@ -178,7 +180,28 @@ def _plan(lesson: Lesson) -> Plan:
     base, why = backbones.choose_base(lesson.base)
     defaults = backbones.defaults(base)
     config = defaults.appearance if lesson.kind == "appearance" else defaults.motion
-    return Plan(base, why, backbones.identify(base), words, config.but(**lesson.changes), defaults.sample)
+    fingerprint = backbones.identify(base)
+    layers = _carrying(library, lesson.kind, base, fingerprint) if lesson.auto_layers else None
+    changed = config.but(**lesson.changes).but(layers=layers)
+    return Plan(base, why, fingerprint, words, changed, defaults.sample)
+
+
+def _carrying(library: Library, kind: Kind, base: str, fingerprint: str) -> tuple[int, ...]:
+    """The blocks that `influence` found; one without modules of the kind gives way to the next that has some.
+
+    So the paper went from 2 and 4, which it had measured for motion, to 2 and 5. Raises NotFoundError.
+    """
+    from customttt import backbones
+
+    found = library.carrying(fingerprint, kind)
+    if found is None:
+        words = '"A koala." "A tiger."' if kind == "appearance" else '"A dog is jumping." "A dog is running."'
+        raise NotFoundError(
+            f"Nobody has measured here which layers of {base!r} carry the {kind}; "
+            f"'customttt influence {words} --base {base}' does."
+        )
+    able = sorted({place.layer for place in backbones.places(base).values() if place.kind == kind})
+    return tuple(sorted({min((one for one in able if one >= layer), default=able[-1]) for layer in found}))
 
 
 def _same(concept: Concept, lesson: Lesson, plan: Plan, material: Material) -> bool:

@@ -15,6 +15,7 @@ import material
 import pytest
 from material import assert_one_sentence, run, snapshot
 
+from customttt import backbones
 from customttt.library import Library
 
 
@@ -128,6 +129,16 @@ def test_where_memory_is_short_blocks_are_recomputed_and_it_is_said(
     assert "it goes on recomputing block" in done.stderr
     monkeypatch.setattr(machine, "free_memory", lambda _: 1)
     assert "It will hardly fit: it needs 0.0 GB of the 0.0 GB" in run(*learn, "--force", "--dry-run").stdout
+
+
+def test_layers_may_be_those_that_were_measured(tiny_random_base: Path, clip: Path) -> None:
+    """A block without motion modules, such as the middle one, gives way to the next that has some."""
+    asked = ("learn-motion", "dive", clip, "--base", tiny_random_base, "--layers", "auto")
+    assert_one_sentence(run(*asked), 3, "customttt influence")
+    Library().add_carrying(backbones.identify(str(tiny_random_base)), "motion", (2, 4))
+    done = run(*asked, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "Layers 2, 5; rank" in done.stdout
 
 
 def test_the_base_may_come_from_the_environment(tiny_random_base: Path, clip: Path) -> None:

@@ -11,9 +11,10 @@ import torch
 from material import assert_one_sentence, run, snapshot
 from torch import Tensor
 
-from customttt import influence
+from customttt import backbones, influence
 from customttt.backbones import Backbone, open_base
 from customttt.errors import UsageError
+from customttt.library import Library
 
 PAIR = influence.Pair("A koala.", "A tiger.")
 
@@ -137,6 +138,8 @@ def test_a_study_leaves_numbers_chart_and_figure(judged_base: Path, tmp_path: Pa
     assert len(numbers["per layer"]) == 8
     assert len(numbers["figure"]) == 4
     assert {path.name for path in out.iterdir()} == {"influence.json", "chart.png", "figure.png"}
+    found = Library().carrying(backbones.identify(str(judged_base)), "appearance")
+    assert found == tuple(numbers["chosen"][-1]["layers"])
 
 
 def test_bad_studies_are_refused_before_anything_is_loaded(tiny_random_base: Path, tmp_path: Path) -> None:

@@ -536,3 +536,13 @@ def test_a_read_only_library_can_be_read(small_disk: Path) -> None:
         library.check_writable()
     with pytest.raises(StoreError, match="Read-only"):
         library.remove("koala")
+
+
+def test_what_carries_a_kind_is_remembered_for_its_base(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    assert library.carrying("f00d", "motion") is None
+    library.add_carrying("f00d", "motion", (2, 4))
+    assert library.carrying("f00d", "motion") == (2, 4)
+    assert library.carrying("f00d", "appearance") is None
+    assert library.carrying("beef", "motion") is None
+    assert library.verify() == []
