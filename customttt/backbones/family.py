@@ -60,7 +60,7 @@ class Known:
     """Bytes of a GPU that learning and test-time training can do with; 0: any CPU will do.
 
     What the planner foretells for a step of test-time training with every block recomputed, a tenth more, and one
-    gigabyte for CUDA itself. Foretold, not measured; a test holds it to the planner.
+    gigabyte for CUDA itself, rounded up. Foretold, not measured; a test holds AnimateDiff's to the planner.
     """
 
 
