@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -130,6 +131,8 @@ TABLES: dict[str, dict[str, Arm]] = {
     "main": {name: arm for name, arm in METHOD_ARMS.items() if name != "customttt"} | {"ours": Arm("CustomTTT, ours")},
     "ttt": {
         "direct": DIRECT,
+        "appearance": METHOD_ARMS["appearance"],
+        "motion": METHOD_ARMS["motion"],
         "paper": Arm("f = 5, the paper's", _paper()),
         "f10": Arm("f = 10", _paper(reference_steps=10)),
         "ours": Arm("ours"),
@@ -365,19 +368,22 @@ def main() -> None:
     parser.add_argument("--base", default="tiny", help="tiny, or the folder of an exported checkpoint")
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--share", default="1/1", help="which part of the work this process does: 1/2, 2/2")
+    parser.add_argument("--pairings", type=int, default=Size().pairings)
+    parser.add_argument("--scenes", type=int, default=Size().scenes)
     parser.add_argument("--seeds", type=int, default=Size().seeds)
     parser.add_argument("--quick", action="store_true", help="two pairings, one scene, one seed")
     parser.add_argument("--report", type=Path, help="write the report here, with its pictures beside it")
     given = parser.parse_args()
     backbone, accelerator = learn.open_accelerated(given.base)
-    size = QUICK if given.quick else replace(Size(), seeds=given.seeds)
+    size = QUICK if given.quick else Size(given.pairings, given.scenes, given.seeds)
     study = Study(backbone, accelerator, given.out, size, lambda line: print(line, flush=True))
     i, n = map(int, given.share.split("/"))
     study.run(given.tables, (i, n))
     if given.report:
         from customttt.tiny import report
 
-        report.write(study, given.tables, given.report, f"python -m customttt.tiny.study{' --quick' * given.quick}")
+        command = " ".join(["python -m customttt.tiny.study", *sys.argv[1:]])
+        report.write(study, given.tables, given.report, command)
 
 
 if __name__ == "__main__":
