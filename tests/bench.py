@@ -36,7 +36,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,8 @@ TARGETS = ((MOTION, "fast", "rival", 0.6), (MOTION, "fast", "limit", 1.3), (MOTI
 """(what, whose, against whose, at most how many times the seconds)."""
 MEMORY_TARGET = 0.7
 """Of the rival's peak, for `small`."""
+FAST, SMALL = 0, 99
+"""Rungs of the ladder in customttt/thrift.py: the lowest, and one above the highest, which is taken for it."""
 SIZES = {"tiny": (8, 64), "full": (4, 128)}
 """Frames and pixels where nothing is asked."""
 
@@ -97,7 +98,7 @@ class Contender:
 # -- ours
 
 
-def ours(scene: Scene, what: str, who: str, named: dict[str, int]) -> Contender:
+def ours(scene: Scene, what: str, who: str, rung: int) -> Contender:
     """The very functions of the program; times are taken where it reports its steps."""
     from customttt import train, ttt
 
@@ -111,18 +112,18 @@ def ours(scene: Scene, what: str, who: str, named: dict[str, int]) -> Contender:
                 moments.append(scene.now())
 
         if what == MOTION:
-            train.learn_motion(*common, recipe.motion.but(steps=steps), scene.accelerator, report, **named)
+            train.learn_motion(*common, recipe.motion.but(steps=steps), scene.accelerator, report, rung=rung)
         elif what == APPEARANCE:
             pictures = scene.latents.transpose(1, 2).flatten(0, 1).unsqueeze(2)
             embeds = scene.embeds.expand(len(pictures), -1, -1)
             config = recipe.appearance.but(steps=steps)
-            train.learn_appearance(scene.backbone, pictures, embeds, config, scene.accelerator, report, **named)
+            train.learn_appearance(scene.backbone, pictures, embeds, config, scene.accelerator, report, rung=rung)
         else:
             prompts = ttt.Prompts(*[scene.embeds] * 4)
             sample = recipe.sample.but(num_frames=scene.latents.shape[2], size=scene.size)
             ttt.adapt(
                 scene.backbone, *random_pair(scene), prompts, recipe.ttt.but(steps=steps), sample, scene.accelerator,
-                report=report, **named,
+                report=report, rung=rung,
             )  # fmt: skip
         return moments
 
@@ -305,9 +306,7 @@ def contenders(scene: Scene, base: str, rivals: Path | None, kinds: list[str]) -
     """In the order of their turns."""
     found = [rival(scene, base, rivals)] if rivals else []
     for what in (KINDS[kind] for kind in kinds):
-        found += [limit(scene, what), ours(scene, what, "fast", {})]
-        if find_spec("customttt.thrift"):
-            found.append(ours(scene, what, "small", {"rung": 99}))
+        found += [limit(scene, what), ours(scene, what, "fast", FAST), ours(scene, what, "small", SMALL)]
     return found
 
 
