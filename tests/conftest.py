@@ -24,6 +24,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+@pytest.fixture(scope="session", autouse=True)
+def full_precision() -> Iterator[None]:
+    """Whatever this CPU can do: a process has one accelerator, and what is bit-equal must not depend on the machine."""
+    from customttt import machine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "multiplies_bfloat16", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base with random weights as a diffusers folder; torch gets one thread, as workers share the cores."""
