@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,11 @@ from standin import Hub, at, running
 
 if TYPE_CHECKING:
     from customttt.exchange import Home
+
+
+def pytest_configure() -> None:
+    """Ctrl-C means the same in a shell's background jobs, where it is ignored from the start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
