@@ -16,14 +16,16 @@ median of the rounds in seconds a step; its ratio to the limit and to the rival'
 lowest..highest); and the peak of memory in one step, the U-Net's weights included: what torch allocates on a GPU; on a
 CPU the tensors that are alive at once, counted operation by operation, and the memory of the process (RSS).
 
-`limit` is the bare U-Net, forward and backward to the same LoRAs: no dropout, noise, loss or optimizer; for test-time
-training with all the passes of its teachers, each with guidance in one batch. `fast` recomputes nothing, `small` all it
-can. The rival's step is the mean of its two kinds (tests/bench_rivals.py says what it does).
+`limit` is the bare U-Net, forward and backward to the same LoRAs, which are peft's for it too: no dropout, noise, loss
+or optimizer; for test-time training with all the passes of its teachers, each with guidance in one batch. `fast`
+recomputes nothing, `small` all it can. The rival's step is the mean of its two kinds (see tests/bench_rivals.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import resource
@@ -252,13 +254,15 @@ def peak(scene: Scene, once: Callable[[], object]) -> tuple[int, int | None]:
     import torch
 
     torch.manual_seed(0)
+    gc.collect()
     if scene.cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         once()
         return torch.cuda.max_memory_allocated(), None
-    if (switch := Path("/proc/self/clear_refs")).exists():
-        switch.write_text("5")
+    if sys.platform == "linux":  # elsewhere the peak of the process is that of all steps so far
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier steps took and gave back is not this one's
+        Path("/proc/self/clear_refs").write_text("5")
     unet = scene.backbone.unet
     resident = sum(tensor.nbytes for tensor in (*unet.parameters(), *unet.buffers()))
     with living() as tally:
@@ -342,7 +346,8 @@ def measure(scene: Scene, everybody: list[Contender], repeats: int) -> list[dict
     for round_ in range(repeats):
         for one, row in zip(everybody, rows, strict=True):
             row["seconds"].append(one.seconds())
-        print(f"round {round_ + 1} of {repeats}", file=sys.stderr, flush=True)
+            said = f"round {round_ + 1} of {repeats}: {one.what}, {one.who}: {row['seconds'][-1]:.3f} s"
+            print(said, file=sys.stderr, flush=True)
     return rows
 
 
