@@ -88,29 +88,16 @@ def active(unet: nn.Module, **scales: float) -> Iterator[None]:
 
 
 @contextmanager
-def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let gradients reach these parameters, and only while the context lasts."""
+def trainable(parameters: Iterable[nn.Parameter], wanted: bool = True) -> Iterator[None]:
+    """Let gradients reach these parameters, and only while the context lasts; or, if not `wanted`, only outside."""
     chosen = list(parameters)
-    for parameter in chosen:
-        parameter.requires_grad_(True)
     try:
+        for parameter in chosen:
+            parameter.requires_grad_(wanted)
         yield
     finally:
         for parameter in chosen:
-            parameter.requires_grad_(False)
-
-
-@contextmanager
-def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Keep gradients of what is computed while the context lasts from these parameters, which were trainable."""
-    chosen = list(parameters)
-    for parameter in chosen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in chosen:
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(not wanted)
 
 
 def remove(unet: nn.Module, *adapters: str) -> None:

@@ -222,7 +222,7 @@ def _two_paths(lesson: Lesson, spatial: Sequence[str]) -> lora.Weights:
 
     def temporal(noisy: Latents, target: Latents, timesteps: Tensor, scales: Mapping[str, float]) -> Terms:
         anchor = int(torch.randint(0, noisy.shape[2], (), generator=generator))
-        with lora.frozen(lora.parameters(backbone.unet, "looks")), lora.active(backbone.unet, **scales):
+        with lora.trainable(lora.parameters(backbone.unet, "looks"), False), lora.active(backbone.unet, **scales):
             yield losses.motion(backbone.predict(noisy, timesteps, embeds), target, anchor, config.debias)
 
     def terms_at(_: int) -> Terms:

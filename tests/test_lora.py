@@ -178,7 +178,7 @@ def test_what_is_computed_while_an_adapter_is_frozen_teaches_it_nothing(bare: Ba
     both = lora.parameters(bare.unet, "a"), lora.parameters(bare.unet, "b")
     noisy, embeds = torch.randn(1, *bare.latent_shape(2, 64)), bare.embed(["A koala."])
     with lora.trainable([*both[0], *both[1]]), lora.active(bare.unet, a=1.0, b=1.0):
-        with lora.frozen(both[0]):
+        with lora.trainable(both[0], False):
             prediction = bare.predict(noisy, torch.tensor([500]), embeds)
         assert all(parameter.requires_grad for parameter in both[0])
         prediction.square().mean().backward()

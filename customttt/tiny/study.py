@@ -14,10 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
 
 from customttt import compose, influence, learn, lora, media, metrics, rivals, stats
 from customttt.backbones import Backbone
@@ -80,10 +83,6 @@ class Arm:
     """Which of `rivals` learns anew for it; empty where none does."""
 
 
-def _ttt(**changes: Any) -> Callable[[VideoRecipe], VideoRecipe]:
-    return lambda recipe: replace(recipe, ttt=recipe.ttt.but(**changes))
-
-
 def _layers(appearance: tuple[int, ...], motion: tuple[int, ...]) -> Arm:
     title = f"appearance {','.join(map(str, appearance))}, motion {','.join(map(str, motion))}"
     return Arm(title, METHODS["direct"].recipe, {"appearance": appearance, "motion": motion})
@@ -97,7 +96,12 @@ METHOD_ARMS = {
 
 def _paper(**changes: Any) -> Callable[[VideoRecipe], VideoRecipe]:
     """The paper's test-time training, with some of it changed."""
-    return lambda recipe: _ttt(**changes)(recipe.as_published())
+
+    def change(recipe: VideoRecipe) -> VideoRecipe:
+        published = recipe.as_published()
+        return replace(published, ttt=published.ttt.but(**changes))
+
+    return change
 
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -334,7 +338,7 @@ def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
     """MEASURES of one video. A subject is right where its noun is, and no other look of that noun is more similar."""
     noun, look = cell.subject
     opinion = judge.load().look(compose.to_video(frames))
-    cosines = (opinion.identity @ score.references([(noun, one) for one in world.LOOKS]).T)[0]
+    cosines = (opinion.identity @ _looks(noun).T)[0]
     mine = world.LOOKS.index(look)
     truth = score.render([score.Content(CLIP_NOUN, cell.movement, CLIP_SCENE)], 0, vary=0.0).pose[0, :, :2]
     subject = opinion.names("noun") == [noun] and int(cosines.argmax()) == mine
@@ -347,6 +351,12 @@ def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
         "scene": float(scene),
         "all": float(subject and movement and scene),
     }
+
+
+@cache
+def _looks(noun: str) -> Float[Tensor, "n d"]:
+    """Identity of a noun in all of LOOKS."""
+    return score.references([(noun, look) for look in world.LOOKS])
 
 
 def _save(weights: lora.Weights, path: Path) -> None:
