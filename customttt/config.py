@@ -13,6 +13,9 @@ from typing import Any, Literal, TypeVar
 
 from customttt.errors import UsageError
 
+ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+"""How the names of the linears end that the paper gives a LoRA: all of attention and feed-forward [S]."""
+
 
 def _at_least(low: float, **values: float) -> None:
     """Raise UsageError for any value that is below `low` or not a number."""
@@ -57,14 +60,22 @@ class TrainConfig(_Settings):
     """Noised copies a step: of pictures (appearance) or of the clip (motion)."""
     rank: int = 32
     """Of every LoRA matrix; scale 1, no alpha / rank [S]."""
+    linears: tuple[str, ...] = ADAPTED
+    """Which of them get a LoRA here."""
     dropout: float = 0.1
     """On the LoRA's input, while learning [S]."""
     debias: float = 1.0
     """Weight of the appearance-debiased loss of MotionDirector (arXiv 2310.08465); motion only [C]."""
+    shift: float = 0.0
+    """Pictures are learned moved by up to this share of the frame sideways, and by half of it upright, so that the
+    subject is not learned together with its place; appearance only (ours)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         _at_least(1, steps=self.steps, batch_size=self.batch_size, rank=self.rank, layers=len(self.layers))
+        _at_least(1, linears=len(self.linears))
+        if not 0 <= self.shift <= 0.5:
+            raise UsageError(f"shift is {self.shift:g}; it must be a share of the frame from 0 to 0.5.")
         _at_least(1e-12, learning_rate=self.learning_rate)
         _at_least(0, debias=self.debias, seed=self.seed)
 
@@ -93,19 +104,26 @@ class TTTConfig(_Settings):
     """Of the temporal preservation loss [O]."""
     debias: float = 0.0
     """Weight of the appearance-debiased loss in the temporal term [O]."""
+    plain: float = 1.0
+    """Weight of the plain loss in the temporal term [S]; without it, the student learns of the motion reference only
+    how its frames differ, and not who it shows (ours)."""
     student_motion: bool = False
     """Whether the student's motion modules see the appearance reference, whose frames are independent [O]."""
     target: Literal["noise", "teacher"] = "noise"
     """What the student predicts on a noised reference: the noise that was added [S], or what its teacher predicts
     there while it reads the teacher's own prompt (ours)."""
-    renoise: tuple[float, float] = (0.0, 1.0)
-    """From which timestep to which a reference is noised, as shares of the schedule [O]."""
+    renoise_appearance: tuple[float, float] = (0.0, 1.0)
+    """From which timestep to which the appearance reference is noised, as shares of the schedule [O]."""
+    renoise_motion: tuple[float, float] = (0.0, 1.0)
+    """The same of the motion reference [O]."""
     scene_in_student: bool = False
     """Whether the student reads the whole target prompt instead of subject and movement alone [O]."""
     doings: tuple[str, ...] = ("standing", "walking", "sitting", "running")
     """What the subject does in the appearance teacher's prompt: "a teddy bear is <doing>." [O]"""
     objects: tuple[str, ...] = ("man", "woman", "dog", "bear")
     """Who moves in the motion teacher's prompt: "a <object> is lifting weights." [O]"""
+    subject_moves: bool = False
+    """Whether the subject itself stands in the motion teacher's prompt instead of `objects` (ours)."""
 
     def as_published(self, guidance_scale: float) -> TTTConfig:
         """The paper's recipe [S], with this one's learning rate and words and the sampler's guidance."""
@@ -117,11 +135,13 @@ class TTTConfig(_Settings):
     def __post_init__(self) -> None:
         _at_least(1e-12, learning_rate=self.learning_rate)
         _at_least(0, ttt_steps=self.steps, references=self.references)
-        _at_least(0, appearance_weight=self.appearance_weight, motion_weight=self.motion_weight, debias=self.debias)
+        _at_least(0, appearance_weight=self.appearance_weight, motion_weight=self.motion_weight)
+        _at_least(0, debias=self.debias, plain=self.plain)
         _at_least(1, reference_steps=self.reference_steps, batch_size=self.batch_size)
         _at_least(1, reference_guidance=self.reference_guidance, doings=len(self.doings), objects=len(self.objects))
-        if not (len(self.renoise) == 2 and 0 <= self.renoise[0] < self.renoise[1] <= 1):
-            raise UsageError(f"renoise is {self.renoise}; it must be two rising shares from 0 to 1.")
+        for renoise in (self.renoise_appearance, self.renoise_motion):
+            if not (len(renoise) == 2 and 0 <= renoise[0] < renoise[1] <= 1):
+                raise UsageError(f"renoise is {renoise}; it must be two rising shares from 0 to 1.")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -23,9 +24,11 @@ from customttt.concept import Concept, Kind, Source
 from customttt.config import TrainConfig
 from customttt.errors import OutOfMemoryError
 from customttt.library import WEIGHTS, Library
-from customttt.media import Clip, Picture
+from customttt.media import Clip, Picture, Pixels
 from customttt.train import Report, silent
 
+VIEWS = 8
+"""Of every picture, where pictures are shifted."""
 CHANGEABLE = ("steps", "learning_rate")
 """Fields of TrainConfig that a run may change when it goes on."""
 
@@ -80,12 +83,25 @@ def appearance(
 ) -> Learned:
     """Learn a subject from its pictures; a picture's own caption replaces the prompt."""
     began = time.monotonic()
-    latents = torch.cat([backbone.encode(to_video(picture.pixels[None])) for picture in pictures])
+    views = [view for picture in pictures for view in moved(picture.pixels, config)]
+    latents = torch.cat([backbone.encode(to_video(view[None])) for view in views])
     embeds = backbone.embed([picture.caption or wording.prompt for picture in pictures])
+    embeds = embeds.repeat_interleave(len(views) // len(pictures), dim=0)
     weights, history = train.learn_appearance(backbone, latents, embeds, config, accelerator, report, keeper, rung=rung)
     sources = [Source(name=picture.name, sha256=picture.sha256) for picture in pictures]
     made_of = sources, picture_digest(pictures)
     return _learned("appearance", backbone, wording, config, made_of, weights, history, began)
+
+
+def moved(pixels: Pixels, config: TrainConfig) -> list[Pixels]:
+    """A picture at VIEWS random places, its edges drawn out; only itself where the configuration shifts nothing."""
+    if not config.shift:
+        return [pixels]
+    height, width = pixels.shape[:2]
+    right, down = round(config.shift * width), round(config.shift / 2 * height)
+    wide = np.pad(pixels, ((down, down), (right, right), (0, 0)), mode="edge")
+    places = np.random.default_rng(config.seed).integers(0, (2 * down + 1, 2 * right + 1), (VIEWS, 2))
+    return [wide[top : top + height, left : left + width] for top, left in places]
 
 
 def motion(

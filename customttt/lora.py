@@ -21,11 +21,11 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from customttt.config import ADAPTED
 from customttt.errors import DamagedError, StoreError
 
 Weights = dict[str, Tensor]
 PAIR = ("appearance", "motion")
-ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
 def target_names(unet: nn.Module, modules: Iterable[str]) -> list[str]:

@@ -28,9 +28,11 @@ def debias(values: Latents, anchor: int, beta: float = 1.0) -> Latents:
     return math.sqrt(beta**2 + 1) * values - beta * values[:, :, anchor : anchor + 1]
 
 
-def motion(prediction: Latents, target: Latents, anchor: int, debias_weight: float = 1.0) -> Loss:
+def motion(
+    prediction: Latents, target: Latents, anchor: int, debias_weight: float = 1.0, plain_weight: float = 1.0
+) -> Loss:
     """L_org + L_ad: the plain error and the error of what `debias` leaves (arXiv 2310.08465)."""
-    loss = denoising(prediction, target)
-    if debias_weight == 0:
-        return loss
-    return loss + debias_weight * denoising(debias(prediction, anchor), debias(target, anchor))
+    loss = plain_weight * denoising(prediction, target)
+    if debias_weight:
+        loss = loss + debias_weight * denoising(debias(prediction, anchor), debias(target, anchor))
+    return loss

@@ -131,7 +131,8 @@ class VideoRecipe:
     @property
     def object_prompts(self) -> list[str]:
         """What the motion teacher reads: "A <object> is swimming."."""
-        return [sentence(with_article(noun), self.motion.phrase) for noun in self.ttt.objects]
+        nouns = (self.appearance.phrase,) if self.ttt.subject_moves else self.ttt.objects
+        return [sentence(with_article(noun), self.motion.phrase) for noun in nouns]
 
     def adaptation_key(self) -> str:
         """Names the adapted LoRAs: what test-time training depends on, and nothing else (not seed, not scales)."""

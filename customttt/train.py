@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from customttt import diffusion, lora, losses
 from customttt.backbones import Backbone
 from customttt.checkpoint import FORGETFUL, Keeper, randomness, set_randomness
+from customttt.concept import Kind
 from customttt.config import TrainConfig
 from customttt.errors import DivergedError, OutOfMemoryError
 from customttt.thrift import Ladder, Terms
@@ -126,6 +127,11 @@ def noised(
     return noisy, diffusion.target(schedule, latents, noise, timesteps), timesteps
 
 
+def chosen(backbone: Backbone, kind: Kind, config: TrainConfig) -> list[str]:
+    """The linears that a LoRA of this kind wraps: those of the configuration, in its layers."""
+    return [name for name in backbone.targets(kind, config.layers) if name.endswith(config.linears)]
+
+
 def learn_appearance(
     backbone: Backbone,
     latents: Float[Tensor, "n c 1 h w"],
@@ -139,7 +145,7 @@ def learn_appearance(
 ) -> tuple[lora.Weights, list[float]]:
     """Spatial LoRA of one subject from its pictures, motion modules bypassed. Returns (weights, losses).
 
-    `targets` are the linears it wraps: by default all those of the configuration's layers; `rung` is where on the
+    `targets` are the linears it wraps, by default those of the configuration; `rung` is where on the
     ladder of `thrift` it begins.
     """
     generator, ladder = torch.Generator().manual_seed(config.seed), Ladder(backbone.blocks, config.batch_size, rung)
@@ -153,7 +159,7 @@ def learn_appearance(
                 prediction = backbone.predict(noisy[part], timesteps[part], embeds[part])
                 yield share * losses.denoising(prediction, target[part])
 
-    linears = targets or backbone.targets("appearance", config.layers)
+    linears = targets or chosen(backbone, "appearance", config)
     weights, history = learn(
         backbone, {"appearance": linears}, config, terms_at, accelerator, phase="learning the appearance",
         report=report, keeper=keeper, generator=generator, ladder=ladder,
@@ -184,7 +190,7 @@ def learn_motion(
             yield share * losses.motion(prediction, target[part], anchor, config.debias)
 
     weights, history = learn(
-        backbone, {"motion": backbone.targets("motion", config.layers)}, config, terms_at, accelerator,
+        backbone, {"motion": chosen(backbone, "motion", config)}, config, terms_at, accelerator,
         phase="learning the motion", report=report, keeper=keeper, generator=generator, ladder=ladder,
     )  # fmt: skip
     return weights["motion"], history

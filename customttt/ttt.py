@@ -156,7 +156,8 @@ class Student:
         """Appearance or temporal preservation: the error on what the teacher showed, noised again."""
         config, reference = self.config, teacher.show(step)
         copies = reference.latents.expand(config.batch_size, -1, -1, -1, -1)
-        noisy, target, timesteps = noised(self.backbone, copies, self.generator, config.renoise)
+        within = config.renoise_appearance if teacher.kind == "appearance" else config.renoise_motion
+        noisy, target, timesteps = noised(self.backbone, copies, self.generator, within)
         if config.target == "teacher":
             target = teacher.predict(reference, noisy, timesteps)
         anchor = int(torch.randint(0, noisy.shape[2], (), generator=self.generator)) if teacher.kind == "motion" else 0
@@ -171,7 +172,7 @@ class Student:
                 if teacher.kind == "appearance":
                     yield weight * share * losses.denoising(prediction, target[part])
                 else:
-                    yield weight * share * losses.motion(prediction, target[part], anchor, config.debias)
+                    yield weight * share * losses.motion(prediction, target[part], anchor, config.debias, config.plain)
 
 
 def reference_timesteps(

@@ -54,9 +54,14 @@ def test_the_defaults_are_the_paper_s() -> None:
 
 
 def test_renoising_goes_from_one_share_of_the_schedule_to_a_later_one() -> None:
-    assert TTTConfig(renoise=(0.2, 0.8)).renoise == (0.2, 0.8)
+    assert TTTConfig(renoise_motion=(0.2, 0.8)).renoise_motion == (0.2, 0.8)
     with pytest.raises(UsageError, match="renoise"):
-        TTTConfig(renoise=(0.8, 0.2))
+        TTTConfig(renoise_appearance=(0.8, 0.2))
+
+
+def test_pictures_are_shifted_by_half_a_frame_at_most() -> None:
+    with pytest.raises(UsageError, match="shift"):
+        PAPER.appearance.but(shift=0.6)
 
 
 def test_the_published_recipe_keeps_only_a_base_s_own_learning_rate_and_words() -> None:

@@ -17,6 +17,7 @@ from travel import LAYERS, NAMES, add, make_weights, pickled, safetensors
 from customttt import compose, exchange, keys, lora, parcel
 from customttt.backbones import open_base
 from customttt.concept import Concept, Kind
+from customttt.config import ADAPTED
 from customttt.errors import DamagedError, NotFoundError, StoreError, UsageError
 from customttt.exchange import Form, Home
 from customttt.library import Library
@@ -117,7 +118,7 @@ def frames(backbone: Any) -> torch.Tensor:
 def test_a_motion_director_list_is_read_where_pickles_are_allowed(travel_home: Home, tmp_path: Path) -> None:
     expected, tensors = {}, []
     for name, place in travel_home.places.items():
-        if place.kind == "motion" and name.endswith(lora.ADAPTED):
+        if place.kind == "motion" and name.endswith(ADAPTED):
             up, down = torch.nn.Parameter(torch.randn(place.shape[0], 4)), torch.randn(4, place.shape[1])
             expected |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up.detach()}
             tensors += [up, down]

@@ -36,3 +36,8 @@ def test_the_motion_loss_is_the_sum_of_its_two_parts() -> None:
     plain = losses.denoising(video(0), video(1))
     debiased = losses.denoising(losses.debias(video(0), 4), losses.debias(video(1), 4))
     assert torch.allclose(losses.motion(video(0), video(1), 4), plain + debiased)
+
+
+def test_without_its_plain_part_the_motion_loss_is_the_debiased_one() -> None:
+    debiased = losses.denoising(losses.debias(video(0), 4), losses.debias(video(1), 4))
+    assert losses.motion(video(0), video(1), 4, plain_weight=0.0) == debiased

@@ -38,6 +38,7 @@ def test_the_prompts_of_test_time_training_are_those_of_the_paper() -> None:
     assert made.doing_prompts[0] == "A koala is standing."
     assert made.object_prompts[0] == "A man is swimming."
     assert recipe(ttt=TTTConfig(scene_in_student=True)).joint_prompt == "A koala is swimming on Mars."
+    assert recipe(ttt=TTTConfig(subject_moves=True)).object_prompts == ["A koala is swimming."]
 
 
 def test_words_are_joined_as_english_does() -> None:

@@ -71,6 +71,14 @@ def test_learning_an_appearance_lowers_its_loss(backbone: Backbone, accelerator:
     assert sum(learned[20:]) < sum(still[20:])
 
 
+def test_only_the_linears_of_the_configuration_get_a_lora(backbone: Backbone, accelerator: Accelerator) -> None:
+    latents = torch.zeros(1, *backbone.latent_shape(1, 32))
+    config = APPEARANCE.but(steps=1, linears=("to_q", "ff.net.2"))
+    weights, _ = train.learn_appearance(backbone, latents, backbone.embed(["A koala."]), config, accelerator)
+    assert {key.rsplit(".lora_", 1)[0].endswith(config.linears) for key in weights} == {True}
+    assert len(weights) < len(backbone.targets("appearance", config.layers)) * 2
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run_and_leaves_the_base_clean(
     backbone: Backbone, accelerator: Accelerator
 ) -> None:

@@ -103,7 +103,7 @@ def test_the_teachers_stay_frozen_while_the_student_learns(backbone: Backbone, p
     [
         {"reference_schedule": "truncated"}, {"references": 1}, {"student_motion": True}, {"debias": 1.0},
         {"batch_size": 2}, {"appearance_weight": 0.0}, {"motion_weight": 0.0}, {"reference_guidance": 1.0},
-        {"target": "teacher"}, {"renoise": (0.5, 1.0)},
+        {"target": "teacher"}, {"renoise_motion": (0.5, 1.0)}, {"plain": 0.0, "debias": 1.0},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
