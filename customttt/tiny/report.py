@@ -10,7 +10,7 @@ from customttt import media, sheets, stats
 from customttt.compose import to_frames
 from customttt.concept import Kind
 from customttt.tiny import score, world
-from customttt.tiny.study import INFLUENCE, MEASURES, TABLES, Arm, Cell, Study, clip, judged, pictures
+from customttt.tiny.study import INFLUENCE, MEASURES, TABLES, Arm, Cell, Study, judged
 
 TITLES = {
     "main": "Ways to put a subject and a movement together",
@@ -130,8 +130,8 @@ def _pictures(study: Study, arms: Mapping[str, Arm], path: Path) -> list[str]:
         noun, look = cell.subject
         words = world.noun_phrase(noun, look, name_look=True)
         rows = [
-            ("the pictures", [one.pixels for one in pictures(cell.subject)]),
-            ("the clip", list(clip(cell.movement).frames)),
+            ("the pictures", [one.pixels for one in score.pictures(*cell.subject)]),
+            ("the clip", list(score.clip(cell.movement).frames)),
         ]
         rows += [(textwrap.fill(title, 18), list(media.read_frames(video)[0])) for title, video in made.items()]
         file = path.parent / f"{path.stem}-{pairing}.png"

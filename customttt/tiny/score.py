@@ -23,19 +23,22 @@ from torch.nn import functional as F
 from customttt import diffusion, learn, lora, media, metrics, sheets, stats, train
 from customttt.backbones import Backbone, Video
 from customttt.compose import to_frames
+from customttt.concept import Kind
+from customttt.config import TrainConfig
 from customttt.recipe import sentence, with_article
 from customttt.sampling import denoise
 from customttt.tiny import TINY_PATH, judge, world
-from customttt.tiny.demo import PICTURE_SCENES
+from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES
 
 CARD = TINY_PATH / "MODEL_CARD.md"
 MARKS = "<!-- scores -->", "<!-- end of scores -->"
 JUDGED, ASKED, SHOWN = 2000, 200, 24
 SCENES, MOVEMENTS = list(world.SCENES), list(world.MOVEMENTS)
+STILL = "standing still"
 SETTINGS = [
     ("sliding", "on the grass"),
     ("jumping", "on Mars"),
-    ("standing still", "in the desert"),
+    (STILL, "in the desert"),
     ("rising", "in space"),
 ]
 """What a learned subject is asked to do, and where."""
@@ -144,7 +147,7 @@ def calibration_error(probability: Tensor, right: Tensor, bins: int = 10) -> flo
 
 def references(subjects: Sequence[tuple[str, tuple[str, str]]]) -> Float[Tensor, "n d"]:
     """Identity of each subject from five still pictures in five scenes."""
-    contents = [Content(noun, "standing still", scene, look) for noun, look in subjects for scene in PICTURE_SCENES]
+    contents = [Content(noun, STILL, scene, look) for noun, look in subjects for scene in PICTURE_SCENES]
     stills = render(contents, 77, num_frames=1)
     identity = judge.load().look(stills.video).identity
     return F.normalize(identity.view(len(subjects), len(PICTURE_SCENES), -1).mean(1), dim=-1)
@@ -222,30 +225,46 @@ def held_out(kind: str) -> list[Content]:
         ]
     if kind == "noun":
         return [Content(noun, "", "") for noun in world.HELD_OUT_NOUNS]
-    return [Content("dog", movement, "in the desert") for movement in world.HELD_OUT_MOVEMENTS]
+    return [Content(CLIP_NOUN, movement, CLIP_SCENE) for movement in world.HELD_OUT_MOVEMENTS]
+
+
+def pictures(noun: str, look: tuple[str, str], seed: int = 78) -> list[media.Picture]:
+    """Five still pictures of a subject; the captions say what of them it is not: where it is, and what it does."""
+    shown = [Content(noun, STILL, scene, look) for scene in PICTURE_SCENES]
+    return [
+        media.Picture(scene, to_frames(still[None])[0], sentence(with_article(noun), STILL, scene), "0" * 64)
+        for scene, still in zip(PICTURE_SCENES, render(shown, seed, num_frames=1).video, strict=True)
+    ]
+
+
+def clip(movement: str, seed: int = 78) -> media.Clip:
+    """A dog in the desert that does it."""
+    video = render([Content(CLIP_NOUN, movement, CLIP_SCENE)], seed, vary=0.0).video
+    return media.Clip(movement, to_frames(video), 8.0, "0" * 64)
+
+
+def learned(
+    backbone: Backbone, accelerator: Accelerator, kind: Kind, of: Content, config: TrainConfig, seed: int = 78
+) -> learn.Learned:
+    """A noun and look from `pictures`, or a movement from `clip`, which the world renders with `seed`."""
+    if kind == "motion":
+        words = learn.Wording("movement", of.movement, sentence(with_article(CLIP_NOUN), of.movement))
+        return learn.motion(backbone, clip(of.movement, seed), words, config, accelerator)
+    words = learn.Wording("subject", of.noun, sentence(with_article(of.noun)))
+    return learn.appearance(backbone, pictures(of.noun, of.look, seed), words, config, accelerator)
 
 
 def learn_one(
     backbone: Backbone, accelerator: Accelerator, kind: str, content: Content, seed: int
 ) -> tuple[dict[str, float], Video]:
     """Learn one held-out look, noun or movement and score the same noise before and after; (scores, clips after)."""
-    settings = backbone.defaults
+    adapter: Kind = "motion" if kind == "movement" else "appearance"
     if kind == "movement":
-        clip = render([content], 78 + seed, vary=0.0)
-        embeds = backbone.embed([sentence(with_article(content.noun), content.movement)])
-        config = settings.motion.but(seed=seed)
-        weights, _ = train.learn_motion(backbone, backbone.encode(clip.video), embeds, config, accelerator)
         asked = [Content(noun, content.movement, scene) for noun, scene in ACTORS]
     else:
-        pictures = render(
-            [Content(content.noun, "standing still", scene, content.look) for scene in PICTURE_SCENES],
-            78 + seed, num_frames=1,
-        )  # fmt: skip
-        embeds = backbone.embed([sentence(with_article(content.noun))]).expand(len(PICTURE_SCENES), -1, -1)
-        config = settings.appearance.but(seed=seed)
-        weights, _ = train.learn_appearance(backbone, backbone.encode(pictures.video), embeds, config, accelerator)
         asked = [Content(content.noun, movement, scene) for movement, scene in SETTINGS]
-    adapter = "motion" if kind == "movement" else "appearance"
+    config = getattr(backbone.defaults, adapter).but(seed=seed)
+    weights = learned(backbone, accelerator, adapter, content, config, 78 + seed).weights
     lora.restore(backbone.unet, adapter, weights)
     try:
         with lora.active(backbone.unet):

@@ -27,9 +27,9 @@ from customttt.backbones import Backbone
 from customttt.compare import METHODS
 from customttt.concept import Concept, Kind
 from customttt.config import TrainConfig
-from customttt.recipe import Ingredient, VideoRecipe, sentence, with_article
+from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import judge, score, world
-from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES
+from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
 
 SUBJECTS = [
     ("koala", ("purple", "crown")), ("dog", ("blue", "top hat")), ("cat", ("green", "bow")),
@@ -104,6 +104,7 @@ def _paper(**changes: Any) -> Callable[[VideoRecipe], VideoRecipe]:
     return change
 
 
+SPLIT = {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.5, 1.0)}
 CHOICES: dict[str, dict[str, Any]] = {
     "a third of the learning rate": {"scale_rate": 1 / 3},
     "three times the learning rate": {"scale_rate": 3},
@@ -111,12 +112,15 @@ CHOICES: dict[str, dict[str, Any]] = {
     "references: the sampler's first 5 steps": {"reference_schedule": "truncated"},
     "references from a pool of 4": {"references": 4},
     "teachers without guidance": {"reference_guidance": 1.0},
-    "noised again in the upper half": {"renoise": (0.5, 1.0)},
-    "noised again in the lower half": {"renoise": (0.0, 0.5)},
+    "noised again in the upper half": {"renoise_appearance": (0.5, 1.0), "renoise_motion": (0.5, 1.0)},
+    "noised again in the lower half": {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.0, 0.5)},
     "motion modules on in the appearance branch": {"student_motion": True},
     "debiased temporal term": {"debias": 1.0},
     "the scene in the student's prompt": {"scene_in_student": True},
     "ours: the teacher's prediction as target": {"target": "teacher"},
+    "ours: the path from high noise, the looks from low": SPLIT,
+    "ours: the subject itself in the motion teacher's prompt": {"subject_moves": True},
+    "ours: of the motion reference only how frames differ": {"plain": 0.0, "debias": 1.0},
 }
 """What the paper leaves open, one at a time from its recipe (design: the open choices)."""
 
@@ -275,7 +279,9 @@ class Study:
         if not path.exists():
             self.say(f"{arm.rival} learns {cell.subject} and {cell.movement}")
             of = (self._learned("appearance", cell, arm)[1], self._learned("motion", cell, arm)[1])
-            material = rivals.Material(*of, pictures(cell.subject), clip(cell.movement), self.backbone.defaults)
+            material = rivals.Material(
+                *of, score.pictures(*cell.subject), score.clip(cell.movement), self.backbone.defaults
+            )
             _save(rivals.teach(arm.rival, self.backbone, material, self.accelerator).to_weights(), path)
         return rivals.Taught.from_weights(lora.load(path))
 
@@ -304,34 +310,11 @@ class Study:
         path = self.out / "loras" / f"{kind}-{of.replace(' ', '_')}-{layers}-{config.steps}.safetensors"
         if not path.exists():
             self.say(f"learning the {kind} of {of} in layers {layers}")
-            if kind == "appearance":
-                noun = cell.subject[0]
-                words = learn.Wording("subject", noun, sentence(with_article(noun)))
-                seen = pictures(cell.subject)
-                learned = learn.appearance(self.backbone, seen, words, config, self.accelerator)
-            else:
-                words = learn.Wording("movement", of, sentence(with_article(CLIP_NOUN), of))
-                learned = learn.motion(self.backbone, clip(of), words, config, self.accelerator)
+            content = score.Content(cell.subject[0], cell.movement, "", cell.subject[1])
+            learned = score.learned(self.backbone, self.accelerator, kind, content, config)
             _write(path.with_suffix(".json"), learned.concept.to_json())
             _save(learned.weights, path)
         return lora.load(path), Concept.from_json(path.with_suffix(".json").read_text())
-
-
-def pictures(subject: Subject) -> list[media.Picture]:
-    """Five still pictures of a subject, whose captions name their scenes."""
-    noun, look = subject
-    shown = [score.Content(noun, "standing still", scene, look) for scene in PICTURE_SCENES]
-    stills = score.render(shown, 78, num_frames=1).video
-    return [
-        media.Picture(scene, compose.to_frames(still[None])[0], sentence(f"{with_article(noun)} {scene}"), "0" * 64)
-        for scene, still in zip(PICTURE_SCENES, stills, strict=True)
-    ]
-
-
-def clip(movement: str) -> media.Clip:
-    """A dog in the desert that does it."""
-    video = score.render([score.Content(CLIP_NOUN, movement, CLIP_SCENE)], 78, vary=0.0).video
-    return media.Clip(movement, compose.to_frames(video), 8.0, "0" * 64)
 
 
 def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
