@@ -111,9 +111,7 @@ def render_inputs(folder: Path = INPUTS) -> None:
     )  # fmt: skip
     for number, (image, scene) in enumerate(zip(stills.video, PICTURE_SCENES, strict=True), 1):
         media.write_png(folder / "koala" / f"{number}.png", compose.to_frames(image[None])[0])
-        caption = sentence(
-            f"{with_article('koala')} {scene}"
-        )  # what is said of the scene is not learned as the subject
+        caption = sentence(with_article("koala"), "standing still", scene)  # what is said is not learned as the subject
         (folder / "koala" / f"{number}.txt").write_text(caption + "\n")
     swim = world.render(
         index(CLIP_NOUN, world.NOUNS), torch.tensor([0]), index("swimming", movements), index(CLIP_SCENE, scenes),
