@@ -81,16 +81,20 @@ def appearance(
     keeper: Keeper = FORGETFUL,
     rung: int = 0,
 ) -> Learned:
-    """Learn a subject from its pictures; a picture's own caption replaces the prompt."""
+    """Learn a subject from its pictures; where a picture has captions, they replace the prompt."""
     began = time.monotonic()
-    views = [view for picture in pictures for view in moved(picture.pixels, config)]
-    latents = torch.cat([backbone.encode(to_video(view[None])) for view in views])
-    embeds = backbone.embed([picture.caption or wording.prompt for picture in pictures])
-    embeds = embeds.repeat_interleave(len(views) // len(pictures), dim=0)
+    seen = [(view, text) for picture, text in told(pictures, wording.prompt) for view in moved(picture.pixels, config)]
+    latents = torch.cat([backbone.encode(to_video(view[None])) for view, _ in seen])
+    embeds = backbone.embed([text for _, text in seen])
     weights, history = train.learn_appearance(backbone, latents, embeds, config, accelerator, report, keeper, rung=rung)
     sources = [Source(name=picture.name, sha256=picture.sha256) for picture in pictures]
     made_of = sources, picture_digest(pictures)
     return _learned("appearance", backbone, wording, config, made_of, weights, history, began)
+
+
+def told(pictures: Sequence[Picture], prompt: str) -> list[tuple[Picture, str]]:
+    """Every picture with each of its captions, or with the prompt where it has none."""
+    return [(picture, text) for picture in pictures for text in picture.captions or (prompt,)]
 
 
 def moved(pixels: Pixels, config: TrainConfig) -> list[Pixels]:
@@ -132,7 +136,7 @@ def picture_digest(pictures: Sequence[Picture]) -> str:
     """sha256 of all pixels and captions: the same pictures, cut the same way, with the same words."""
     digest = hashlib.sha256()
     for picture in pictures:
-        digest.update(f"{picture.pixels.shape} {picture.caption!r}".encode() + picture.pixels.tobytes())
+        digest.update(f"{picture.pixels.shape} {picture.captions!r}".encode() + picture.pixels.tobytes())
     return digest.hexdigest()
 
 

@@ -60,7 +60,7 @@ class Picture:
 
     name: str  # the file's
     pixels: Pixels
-    caption: str | None  # from the `.txt` beside the picture
+    captions: tuple[str, ...]  # the lines of the `.txt` beside the picture
     sha256: str  # of the file
 
 
@@ -101,23 +101,24 @@ def _picture_files(path: Path) -> list[Path]:
 
 
 def _read_picture(path: Path, size: Size, fit: bool) -> Picture:
-    caption = _caption(path)
+    captions = _captions(path)
     with _decoding(path), _open(path, "JPEG", "PNG", "WEBP") as image:
         if min(image.size) < MIN_SIDE:
             size_found = f"{image.width}x{image.height}"
             raise MediaError(f"'{path.name}' is {size_found} pixels; use one of at least {MIN_SIDE}x{MIN_SIDE}.")
         pixels = _resize(_to_rgb(ImageOps.exif_transpose(image)), size, fit)
-        return Picture(path.name, pixels, caption, _digest(path))
+        return Picture(path.name, pixels, captions, _digest(path))
 
 
-def _caption(path: Path) -> str | None:
+def _captions(path: Path) -> tuple[str, ...]:
     beside = path.with_suffix(".txt")
     if not beside.is_file():
-        return None
+        return ()
     try:
-        return beside.read_text(encoding="utf-8-sig").strip() or None
+        lines = beside.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise MediaError(f"Caption '{beside.name}' is not UTF-8 text; save it as UTF-8.") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _open(path: Path, *formats: str) -> Image.Image:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from customttt import lora, losses, train
+from customttt import learn, lora, losses, train
 from customttt.backbones import Backbone, PromptEmbeds, WordEmbedding
 from customttt.checkpoint import FORGETFUL, Keeper
 from customttt.compose import LoraPair, to_video
@@ -106,11 +106,11 @@ def teach(
     stages: Stages = forgetful,
 ) -> Taught:
     """What the rival of that name (see RIVALS) learns from the material."""
-    noun, prompt = material.appearance.phrase, material.appearance.prompt
+    noun, told = material.appearance.phrase, learn.told(material.pictures, material.appearance.prompt)
     lesson = Lesson(
         backbone, material, accelerator, report, stages, noun,
-        said=[picture.caption or prompt for picture in material.pictures],
-        pictures=torch.cat([backbone.encode(to_video(picture.pixels[None])) for picture in material.pictures]),
+        said=[text for _, text in told],
+        pictures=torch.cat([backbone.encode(to_video(picture.pixels[None])) for picture, _ in told]),
         clip=backbone.encode(to_video(material.clip.frames)),
         clip_embeds=backbone.embed([material.motion.prompt]),
     )  # fmt: skip

@@ -36,7 +36,7 @@ def learn_appearance(
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
-    """Learn a subject from 3 to 8 pictures of it; a .txt file beside a picture is its caption."""
+    """Learn a subject from 3 to 8 pictures of it; the lines of a .txt file beside a picture are its captions."""
     phrase = wording("--noun", noun, name)
     changes = train_changes(steps, rank, learning_rate, layers, seed)
     sentence_read = prompt or training_prompt("appearance", phrase)

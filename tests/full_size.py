@@ -100,7 +100,7 @@ def pictures(size: int) -> list[Any]:
     from customttt.media import Picture
 
     pixels = MATERIAL.integers(0, 256, (3, size, size, 3), dtype=np.uint8)
-    return [Picture(f"{index}.png", one, None, sha256(one).hexdigest()) for index, one in enumerate(pixels)]
+    return [Picture(f"{index}.png", one, (), sha256(one).hexdigest()) for index, one in enumerate(pixels)]
 
 
 def clip(frames: int, size: int) -> Any:

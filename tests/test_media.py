@@ -95,13 +95,13 @@ def animate(path: Path, frames: Frames, durations: Sequence[int]) -> Path:
 def test_a_folder_of_pictures_is_read_in_order_with_its_captions(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "c.webp", "d.jpeg"):
         Image.fromarray(halves()).save(tmp_path / name)
-    (tmp_path / "a.txt").write_text("\ufeff a red koala 狐\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("\ufeff a red koala 狐\n\nit sits", encoding="utf-8")
     (tmp_path / "b.txt").write_text("\n")
     (tmp_path / "notes.md").write_text("no picture")
     (tmp_path / "._a.png").write_bytes(b"left by a Mac")
     pictures = read_pictures([tmp_path], 32)
     assert [picture.name for picture in pictures] == ["a.png", "b.JPG", "c.webp", "d.jpeg"]
-    assert [picture.caption for picture in pictures] == ["a red koala 狐", None, None, None]
+    assert [picture.captions for picture in pictures] == [("a red koala 狐", "it sits"), (), (), ()]
     assert {picture.pixels.shape for picture in pictures} == {(32, 32, 3)}
     assert {picture.pixels.dtype for picture in pictures} == {np.dtype(np.uint8)}
     assert len({picture.sha256 for picture in pictures}) == 3  # b and d are the same file

@@ -168,7 +168,7 @@ def test_the_word_is_learned_from_its_noun_and_only_dreamvideo_has_one(
 def test_a_caption_without_the_noun_teaches_the_word_by_its_prompt(
     backbone: Backbone, material: Material, taught: Mapping[str, Taught], accelerator: Accelerator
 ) -> None:
-    silent_pictures = [replace(picture, caption="In the snow.") for picture in material.pictures]
+    silent_pictures = [replace(picture, captions=("In the snow.",)) for picture in material.pictures]
     other = rivals.teach("dreamvideo", backbone, replace(material, pictures=silent_pictures), accelerator)
     assert torch.equal(other.word, taught["dreamvideo"].word)  # type: ignore[arg-type]
 

@@ -23,6 +23,7 @@ from customttt.train import Report
 INPUTS = TINY_PATH / "demo"
 APPEARANCE, MOTION, SCENE = "demo-koala", "demo-swimming", "on Mars"
 LOOK = ("purple", "crown")
+STILL = "standing still"
 PICTURE_SCENES = ["on the grass", "on the beach", "in the city", "in the snow", "at night"]
 CLIP_NOUN, CLIP_SCENE = "dog", "in the desert"
 PIXELS, CELL = 256, 128
@@ -94,6 +95,11 @@ def _compose(
     return videos
 
 
+def captions(noun: str, scene: str) -> tuple[str, str]:
+    """What is said of a still picture."""
+    return sentence(with_article(noun), STILL, scene), sentence(with_article(noun), "", scene)
+
+
 def render_inputs(folder: Path = INPUTS) -> None:
     """Render the pictures and the clip from the world's held-out look and movement, with a fixed seed."""
     from customttt.tiny import world
@@ -107,12 +113,11 @@ def render_inputs(folder: Path = INPUTS) -> None:
     places = torch.tensor([scenes.index(scene) for scene in PICTURE_SCENES])
     stills = world.render(
         index("koala", world.NOUNS, len(places)), torch.full((len(places),), world.LOOKS.index(LOOK)),
-        index("standing still", movements, len(places)), places, generator, num_frames=1, size=PIXELS,
+        index(STILL, movements, len(places)), places, generator, num_frames=1, size=PIXELS,
     )  # fmt: skip
     for number, (image, scene) in enumerate(zip(stills.video, PICTURE_SCENES, strict=True), 1):
         media.write_png(folder / "koala" / f"{number}.png", compose.to_frames(image[None])[0])
-        caption = sentence(with_article("koala"), "standing still", scene)  # what is said is not learned as the subject
-        (folder / "koala" / f"{number}.txt").write_text(caption + "\n")
+        (folder / "koala" / f"{number}.txt").write_text("\n".join([*captions("koala", scene), ""]))
     swim = world.render(
         index(CLIP_NOUN, world.NOUNS), torch.tensor([0]), index("swimming", movements), index(CLIP_SCENE, scenes),
         generator, size=PIXELS, vary=0.0,

@@ -28,13 +28,12 @@ from customttt.config import TrainConfig
 from customttt.recipe import sentence, with_article
 from customttt.sampling import denoise
 from customttt.tiny import TINY_PATH, judge, world
-from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES
+from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, captions
 
 CARD = TINY_PATH / "MODEL_CARD.md"
 MARKS = "<!-- scores -->", "<!-- end of scores -->"
 JUDGED, ASKED, SHOWN = 2000, 200, 24
 SCENES, MOVEMENTS = list(world.SCENES), list(world.MOVEMENTS)
-STILL = "standing still"
 SETTINGS = [
     ("sliding", "on the grass"),
     ("jumping", "on Mars"),
@@ -229,10 +228,11 @@ def held_out(kind: str) -> list[Content]:
 
 
 def pictures(noun: str, look: tuple[str, str], seed: int = 78) -> list[media.Picture]:
-    """Five still pictures of a subject; the captions say what of them it is not: where it is, and what it does."""
+    """Five still pictures of a subject. What their captions say is not learned as the subject: where it is, and that it
+    stands still. A second one leaves that out, so that the looks are not learned as those of who stands still."""
     shown = [Content(noun, STILL, scene, look) for scene in PICTURE_SCENES]
     return [
-        media.Picture(scene, to_frames(still[None])[0], sentence(with_article(noun), STILL, scene), "0" * 64)
+        media.Picture(scene, to_frames(still[None])[0], captions(noun, scene), "0" * 64)
         for scene, still in zip(PICTURE_SCENES, render(shown, seed, num_frames=1).video, strict=True)
     ]
 
