@@ -16,6 +16,7 @@ TITLES = {
     "main": "Ways to put a subject and a movement together",
     "ttt": "What test-time training buys, and what it costs",
     "layers": "Where the LoRAs are (without test-time training)",
+    "learning": "How the appearance is learned (without test-time training)",
     "choices": "What the paper leaves open in test-time training, one choice at a time",
 }
 SHEETS = 3
@@ -23,7 +24,10 @@ Scores = dict[str, list[dict[str, float]]]
 
 
 def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None:
-    """Write the report to `path` and its pictures beside it; a cell that some arm of a table lacks is left out."""
+    """Write the report to `path` and its pictures beside it.
+
+    An arm that has nothing yet is left out, and so is a cell that some other arm of the table lacks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     size = study.size
     lines = [
@@ -37,9 +41,9 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
         "",
     ]
     for name in tables:
-        arms = TABLES[name]
+        arms = {key: arm for key, arm in TABLES[name].items() if any(study.scores(cell, arm) for cell in size.cells())}
         cells = [cell for cell in size.cells() if all(study.scores(cell, arm) for arm in arms.values())]
-        if cells:
+        if arms and cells:
             lines += _table(study, TITLES[name], arms, cells)
     for kind in INFLUENCE:
         lines += _influence(study, kind, path)
@@ -124,8 +128,8 @@ def _pictures(study: Study, arms: Mapping[str, Arm], path: Path) -> list[str]:
     lines = ["## What it looks like", ""]
     for pairing in range(min(SHEETS, study.size.pairings)):
         cell = next(cell for cell in study.size.cells() if cell.pairing == pairing)
-        made = {arm.title: study.video(cell, arm) for arm in arms.values()}
-        if not all(video.exists() for video in made.values()):
+        made = {arm.title: video for arm in arms.values() if (video := study.video(cell, arm)).exists()}
+        if not made:
             continue
         noun, look = cell.subject
         words = world.noun_phrase(noun, look, name_look=True)

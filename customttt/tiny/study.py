@@ -26,7 +26,7 @@ from customttt import compose, influence, learn, lora, media, metrics, rivals, s
 from customttt.backbones import Backbone
 from customttt.compare import METHODS
 from customttt.concept import Concept, Kind
-from customttt.config import TrainConfig
+from customttt.config import ADAPTED, TrainConfig
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import judge, score, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
@@ -77,15 +77,15 @@ class Arm:
     title: str
     change: Callable[[VideoRecipe], VideoRecipe] = lambda recipe: recipe
     """From the base's own recipe to that of this arm."""
-    layers: Mapping[Kind, tuple[int, ...]] = field(default_factory=dict)
-    """Where its LoRAs are; where nothing is said, in the base's own layers."""
+    learning: Mapping[Kind, Mapping[str, Any]] = field(default_factory=dict)
+    """What is changed in the base's own settings of learning."""
     rival: str = ""
     """Which of `rivals` learns anew for it; empty where none does."""
 
 
 def _layers(appearance: tuple[int, ...], motion: tuple[int, ...]) -> Arm:
     title = f"appearance {','.join(map(str, appearance))}, motion {','.join(map(str, motion))}"
-    return Arm(title, METHODS["direct"].recipe, {"appearance": appearance, "motion": motion})
+    return Arm(title, METHODS["direct"].recipe, {"appearance": {"layers": appearance}, "motion": {"layers": motion}})
 
 
 METHOD_ARMS = {
@@ -135,6 +135,14 @@ def _choice(changes: Mapping[str, Any]) -> Callable[[VideoRecipe], VideoRecipe]:
 
 
 DIRECT = METHOD_ARMS["direct"]
+LEARNING: dict[str, dict[str, Any]] = {
+    "unmoved pictures": {"shift": 0.0},
+    "in all linears": {"linears": ADAPTED},
+    "all linears, unmoved, twice the rate": {"linears": ADAPTED, "shift": 0.0, "learning_rate": 8e-4},
+    "twice the rate": {"learning_rate": 8e-4},
+    "half the steps": {"steps": 110},
+}
+"""How `tiny` could learn an appearance instead; the third is how it once did."""
 TABLES: dict[str, dict[str, Arm]] = {
     "main": {name: arm for name, arm in METHOD_ARMS.items() if name != "customttt"} | {"ours": Arm("CustomTTT, ours")},
     "ttt": {
@@ -151,6 +159,11 @@ TABLES: dict[str, dict[str, Arm]] = {
         "s01t25": _layers((0, 1), (2, 5)),
         "s26t17": _layers((2, 6), (1, 7)),
         "s01t17": _layers((0, 1), (1, 7)),
+    },
+    "learning": {"direct": replace(DIRECT, title="the base's own")}
+    | {
+        f"learning{i}": replace(DIRECT, title=title, learning={"appearance": changes})
+        for i, (title, changes) in enumerate(LEARNING.items())
     },
     "choices": {"paper": Arm("the paper's recipe", _paper())}
     | {f"choice{index}": Arm(title, _choice(changes)) for index, (title, changes) in enumerate(CHOICES.items())},
@@ -245,7 +258,7 @@ class Study:
 
     def video(self, cell: Cell, arm: Arm) -> Path:
         """Where a cell's video is kept: named by all that makes it."""
-        parts = [arm.change(self._recipe(cell)).to_dict(), arm.layers, arm.rival, self.size.steps]
+        parts = [arm.change(self._recipe(cell)).to_dict(), arm.learning, arm.rival, self.size.steps]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return self.out / "cells" / f"{cell.pairing}-{cell.seed}-{key}.mp4"
 
@@ -298,18 +311,18 @@ class Study:
         return lora.split(lora.load(path))
 
     def _adapted(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> Path:
-        parts = [recipe.adaptation_key(), recipe.appearance.name, recipe.motion.name, arm.layers, self.size.steps]
+        parts = [recipe.adaptation_key(), recipe.appearance.name, recipe.motion.name, arm.learning, self.size.steps]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return self.out / "adapted" / f"{cell.pairing}-{key}.safetensors"
 
     def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> tuple[lora.Weights, Concept]:
         config: TrainConfig = getattr(self.backbone.defaults, kind)
-        config = config.but(layers=arm.layers.get(kind), steps=self.size.steps)
+        config = config.but(**{"steps": self.size.steps, **arm.learning.get(kind, {})})
         of = "-".join([cell.subject[0], *cell.subject[1]]) if kind == "appearance" else cell.movement
-        layers = "".join(map(str, config.layers))
-        path = self.out / "loras" / f"{kind}-{of.replace(' ', '_')}-{layers}-{config.steps}.safetensors"
+        key = hashlib.sha256(json.dumps(config.to_dict()).encode()).hexdigest()[:16]
+        path = self.out / "loras" / f"{kind}-{of.replace(' ', '_')}-{key}.safetensors"
         if not path.exists():
-            self.say(f"learning the {kind} of {of} in layers {layers}")
+            self.say(f"learning the {kind} of {of} in layers {','.join(map(str, config.layers))}")
             content = score.Content(cell.subject[0], cell.movement, "", cell.subject[1])
             learned = score.learned(self.backbone, self.accelerator, kind, content, config)
             _write(path.with_suffix(".json"), learned.concept.to_json())
