@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
 
 from customttt import lora, machine, train
 from customttt.backbones import Backbone, computing, open_base
@@ -83,18 +85,26 @@ def appearance(
 ) -> Learned:
     """Learn a subject from its pictures; where a picture has captions, they replace the prompt."""
     began = time.monotonic()
-    seen = [(view, text) for picture, text in told(pictures, wording.prompt) for view in moved(picture.pixels, config)]
-    latents = torch.cat([backbone.encode(to_video(view[None])) for view, _ in seen])
-    embeds = backbone.embed([text for _, text in seen])
-    weights, history = train.learn_appearance(backbone, latents, embeds, config, accelerator, report, keeper, rung=rung)
+    latents, said = seen(backbone, pictures, wording.prompt, config)
+    weights, history = train.learn_appearance(
+        backbone, latents, backbone.embed(said), config, accelerator, report, keeper, rung=rung
+    )
     sources = [Source(name=picture.name, sha256=picture.sha256) for picture in pictures]
     made_of = sources, picture_digest(pictures)
     return _learned("appearance", backbone, wording, config, made_of, weights, history, began)
 
 
-def told(pictures: Sequence[Picture], prompt: str) -> list[tuple[Picture, str]]:
-    """Every picture with each of its captions, or with the prompt where it has none."""
-    return [(picture, text) for picture in pictures for text in picture.captions or (prompt,)]
+def seen(
+    backbone: Backbone, pictures: Sequence[Picture], prompt: str, config: TrainConfig
+) -> tuple[Float[Tensor, "n c 1 h w"], list[str]]:
+    """Latents of every view of every picture with each of its captions, or with the prompt, and what those say."""
+    latents, said = [], []
+    for picture in pictures:
+        views = [backbone.encode(to_video(view[None])) for view in moved(picture.pixels, config)]
+        for text in picture.captions or (prompt,):
+            latents += views
+            said += [text] * len(views)
+    return torch.cat(latents), said
 
 
 def moved(pixels: Pixels, config: TrainConfig) -> list[Pixels]:

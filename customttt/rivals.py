@@ -1,8 +1,9 @@
 """The rivals of CustomTTT that learn anew from the pictures and the clip: one short function each.
 
-What they have in common here, so that the methods are compared and not their tuning: the concepts' own pictures,
-captions, clip and prompts; the optimizer, learning rates, steps, rank and seed that the concepts were learned with; and
-LoRAs on every layer that has the modules. Where a method's own recipe differs in that, its docstring says so.
+What they have in common here, so that the methods are compared and not their tuning: the concepts' own pictures (moved
+as the base's recipe moves them), captions, clip and prompts; the optimizer, learning rates, steps, rank and seed that
+the concepts were learned with; and LoRAs on every layer that has the modules. Where a method's own recipe differs in
+that, its docstring says so.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from customttt.recipe import training_prompt
 from customttt.thrift import Ladder, Terms
 from customttt.train import Report, silent
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every key; raise it when a rival here learns otherwise than before."""
 CROSS_ATTENTION = ".attn2."
 """In the name of a spatial linear that reads the prompt, or writes what was read."""
@@ -106,11 +107,10 @@ def teach(
     stages: Stages = forgetful,
 ) -> Taught:
     """What the rival of that name (see RIVALS) learns from the material."""
-    noun, told = material.appearance.phrase, learn.told(material.pictures, material.appearance.prompt)
+    appearance = material.appearance
+    pictures, said = learn.seen(backbone, material.pictures, appearance.prompt, material.config("appearance"))
     lesson = Lesson(
-        backbone, material, accelerator, report, stages, noun,
-        said=[text for _, text in told],
-        pictures=torch.cat([backbone.encode(to_video(picture.pixels[None])) for picture, _ in told]),
+        backbone, material, accelerator, report, stages, appearance.phrase, said, pictures,
         clip=backbone.encode(to_video(material.clip.frames)),
         clip_embeds=backbone.embed([material.motion.prompt]),
     )  # fmt: skip

@@ -288,13 +288,13 @@ class Study:
 
     def _taught(self, cell: Cell, arm: Arm) -> rivals.Taught:
         """What a rival learns from the pairing's pictures and clip, with the same budget."""
-        path = self.out / "rivals" / f"{cell.pairing}-{arm.rival}-{self.size.steps}.safetensors"
+        of = (self._learned("appearance", cell, arm)[1], self._learned("motion", cell, arm)[1])
+        material = rivals.Material(
+            *of, score.pictures(*cell.subject), score.clip(cell.movement), self.backbone.defaults
+        )
+        path = self.out / "rivals" / f"{cell.pairing}-{material.key(arm.rival)[:16]}.safetensors"
         if not path.exists():
             self.say(f"{arm.rival} learns {cell.subject} and {cell.movement}")
-            of = (self._learned("appearance", cell, arm)[1], self._learned("motion", cell, arm)[1])
-            material = rivals.Material(
-                *of, score.pictures(*cell.subject), score.clip(cell.movement), self.backbone.defaults
-            )
             _save(rivals.teach(arm.rival, self.backbone, material, self.accelerator).to_weights(), path)
         return rivals.Taught.from_weights(lora.load(path))
 
