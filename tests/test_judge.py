@@ -127,8 +127,12 @@ def test_there_are_twelve_of_each_held_out() -> None:
 def test_the_card_takes_the_numbers_between_its_marks(tmp_path: Path) -> None:
     card = tmp_path / "card.md"
     card.write_text(f"before\n{score.MARKS[0]}\nold\n{score.MARKS[1]}\nafter\n")
-    score.write_card(score.table({"judge": {"noun": {"value": 1.0, "low": 0.9, "high": 1.0, "n": 7}}}), card)
+    row = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 7}
+    score.write_card(score.table({"judge": {"noun": row | {"value": 0.5}}, "vae": {"whole frame": row}}), card)
+    score.write_card(score.table({"judge": {"noun": row}}), card)
     text = card.read_text()
+    assert "| whole frame | 1.000 | 0.900 to 1.000 | 7 |" in text
+    assert "0.500" not in text
     assert "| noun | 1.000 | 0.900 to 1.000 | 7 |" in text
     assert "old" not in text
     assert text.startswith("before")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,11 @@ from customttt.recipe import sentence, with_article
 from customttt.sampling import denoise
 from customttt.tiny import TINY_PATH, judge, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, captions
+from customttt.tiny.ledger import Ledger
 
 CARD = TINY_PATH / "MODEL_CARD.md"
 MARKS = "<!-- scores -->", "<!-- end of scores -->"
+HEADING = re.compile(r"^(?=\*\*)", re.MULTILINE)
 JUDGED, ASKED, SHOWN = 2000, 200, 24
 SCENES, MOVEMENTS = list(world.SCENES), list(world.MOVEMENTS)
 SETTINGS = [
@@ -43,6 +47,8 @@ SETTINGS = [
 """What a learned subject is asked to do, and where."""
 ACTORS = [("tiger", "on the grass"), ("penguin", "in the city"), ("cat", "on Mars"), ("teddy bear", "at night")]
 """Who is asked to do a learned movement, and where."""
+OF = {"look": "identity", "noun": "identity", "movement": "track"}
+"""What is learned of the world's held-out part, and the measure that says how well."""
 Say = Callable[[str], None]
 
 
@@ -306,29 +312,42 @@ def _learned_scores(
 
 
 def score_learning(
-    backbone: Backbone, accelerator: Accelerator, out: Path, say: Say, items: int = 12, seeds: int = 3
+    backbone: Backbone,
+    accelerator: Accelerator,
+    out: Path,
+    say: Say,
+    items: int = 12,
+    seeds: int = 3,
+    share: tuple[int, int] = (1, 1),
 ) -> dict[str, Any]:
-    """Before, after and the world's own clips, over held-out looks, nouns and movements, with intervals over them."""
-    rows: dict[str, Any] = {}
-    cells = [(seed, kind, i) for seed in range(seeds) for i in range(items) for kind in ("look", "noun", "movement")]
-    done: dict[str, list[tuple[str, dict[str, float]]]] = {"look": [], "noun": [], "movement": []}
+    """Before, after and the world's own clips, over held-out looks, nouns and movements, with intervals over them.
+
+    `share` (i, n) is the i-th of n processes on the same folder; what the others have not measured yet is left out.
+    """
+    ledger = Ledger(out / "learning.jsonl")
+    cells = [(seed, kind, i) for seed in range(seeds) for i in range(items) for kind in OF]
+    done: dict[str, list[tuple[str, dict[str, float]]]] = {kind: [] for kind in OF}
     for number, (seed, kind, i) in enumerate(cells):
         content = held_out(kind)[i]
         name = "-".join([content.noun, content.movement, *content.look]).replace(" ", "_").strip("-")
-        file = out / "learning" / f"{kind}-{name}-{seed}.json"
-        if not file.exists():
+        key = f"{kind} {name}, seed {seed}, {backbone.name} {backbone.fingerprint}"
+        if number % share[1] == share[0] - 1 and ledger.get(key) is None:
             scores, video = learn_one(backbone, accelerator, kind, content, seed)
-            file.parent.mkdir(parents=True, exist_ok=True)
             rows_of_frames = [("", to_frames(clip[None])) for clip in video]
-            media.write_png(file.with_suffix(".png"), sheets.contact_sheet(rows_of_frames, 64))
-            file.with_suffix(".tmp").write_text(json.dumps(scores))
-            file.with_suffix(".tmp").replace(file)
+            (out / "learning").mkdir(parents=True, exist_ok=True)
+            media.write_png(out / "learning" / f"{kind}-{name}-{seed}.png", sheets.contact_sheet(rows_of_frames, 64))
+            ledger.put(key, **scores)
             say(f"learning: {number + 1} of {len(cells)}, {kind} {name}, seed {seed}")
-        done[kind].append((name, json.loads(file.read_text())))
-    for kind, cells_of_kind in done.items():
-        groups = [name for name, _ in cells_of_kind]
-        for key in cells_of_kind[0][1]:
-            rows[f"{kind}: {key}"] = asdict(stats.mean([scores[key] for _, scores in cells_of_kind], groups))
+        if known := ledger.get(key):
+            done[kind].append((name, known))
+    rows: dict[str, Any] = {}
+    for kind, measure in OF.items():
+        groups = [name for name, _ in done[kind]]
+        for key in done[kind][0][1] if groups else ():
+            rows[f"{kind}: {key}"] = asdict(stats.mean([scores[key] for _, scores in done[kind]], groups))
+        if groups:
+            shares = [scores[f"after {measure}"] / scores[f"real {measure}"] for _, scores in done[kind]]
+            rows[f"{kind}: {measure} after, as a share of real"] = asdict(stats.mean(shares, groups))
     return rows
 
 
@@ -350,24 +369,31 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def write_card(text: str, card: Path = CARD) -> None:
-    """Put the numbers between the card's marks."""
+    """Put the numbers between the card's marks; parts that were not measured now stay as they are."""
     before, rest = card.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    card.write_text(f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{after}")
+    old, after = rest.split(MARKS[1])
+    parts = {part.split("**")[1]: part for part in HEADING.split(f"{old.strip()}\n\n{text.strip()}") if "**" in part}
+    inside = "\n\n".join(part.strip() for part in parts.values())
+    card.write_text(f"{before}{MARKS[0]}\n\n{inside}\n\n{MARKS[1]}{after}")
 
 
-def run(parts: Sequence[str], base: str, out: Path, say: Say, quick: bool) -> dict[str, dict[str, Any]]:
-    """Score `parts`, each kept in `out` as JSON."""
+def run(
+    parts: Sequence[str], base: str, out: Path, say: Say, quick: bool, share: tuple[int, int] = (1, 1)
+) -> dict[str, dict[str, Any]]:
+    """Score `parts`, each kept in `out`: the learning cell by cell, so that processes can share it, others as JSON."""
     out.mkdir(parents=True, exist_ok=True)
     backbone, accelerator = learn.open_accelerated(base)
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
         "judge": lambda: score_judge(100 if quick else JUDGED),
         "vae": lambda: score_vae(backbone),
         "prompts": lambda: score_prompts(backbone, out, say, 16 if quick else ASKED),
-        "learning": lambda: score_learning(backbone, accelerator, out, say, *((2, 1) if quick else (12, 3))),
     }
     results = {}
     for part in parts:
+        if part == "learning":
+            size = (2, 1) if quick else (12, 3)
+            results[part] = score_learning(backbone, accelerator, out, say, *size, share)
+            continue
         file = out / f"{part}.json"
         if not file.exists():
             file.write_text(json.dumps(jobs[part](), indent=1))
@@ -380,12 +406,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, pictures included")
     parser.add_argument("--base", default="tiny", help="tiny, or the folder of an exported checkpoint")
     parser.add_argument("--parts", nargs="+", default=["judge", "vae", "prompts", "learning"])
+    parser.add_argument("--share", default="1/1", help="which part of the learning this process does: 1/2, 2/2")
     parser.add_argument("--quick", action="store_true", help="a few of everything, to see that it runs")
     parser.add_argument("--card", action="store_true", help="write the numbers into the model card")
     arguments = parser.parse_args()
-    text = table(
-        run(arguments.parts, arguments.base, arguments.out, lambda line: print(line, flush=True), arguments.quick)
-    )
+    i, n = map(int, arguments.share.split("/"))
+    say = partial(print, flush=True)
+    text = table(run(arguments.parts, arguments.base, arguments.out, say, arguments.quick, (i, n)))
     print(text)
     if arguments.card:
         write_card(text)

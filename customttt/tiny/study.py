@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from customttt.config import ADAPTED, TrainConfig
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import judge, score, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
+from customttt.tiny.ledger import Ledger
 
 SUBJECTS = [
     ("koala", ("purple", "crown")), ("dog", ("blue", "top hat")), ("cat", ("green", "bow")),
@@ -238,23 +239,29 @@ class Study:
 
     def carried(self, kind: Kind) -> dict[str, list[influence.Influence]]:
         """What each block carries alone, and the smallest set that carries nine tenths; measured once."""
-        file = self.out / f"influence-{kind}.json"
-        if not file.exists():
+        pairs = INFLUENCE[kind][: self.size.pairings]
+        name = f"influence-{kind}-{len(pairs)}-{self.size.seeds}-{self.backbone.fingerprint}"
+        known = self.ledger.get(name)
+        if known is None:
             self.say(f"prompt influence of the {kind}")
-            pairs = INFLUENCE[kind][: self.size.pairings]
             measured = influence.Study(self.backbone, pairs, judge.shows, self.size.seeds)
             found = {"alone": measured.per_layer(), "chosen": measured.select()}
-            _write(file, json.dumps({key: [asdict(one) for one in some] for key, some in found.items()}, indent=1))
-        known = json.loads(file.read_text())
+            known = {key: [asdict(one) for one in some] for key, some in found.items()}
+            self.ledger.put(name, **known)
         return {
             key: [influence.Influence(tuple(one["layers"]), stats.Estimate(**one["effect"])) for one in some]
             for key, some in known.items()
         }
 
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Everything that was measured. Beside a copy of this file alone, a run goes on from there."""
+        return Ledger(self.out / "ledger.jsonl")
+
     def scores(self, cell: Cell, arm: Arm) -> dict[str, float] | None:
         """What the judge says of a video; None where it is not made yet."""
-        file = self.video(cell, arm).with_suffix(".json")
-        return json.loads(file.read_text()) if file.exists() else None
+        known = self.ledger.get(self.video(cell, arm).stem)
+        return known and dict(known["scores"])
 
     def video(self, cell: Cell, arm: Arm) -> Path:
         """Where a cell's video is kept: named by all that makes it."""
@@ -265,8 +272,8 @@ class Study:
     def seconds(self, cell: Cell, arm: Arm) -> float | None:
         """CPU seconds of test-time training; None where there is none."""
         recipe = arm.change(self._recipe(cell))
-        file = self._adapted(cell, arm, recipe).with_suffix(".json")
-        return float(json.loads(file.read_text())) if recipe.ttt.steps and file.exists() else None
+        known = self.ledger.get(self._adapted(cell, arm, recipe).stem) if recipe.ttt.steps else None
+        return float(known["seconds"]) if known else None
 
     def _recipe(self, cell: Cell) -> VideoRecipe:
         """The base's own, named by truth instead of by weights, so that it is known before anything is learned."""
@@ -284,7 +291,7 @@ class Study:
             frames = compose.render(self.backbone, taught.pair, recipe, self.accelerator)
         path.parent.mkdir(parents=True, exist_ok=True)
         media.write_video(path, frames, recipe.sample.fps, recipe.to_dict())
-        _write(path.with_suffix(".json"), json.dumps(judged(frames, cell)))
+        self.ledger.put(path.stem, arm=arm.title, of=asdict(cell), scores=judged(frames, cell))
 
     def _taught(self, cell: Cell, arm: Arm) -> rivals.Taught:
         """What a rival learns from the pairing's pictures and clip, with the same budget."""
@@ -306,7 +313,7 @@ class Study:
         if not path.exists():
             began = time.process_time()
             adapted = compose.adapt(self.backbone, pair, recipe, self.accelerator)
-            _write(path.with_suffix(".json"), json.dumps(time.process_time() - began))
+            self.ledger.put(path.stem, seconds=time.process_time() - began)
             _save(lora.join(adapted), path)
         return lora.split(lora.load(path))
 
