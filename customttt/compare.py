@@ -24,8 +24,14 @@ class Method:
     """What must be known beside its row of the table."""
 
 
-def _plain(recipe: VideoRecipe) -> VideoRecipe:
+def _untrained(recipe: VideoRecipe) -> VideoRecipe:
     return replace(recipe, ttt=recipe.ttt.but(steps=0))
+
+
+def _plain(recipe: VideoRecipe, appearance_from: float = 0.0, motion_until: float = 1.0) -> VideoRecipe:
+    """Without test-time training, and with both LoRAs throughout unless said otherwise."""
+    sample = recipe.sample.but(appearance_from=appearance_from, motion_until=motion_until)
+    return replace(_untrained(recipe), sample=sample)
 
 
 def _alone(recipe: VideoRecipe) -> VideoRecipe:
@@ -44,7 +50,7 @@ METHODS: Mapping[str, Method] = {
     "direct": Method("both LoRAs,\nno test-time training", _plain),
     "switch": Method(
         "motion early,\nappearance late",
-        lambda recipe: replace(_plain(recipe), sample=recipe.sample.but(switch=SWITCH_AT)),
+        lambda recipe: _plain(recipe, appearance_from=SWITCH_AT, motion_until=SWITCH_AT),
     ),
     "full": Method("LoRAs on all layers,\nno test-time training", _plain, learns=True),
     "motiondirector": Method("MotionDirector", _plain, learns=True),
@@ -55,6 +61,7 @@ METHODS: Mapping[str, Method] = {
         learns=True,
         note="simplified: LoRAs for its adapters, and no appearance guidance, as no base here has an image encoder",
     ),
+    "untrained": Method("the base's own,\nno test-time training", _untrained),
     "published": Method("CustomTTT\nas published", VideoRecipe.as_published),
     "customttt": Method("CustomTTT:\nthe base's own\ntest-time training", lambda recipe: recipe),
 }

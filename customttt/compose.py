@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -62,13 +64,15 @@ def render(
 
 
 def _phases(recipe: VideoRecipe, timesteps: list[int]) -> list[tuple[dict[str, float], list[int], int]]:
-    """(scales of the acting LoRAs, timesteps, where they lead): both throughout, or motion first, then appearance."""
-    scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
-    cut = int(recipe.sample.switch * len(timesteps))
-    if not cut:
-        return [(scales, timesteps, -1)]
-    first, second = {"motion": scales["motion"]}, {"appearance": scales["appearance"]}
-    return [(first, timesteps[:cut], timesteps[cut]), (second, timesteps[cut:], -1)]
+    """(scales of the acting LoRAs, timesteps, where they lead): one phase unless the recipe lets a LoRA rest."""
+    sample, count = recipe.sample, len(timesteps)
+    joins, rests = int(sample.appearance_from * count), int(sample.motion_until * count)
+    phases = []
+    for begin, end in pairwise(sorted({0, joins, rests, count})):
+        scales = {"appearance": recipe.appearance.scale} if begin >= joins else {}
+        scales |= {"motion": recipe.motion.scale} if begin < rests else {}
+        phases.append((scales, timesteps[begin:end], timesteps[end] if end < count else -1))
+    return phases
 
 
 def initial_noise(backbone: Backbone, recipe: VideoRecipe) -> diffusion.Latents:

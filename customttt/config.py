@@ -160,13 +160,17 @@ class SampleConfig(_Settings):
     """Frames a second [S]."""
     magnify: int = 1
     """How many times larger than `size` the file shows the frames."""
-    switch: float = 0.0
-    """Share of the denoising steps after which the motion LoRA gives way to the appearance LoRA, without any
-    test-time training: a competitor to compare with. 0 lets both act throughout."""
+    appearance_from: float = 0.0
+    """Share of the denoising steps before which the appearance LoRA rests."""
+    motion_until: float = 1.0
+    """Share of the denoising steps after which the motion LoRA rests: by then the path is settled, and what it would
+    still draw is how its clip looks (ours)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.switch < 1:
-            raise UsageError(f"switch is {self.switch:g}; it must be a share from 0 to below 1.")
+        if not 0 <= self.appearance_from < 1:
+            raise UsageError(f"appearance from is {self.appearance_from:g}; it must be a share from 0 to below 1.")
+        if not 0 < self.motion_until <= 1:
+            raise UsageError(f"motion until is {self.motion_until:g}; it must be a share above 0, at most 1.")
         _at_least(1, frames=self.num_frames, steps=self.num_inference_steps, fps=self.fps, magnify=self.magnify)
         _at_least(1, guidance=self.guidance_scale)
         _at_least(8, size=self.size)

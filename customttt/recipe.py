@@ -149,8 +149,9 @@ class VideoRecipe:
         return replace(self, seed=seed)
 
     def as_published(self) -> VideoRecipe:
-        """With the paper's test-time training in place of the base's own."""
-        return replace(self, ttt=self.ttt.as_published(self.sample.guidance_scale))
+        """With the paper's test-time training in place of the base's own, and both LoRAs acting throughout."""
+        ttt = self.ttt.as_published(self.sample.guidance_scale)
+        return replace(self, ttt=ttt, sample=self.sample.but(appearance_from=0.0, motion_until=1.0))
 
     def to_dict(self) -> dict[str, Any]:
         return {"customttt": FORMAT_VERSION, **asdict(self)}

@@ -26,7 +26,7 @@ from customttt.recipe import Ingredient, VideoRecipe
 
 RECIPE = VideoRecipe(
     Ingredient("koala", "koala", "a" * 64), Ingredient("swimming", "swimming", "b" * 64), "on Mars", "tiny", "f",
-    TTTConfig(), SampleConfig(),
+    TTTConfig(), SampleConfig(motion_until=0.8),
 )  # fmt: skip
 
 
@@ -36,10 +36,11 @@ def test_every_method_is_the_recipe_it_says() -> None:
     assert scales == {
         "base": (0, 0), "appearance": (1, 0), "motion": (0, 1), "direct": (1, 1), "switch": (1, 1), "customttt": (1, 1),
         "full": (1, 1), "motiondirector": (1, 1), "diffdirector": (1, 1), "dreamvideo": (1, 1),
-        "published": (1, 1),
+        "published": (1, 1), "untrained": (1, 1),
     }  # fmt: skip
     assert [name for name, one in made.items() if one.ttt.steps] == ["published", "customttt"]
-    assert [name for name, one in made.items() if one.sample.switch] == ["switch"]
+    resting = ("switch", "untrained", "customttt")
+    assert [name for name, one in made.items() if one.sample.motion_until < 1] == list(resting)
     assert {one.target_prompt for one in made.values()} == {"A koala is swimming on Mars."}
 
 
@@ -54,17 +55,29 @@ def test_switching_lets_one_lora_act_at_a_time(learned: Path, tiny_random_base: 
     def frames(recipe: VideoRecipe) -> media.Frames:
         return compose.render(backbone, (grown[0], grown[1]), recipe, accelerator)
 
-    early = frames(replace(recipe, sample=sample.but(switch=0.1)))  # less than a step of motion
+    early = frames(replace(recipe, sample=sample.but(appearance_from=0.1)))  # less than a step of motion
     assert np.array_equal(early, frames(recipe)), "no step is cut off"
-    halves = frames(replace(recipe, sample=sample.but(switch=0.5)))
+    halves = frames(replace(recipe, sample=sample.but(appearance_from=0.5, motion_until=0.5)))
     assert not np.array_equal(halves, frames(recipe))
     assert not np.array_equal(halves, frames(METHODS["appearance"].recipe(recipe)))
     assert not np.array_equal(halves, frames(METHODS["motion"].recipe(recipe)))
 
 
-def test_a_switch_outside_the_video_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"switch is 1"):
-        SampleConfig(switch=1.0)
+def test_a_lora_that_rests_changes_the_video_from_then_on() -> None:
+    timesteps = [900, 700, 500, 300, 100]
+    one = replace(RECIPE, sample=SampleConfig(appearance_from=0.2, motion_until=0.6))
+    phases = compose._phases(one, timesteps)
+    assert phases == [
+        ({"motion": 1.0}, [900], 700), ({"appearance": 1.0, "motion": 1.0}, [700, 500], 300),
+        ({"appearance": 1.0}, [300, 100], -1),
+    ]  # fmt: skip
+    assert compose._phases(one.as_published(), timesteps) == [({"appearance": 1.0, "motion": 1.0}, timesteps, -1)]
+
+
+@pytest.mark.parametrize(("field", "value"), [("appearance_from", 1.0), ("motion_until", 0.0), ("motion_until", 1.1)])
+def test_a_rest_outside_the_video_is_refused(field: str, value: float) -> None:
+    with pytest.raises(UsageError, match=field.replace("_", " ")):
+        SampleConfig(**{field: value})
 
 
 @pytest.mark.usefixtures("learned")
