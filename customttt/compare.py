@@ -61,7 +61,7 @@ METHODS: Mapping[str, Method] = {
         learns=True,
         note="simplified: LoRAs for its adapters, and no appearance guidance, as no base here has an image encoder",
     ),
-    "untrained": Method("the base's own,\nno test-time training", _untrained),
+    "untrained": Method("the base's own way,\nno test-time training", _untrained),
     "published": Method("CustomTTT\nas published", VideoRecipe.as_published),
     "customttt": Method("CustomTTT:\nthe base's own\ntest-time training", lambda recipe: recipe),
 }

@@ -96,11 +96,12 @@ def test_the_prompt_is_read(backbone: Backbone) -> None:
     assert not torch.allclose(predict(backbone, latents, "A koala."), predict(backbone, latents, "A tiger."))
 
 
-def test_the_fingerprint_changes_with_the_weights(tiny_random_base: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_the_weights_alone(tiny_random_base: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "base"
     shutil.copytree(tiny_random_base, copy)
+    (copy / "customttt.json").write_text("{}")
     assert identify(str(copy)) == identify(str(tiny_random_base))
     weights = next((copy / "unet").glob("*.safetensors"))
     data = bytearray(weights.read_bytes())

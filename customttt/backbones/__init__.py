@@ -256,13 +256,15 @@ def _defaults(origin: Origin, family: type[Family]) -> Defaults:
 def _fingerprint(origin: Origin) -> str:
     """A digest of a folder's configurations and of head, tail and size of its weights: whole files take minutes.
 
-    What comes from the hub is known by its names and commits.
+    What comes from the hub is known by its names and commits. A base's own settings are left out: what was learned
+    with others fits it all the same.
     """
     digest = hashlib.sha256()
     if origin.folder is None:
         digest.update(" ".join(map(str, origin.repositories)).encode())
         return digest.hexdigest()[:16]
-    for path in sorted(path for path in origin.folder.rglob("*") if path.suffix in hub.SUFFIXES):
+    parts = (path for path in origin.folder.rglob("*") if path.suffix in hub.SUFFIXES and path.name != DEFAULTS_FILE)
+    for path in sorted(parts):
         digest.update(f"{path.relative_to(origin.folder).as_posix()} {path.stat().st_size}".encode())
         with path.open("rb") as file:
             digest.update(file.read(2**20))

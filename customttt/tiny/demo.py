@@ -27,17 +27,18 @@ STILL = "standing still"
 PICTURE_SCENES = ["on the grass", "on the beach", "in the city", "in the snow", "at night"]
 CLIP_NOUN, CLIP_SCENE = "dog", "in the desert"
 PIXELS, CELL = 256, 128
-ALONE, WITHOUT, WITH = (
-    "the base alone",
-    "both LoRAs,\nwithout test-time\ntraining",
-    "both LoRAs,\nwith test-time\ntraining",
-)
-FILES = {ALONE: "base-alone.mp4", WITHOUT: "without-ttt.mp4", WITH: "with-ttt.mp4"}
+ROWS = {
+    "base": ("the base alone", "base-alone.mp4"),
+    "direct": ("both LoRAs,\nas they are", "as-they-are.mp4"),
+    "untrained": ("both, the motion's\nresting at the end", "without-ttt.mp4"),
+    "customttt": ("the same, after\ntest-time training", "with-ttt.mp4"),
+}
+"""Of the sheet, and the video of each, by the method of `compare`."""
 Opened = tuple[Backbone, Accelerator]
 
 
 def run(output: Path, library: Library, report: Report, say: Callable[[str], None]) -> Path:
-    """Learn, compose with and without test-time training, and leave videos and a contact sheet in `output`.
+    """Learn, compose by the methods of ROWS, and leave their videos and a contact sheet in `output`.
 
     The two concepts stay in the library. Returns the path of the contact sheet.
     """
@@ -78,20 +79,20 @@ def _compose(
     report: Report,
     say: Callable[[str], None],
 ) -> dict[str, media.Frames]:
-    """Render the same seed by the base alone, by both LoRAs as they are, and after test-time training."""
+    """Render the same seed by every method of ROWS."""
     backbone, accelerator = opened
     adapted = VideoRecipe(
         Ingredient.of(saved[0]), Ingredient.of(saved[1]), SCENE, backbone.name, backbone.fingerprint,
         backbone.defaults.ttt, backbone.defaults.sample,
     )  # fmt: skip
     videos = {}
-    for title, method in ((ALONE, "base"), (WITHOUT, "direct"), (WITH, "customttt")):
+    for method, (title, file) in ROWS.items():
         recipe = METHODS[method].recipe(adapted)
         say(f'Composing "{adapted.target_prompt}" by {title.replace(chr(10), " ")}.')
         trained = compose.adapt(backbone, pair, recipe, accelerator, report)
         videos[title] = compose.render(backbone, trained, recipe, accelerator, report)
         made = {**recipe.to_dict(), "versions": learn.versions()}
-        media.write_video(output / FILES[title], videos[title], recipe.sample.fps, made)
+        media.write_video(output / file, videos[title], recipe.sample.fps, made)
     return videos
 
 

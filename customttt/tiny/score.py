@@ -7,6 +7,7 @@ Everything is seeded; each cell is kept in `--out` as it is done, so a killed ru
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -325,12 +326,15 @@ def score_learning(
     `share` (i, n) is the i-th of n processes on the same folder; what the others have not measured yet is left out.
     """
     ledger = Ledger(out / "learning.jsonl")
+    own = backbone.defaults
+    used = [part.to_dict() for part in (own.appearance, own.motion, own.sample)]
+    settings = hashlib.sha256(json.dumps(used).encode()).hexdigest()[:8]
     cells = [(seed, kind, i) for seed in range(seeds) for i in range(items) for kind in OF]
     done: dict[str, list[tuple[str, dict[str, float]]]] = {kind: [] for kind in OF}
     for number, (seed, kind, i) in enumerate(cells):
         content = held_out(kind)[i]
         name = "-".join([content.noun, content.movement, *content.look]).replace(" ", "_").strip("-")
-        key = f"{kind} {name}, seed {seed}, {backbone.name} {backbone.fingerprint}"
+        key = f"{kind} {name}, seed {seed}, base {backbone.fingerprint}, settings {settings}"
         if number % share[1] == share[0] - 1 and ledger.get(key) is None:
             scores, video = learn_one(backbone, accelerator, kind, content, seed)
             rows_of_frames = [("", to_frames(clip[None])) for clip in video]

@@ -67,6 +67,7 @@ INFLUENCE: dict[Kind, list[influence.Pair]] = {
     ],
 }  # fmt: skip
 """Prompts, and what some blocks read instead: another subject, or another movement of the same."""
+KINDS: tuple[Kind, Kind] = ("appearance", "motion")
 Say = Callable[[str], None]
 Subject = tuple[str, tuple[str, str]]
 
@@ -136,6 +137,18 @@ def _choice(changes: Mapping[str, Any]) -> Callable[[VideoRecipe], VideoRecipe]:
 
 
 DIRECT = METHOD_ARMS["direct"]
+
+
+def _rests(share: float) -> Callable[[VideoRecipe], VideoRecipe]:
+    """Both LoRAs, the motion's until that share of the denoising."""
+
+    def change(recipe: VideoRecipe) -> VideoRecipe:
+        plain = DIRECT.change(recipe)
+        return replace(plain, sample=plain.sample.but(motion_until=share))
+
+    return change
+
+
 LEARNING: dict[str, dict[str, Any]] = {
     "unmoved pictures": {"shift": 0.0},
     "in all linears": {"linears": ADAPTED},
@@ -150,6 +163,7 @@ TABLES: dict[str, dict[str, Arm]] = {
         "direct": DIRECT,
         "appearance": METHOD_ARMS["appearance"],
         "motion": METHOD_ARMS["motion"],
+        "untrained": Arm("ours without test-time training", METHODS["untrained"].recipe),
         "paper": Arm("f = 5, the paper's", _paper()),
         "f10": Arm("f = 10", _paper(reference_steps=10)),
         "ours": Arm("ours"),
@@ -161,6 +175,8 @@ TABLES: dict[str, dict[str, Arm]] = {
         "s26t17": _layers((2, 6), (1, 7)),
         "s01t17": _layers((0, 1), (1, 7)),
     },
+    "rest": {"direct": replace(DIRECT, title="both LoRAs throughout")}
+    | {f"rest{share}": Arm(f"the motion LoRA until {share:.0%}", _rests(share)) for share in (0.4, 0.6, 0.74, 0.8)},
     "learning": {"direct": replace(DIRECT, title="the base's own")}
     | {
         f"learning{i}": replace(DIRECT, title=title, learning={"appearance": changes})
@@ -265,7 +281,7 @@ class Study:
 
     def video(self, cell: Cell, arm: Arm) -> Path:
         """Where a cell's video is kept: named by all that makes it."""
-        parts = [arm.change(self._recipe(cell)).to_dict(), arm.learning, arm.rival, self.size.steps]
+        parts = [arm.change(self._recipe(cell)).to_dict(), self._configs(arm), arm.rival]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return self.out / "cells" / f"{cell.pairing}-{cell.seed}-{key}.mp4"
 
@@ -318,13 +334,20 @@ class Study:
         return lora.split(lora.load(path))
 
     def _adapted(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> Path:
-        parts = [recipe.adaptation_key(), recipe.appearance.name, recipe.motion.name, arm.learning, self.size.steps]
+        parts = [recipe.adaptation_key(), recipe.appearance.name, recipe.motion.name, self._configs(arm)]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return self.out / "adapted" / f"{cell.pairing}-{key}.safetensors"
 
-    def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> tuple[lora.Weights, Concept]:
+    def _config(self, kind: Kind, arm: Arm) -> TrainConfig:
+        """How an arm learns."""
         config: TrainConfig = getattr(self.backbone.defaults, kind)
-        config = config.but(**{"steps": self.size.steps, **arm.learning.get(kind, {})})
+        return config.but(**{"steps": self.size.steps, **arm.learning.get(kind, {})})
+
+    def _configs(self, arm: Arm) -> list[dict[str, Any]]:
+        return [self._config(kind, arm).to_dict() for kind in KINDS]
+
+    def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> tuple[lora.Weights, Concept]:
+        config = self._config(kind, arm)
         of = "-".join([cell.subject[0], *cell.subject[1]]) if kind == "appearance" else cell.movement
         key = hashlib.sha256(json.dumps(config.to_dict()).encode()).hexdigest()[:16]
         path = self.out / "loras" / f"{kind}-{of.replace(' ', '_')}-{key}.safetensors"
