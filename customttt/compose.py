@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
 
 from customttt import diffusion, lora, ttt
 from customttt.backbones import Backbone, Video
+from customttt.config import SampleConfig
 from customttt.media import Frames
 from customttt.recipe import VideoRecipe
 from customttt.sampling import denoise
@@ -48,31 +52,45 @@ def render(
     """The frames of one seed, uint8 (f h w c). Same recipe, same frames, bit for bit on a CPU."""
     lora.restore(backbone.unet, "appearance", pair[0])
     lora.restore(backbone.unet, "motion", pair[1])
-    sample, latents = recipe.sample, initial_noise(backbone, recipe)
-    prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
-    timesteps = diffusion.inference_timesteps(backbone.schedule, sample.num_inference_steps).tolist()
+    noise, prompt, empty = initial_noise(backbone, recipe), backbone.embed([recipe.target_prompt]), backbone.embed([""])
+    scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
     try:
-        for scales, some, until in _phases(recipe, timesteps):
-            with lora.active(backbone.unet, **scales), accelerator.autocast():
-                latents = denoise(
-                    backbone, latents, prompt, empty, guidance_scale=sample.guidance_scale, timesteps=some,
-                    until=until, report=report,
-                )  # fmt: skip
+        with accelerator.autocast():
+            latents = denoised(backbone, noise, prompt, empty, recipe.sample, scales, report)
     finally:
         lora.remove(backbone.unet, "appearance", "motion")
-    return to_frames(backbone.decode(latents), sample.magnify)
+    return to_frames(backbone.decode(latents), recipe.sample.magnify)
 
 
-def _phases(recipe: VideoRecipe, timesteps: list[int]) -> list[tuple[dict[str, float], list[int], int]]:
-    """(scales of the acting LoRAs, timesteps, where they lead): one phase unless the recipe lets a LoRA rest."""
-    sample, count = recipe.sample, len(timesteps)
+def denoised(
+    backbone: Backbone,
+    noise: diffusion.Latents,
+    prompt_embeds: Float[Tensor, "b l d"],
+    negative_embeds: Float[Tensor, "b l d"],
+    sample: SampleConfig,
+    scales: Mapping[str, float],
+    report: Report = silent,
+) -> diffusion.Latents:
+    """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
+    latents, timesteps = noise, diffusion.inference_timesteps(backbone.schedule, sample.num_inference_steps).tolist()
+    for acting, some, until in phases(sample, timesteps):
+        with lora.active(backbone.unet, **{name: scales[name] for name in acting if name in scales}):
+            latents = denoise(
+                backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
+                timesteps=some, until=until, report=report,
+            )  # fmt: skip
+    return latents
+
+
+def phases(sample: SampleConfig, timesteps: list[int]) -> list[tuple[tuple[str, ...], list[int], int]]:
+    """(LoRAs that act, timesteps, where they lead): one phase unless the settings let a LoRA rest."""
+    count = len(timesteps)
     joins, rests = int(sample.appearance_from * count), int(sample.motion_until * count)
-    phases = []
+    found = []
     for begin, end in pairwise(sorted({0, joins, rests, count})):
-        scales = {"appearance": recipe.appearance.scale} if begin >= joins else {}
-        scales |= {"motion": recipe.motion.scale} if begin < rests else {}
-        phases.append((scales, timesteps[begin:end], timesteps[end] if end < count else -1))
-    return phases
+        acting = (*(("appearance",) if begin >= joins else ()), *(("motion",) if begin < rests else ()))
+        found.append((acting, timesteps[begin:end], timesteps[end] if end < count else -1))
+    return found
 
 
 def initial_noise(backbone: Backbone, recipe: VideoRecipe) -> diffusion.Latents:

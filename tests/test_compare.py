@@ -63,15 +63,12 @@ def test_switching_lets_one_lora_act_at_a_time(learned: Path, tiny_random_base: 
     assert not np.array_equal(halves, frames(METHODS["motion"].recipe(recipe)))
 
 
-def test_a_lora_that_rests_changes_the_video_from_then_on() -> None:
+def test_a_lora_acts_while_the_recipe_does_not_let_it_rest() -> None:
     timesteps = [900, 700, 500, 300, 100]
-    one = replace(RECIPE, sample=SampleConfig(appearance_from=0.2, motion_until=0.6))
-    phases = compose._phases(one, timesteps)
-    assert phases == [
-        ({"motion": 1.0}, [900], 700), ({"appearance": 1.0, "motion": 1.0}, [700, 500], 300),
-        ({"appearance": 1.0}, [300, 100], -1),
+    assert compose.phases(SampleConfig(appearance_from=0.2, motion_until=0.6), timesteps) == [
+        (("motion",), [900], 700), (("appearance", "motion"), [700, 500], 300), (("appearance",), [300, 100], -1)
     ]  # fmt: skip
-    assert compose._phases(one.as_published(), timesteps) == [({"appearance": 1.0, "motion": 1.0}, timesteps, -1)]
+    assert compose.phases(RECIPE.as_published().sample, timesteps) == [(("appearance", "motion"), timesteps, -1)]
 
 
 @pytest.mark.parametrize(("field", "value"), [("appearance_from", 1.0), ("motion_until", 0.0), ("motion_until", 1.1)])

@@ -10,11 +10,12 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,13 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from customttt import diffusion, learn, lora, media, metrics, sheets, stats, train
+from customttt import compose, learn, lora, media, metrics, sheets, stats, train
 from customttt.backbones import Backbone, Video
 from customttt.compose import to_frames
 from customttt.concept import Kind
 from customttt.config import TrainConfig
 from customttt.recipe import sentence, with_article
-from customttt.sampling import denoise
 from customttt.tiny import TINY_PATH, judge, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, captions
 from customttt.tiny.ledger import Ledger
@@ -89,20 +89,23 @@ def render(contents: Sequence[Content], seed: int, *, num_frames: int = 8, vary:
 
 
 @torch.no_grad()
-def generate(backbone: Backbone, contents: Sequence[Content], seed: int, report: train.Report = train.silent) -> Video:
-    """The base's clips of these contents' prompts, with whatever adapters are active; eight at a time."""
+def generate(
+    backbone: Backbone,
+    contents: Sequence[Content],
+    seed: int,
+    scales: Mapping[str, float] = MappingProxyType({}),
+    report: train.Report = train.silent,
+) -> Video:
+    """The base's clips of these contents' prompts, by the LoRAs in `scales` or by none; eight at a time."""
     sample, videos = backbone.defaults.sample, []
     generator = torch.Generator().manual_seed(seed)
-    timesteps = diffusion.inference_timesteps(backbone.schedule, sample.num_inference_steps).tolist()
     shape = backbone.latent_shape(sample.num_frames, sample.size)
     for start in range(0, len(contents), 8):
         prompts = [content.prompt for content in contents[start : start + 8]]
         noise = torch.randn(len(prompts), *shape, generator=generator).to(backbone.device)
+        embeds = backbone.embed(prompts), backbone.embed([""] * len(prompts))
         with torch.autocast(backbone.device.type, torch.bfloat16):  # as in pretraining
-            latents = denoise(
-                backbone, noise, backbone.embed(prompts), backbone.embed([""] * len(prompts)),
-                guidance_scale=sample.guidance_scale, timesteps=timesteps, report=report,
-            )  # fmt: skip
+            latents = compose.denoised(backbone, noise, *embeds, sample, scales, report)
         videos.append(backbone.decode(latents).cpu())
     return torch.cat(videos)
 
@@ -208,7 +211,7 @@ def score_prompts(backbone: Backbone, out: Path, say: Say, count: int = ASKED) -
     contents = asked_contents(count)
     file = out / "prompts.pt"
     if not file.exists():
-        video = generate(backbone, contents, 10_005, lambda p: say(f"prompts: step {p.step} of {p.total}"))
+        video = generate(backbone, contents, 10_005, report=lambda p: say(f"prompts: step {p.step} of {p.total}"))
         torch.save(((video + 1) * 127.5).round().byte(), file)
     made = torch.load(file, weights_only=True).float() / 127.5 - 1
     rows: dict[str, Any] = {}
@@ -274,10 +277,8 @@ def learn_one(
     weights = learned(backbone, accelerator, adapter, content, config, 78 + seed).weights
     lora.restore(backbone.unet, adapter, weights)
     try:
-        with lora.active(backbone.unet):
-            before = generate(backbone, asked, 500 + seed)
-        with lora.active(backbone.unet, **{adapter: 1.0}):
-            after = generate(backbone, asked, 500 + seed)
+        before = generate(backbone, asked, 500 + seed)
+        after = generate(backbone, asked, 500 + seed, {adapter: 1.0})
     finally:
         lora.remove(backbone.unet, adapter)
     shown = [Content(c.noun, c.movement, c.scene, content.look) for c in asked]
