@@ -155,7 +155,7 @@ def test_a_library_that_cannot_be_written_still_composes(monkeypatch: pytest.Mon
 def test_a_base_that_moved_is_the_same_base(tiny_random_base: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(tiny_random_base, tmp_path / "moved")
     assert run("compose", "koala", "swimming", "--no-ttt", "--base", moved).exit_code == 0
-    (moved / "customttt.json").write_text((moved / "customttt.json").read_text() + "\n")
+    (moved / "unet" / "config.json").write_text((moved / "unet" / "config.json").read_text() + "\n")
     done = run("compose", "koala", "swimming", "--no-ttt", "--base", moved)
     assert_one_sentence(done, 10, "'koala' was learned on", str(tiny_random_base), f"not on '{moved}'")
 
