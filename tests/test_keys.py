@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from bases import unet_3d
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from travel import LAYERS, make_weights
 
 from customttt import backbones, keys
@@ -133,6 +137,30 @@ def test_a_list_without_names_is_read_in_the_order_of_the_network(travel_home: H
     assert [id(tensor) for tensor in named.values()] == [id(tensor) for tensor in tensors]
     with pytest.raises(DamagedError, match="without names"):
         keys.named(tensors, travel_home.places, "motion" if kind == "appearance" else "appearance")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ancestor", "parts"),
+    [
+        ("appearance", Transformer2DModel, ("attn1", "ff")),
+        ("motion", TransformerTemporalModel, ("attn1", "attn2", "ff")),
+    ],
+)
+def test_motion_directors_own_list_fits_the_u_net_it_was_made_for(
+    tiny_random_3d_base: Path, kind: Kind, ancestor: type, parts: tuple[str, ...]
+) -> None:
+    """In the order in which its `_find_modules_v2` goes through a U-Net: the first transformer is one of them."""
+    unet, places = unet_3d(), backbones.places(str(tiny_random_3d_base))
+    modules = [
+        f"{above}.{name}"
+        for above, transformer in unet.named_modules()
+        if isinstance(transformer, ancestor)
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and any(part in name for part in parts)
+    ]
+    tensors = [torch.randn(shape) for module in modules for shape in shapes(places[module].shape)]
+    assert list(keys.wrapped(keys.named(tensors, places, None))) == modules
+    assert any("transformer_in" in module for module in modules) == (kind == "motion")
 
 
 def shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:

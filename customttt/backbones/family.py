@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -73,6 +74,8 @@ class Family(ABC):
     KNOWN: ClassVar[tuple[Known, ...]]
     BRANCHES: ClassVar[Mapping[str, str]]
     """What the spatial and the temporal modules of a layer are called."""
+    OUTSIDE: ClassVar[Mapping[str, tuple[Kind, int]]] = MappingProxyType({})
+    """Modules outside the layers in which other programs learn: their kind, and the layer that they are counted to."""
 
     name: str
     fingerprint: str
@@ -121,7 +124,8 @@ class Family(ABC):
         with _unavailable(base), torch.device("meta"):
             unet = cls.bare_unet(unet_config, folder)
         kinds: tuple[Kind, ...] = ("appearance", "motion")
-        marks = {
+        marks: dict[str, tuple[Kind, int]] = dict(cls.OUTSIDE)
+        marks |= {
             f"{block}.{cls.BRANCHES[kind]}.": (kind, layer) for layer, block in enumerate(LAYERS) for kind in kinds
         }
         return {

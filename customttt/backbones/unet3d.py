@@ -56,6 +56,7 @@ MODELSCOPE_HOME = hub.Repository("damo-vilab/text-to-video-ms-1.7b", "8227dddca7
 class UNet3D(Family):
     UNETS = ("UNet3DConditionModel",)
     BRANCHES = MappingProxyType({"appearance": "attentions", "motion": "temp_attentions"})
+    OUTSIDE = MappingProxyType({"transformer_in.": ("motion", 0)})
     KNOWN = (
         Known(
             "zeroscope", "ZeroScope v2 576w: ModelScope without its watermark", "CC-BY-NC-4.0", defaults=ZEROSCOPE,
