@@ -73,8 +73,8 @@ def denoised(
 ) -> diffusion.Latents:
     """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
     latents, timesteps = noise, diffusion.inference_timesteps(backbone.schedule, sample.num_inference_steps).tolist()
-    for acting, some, until in phases(sample, timesteps):
-        with lora.active(backbone.unet, **{name: scales[name] for name in acting if name in scales}):
+    for acting, some, until in phases(sample, scales, timesteps):
+        with lora.active(backbone.unet, **acting):
             latents = denoise(
                 backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
                 timesteps=some, until=until, report=report,
@@ -82,13 +82,20 @@ def denoised(
     return latents
 
 
-def phases(sample: SampleConfig, timesteps: list[int]) -> list[tuple[tuple[str, ...], list[int], int]]:
-    """(LoRAs that act, timesteps, where they lead): one phase unless the settings let a LoRA rest."""
+def phases(
+    sample: SampleConfig, scales: Mapping[str, float], timesteps: list[int]
+) -> list[tuple[dict[str, float], list[int], int]]:
+    """(scales of the LoRAs that act, timesteps, where they lead): one phase unless the settings let a LoRA rest.
+
+    The appearance waits for a motion only; alone it acts from the start.
+    """
     count = len(timesteps)
-    joins, rests = int(sample.appearance_from * count), int(sample.motion_until * count)
+    joins = int(sample.appearance_from * count) if scales.get("motion") else 0
+    rests = int(sample.motion_until * count)
     found = []
     for begin, end in pairwise(sorted({0, joins, rests, count})):
-        acting = (*(("appearance",) if begin >= joins else ()), *(("motion",) if begin < rests else ()))
+        resting = {name for name, rest in (("appearance", begin < joins), ("motion", begin >= rests)) if rest}
+        acting = {name: scale for name, scale in scales.items() if name not in resting}
         found.append((acting, timesteps[begin:end], timesteps[end] if end < count else -1))
     return found
 

@@ -161,7 +161,7 @@ class SampleConfig(_Settings):
     magnify: int = 1
     """How many times larger than `size` the file shows the frames."""
     appearance_from: float = 0.0
-    """Share of the denoising steps before which the appearance LoRA rests."""
+    """Share of the denoising steps before which the appearance LoRA rests, so that the path is the motion's (ours)."""
     motion_until: float = 1.0
     """Share of the denoising steps after which the motion LoRA rests: by then the path is settled, and what it would
     still draw is how its clip looks (ours)."""

@@ -68,7 +68,7 @@ def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest
         titles.setdefault(small.video(small.size.cells()[0], arm), set()).add(arm.title)
     assert [one for one in titles.values() if len(one) > 1] == [  # the same in several tables
         {"both LoRAs, no test-time training", "the base's own", "both LoRAs throughout"},
-        {"the base's own way, no test-time training", "the motion LoRA until 74%"},
+        {"the base's own way, no test-time training", "appearance from 20%, motion until 67%"},
         {"CustomTTT as published", "the paper's recipe"},
         {"CustomTTT, ours", "ours"},
     ]

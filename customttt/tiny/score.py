@@ -328,7 +328,8 @@ def score_learning(
     """
     ledger = Ledger(out / "learning.jsonl")
     own = backbone.defaults
-    used = [part.to_dict() for part in (own.appearance, own.motion, own.sample)]
+    sample = own.sample.but(appearance_from=0.0)  # which an appearance alone does not wait for
+    used = [part.to_dict() for part in (own.appearance, own.motion, sample)]
     settings = hashlib.sha256(json.dumps(used).encode()).hexdigest()[:8]
     cells = [(seed, kind, i) for seed in range(seeds) for i in range(items) for kind in OF]
     done: dict[str, list[tuple[str, dict[str, float]]]] = {kind: [] for kind in OF}

@@ -139,14 +139,14 @@ def _choice(changes: Mapping[str, Any]) -> Callable[[VideoRecipe], VideoRecipe]:
 DIRECT = METHOD_ARMS["direct"]
 
 
-def _rests(share: float) -> Callable[[VideoRecipe], VideoRecipe]:
-    """Both LoRAs, the motion's until that share of the denoising."""
+def _rests(waits: float, until: float) -> Arm:
+    """Both LoRAs, the motion's alone up to the first share of the denoising, the appearance's from the second on."""
 
     def change(recipe: VideoRecipe) -> VideoRecipe:
         plain = DIRECT.change(recipe)
-        return replace(plain, sample=plain.sample.but(motion_until=share))
+        return replace(plain, sample=plain.sample.but(appearance_from=waits, motion_until=until))
 
-    return change
+    return Arm(f"appearance from {waits:.0%}, motion until {until:.0%}", change)
 
 
 LEARNING: dict[str, dict[str, Any]] = {
@@ -176,7 +176,10 @@ TABLES: dict[str, dict[str, Arm]] = {
         "s01t17": _layers((0, 1), (1, 7)),
     },
     "rest": {"direct": replace(DIRECT, title="both LoRAs throughout")}
-    | {f"rest{share}": Arm(f"the motion LoRA until {share:.0%}", _rests(share)) for share in (0.4, 0.6, 0.74, 0.8)},
+    | {
+        f"rest{waits}-{until}": _rests(waits, until)
+        for waits, until in ((0.0, 0.4), (0.0, 0.67), (0.0, 0.8), (0.2, 1.0), (0.2, 0.67), (0.4, 0.67))
+    },
     "learning": {"direct": replace(DIRECT, title="the base's own")}
     | {
         f"learning{i}": replace(DIRECT, title=title, learning={"appearance": changes})
