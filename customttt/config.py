@@ -24,6 +24,13 @@ def _at_least(low: float, **values: float) -> None:
             raise UsageError(f"{name.replace('_', ' ')} is {value}; it must be at least {low:g}.")
 
 
+def _check_shares(**pairs: tuple[float, ...]) -> None:
+    """Raise UsageError for what are not two rising shares."""
+    for name, pair in pairs.items():
+        if not (len(pair) == 2 and 0 <= pair[0] < pair[1] <= 1):
+            raise UsageError(f"{name.replace('_', ' ')} is {pair}; it must be two rising shares from 0 to 1.")
+
+
 Settings = TypeVar("Settings", bound="_Settings")
 
 
@@ -69,9 +76,13 @@ class TrainConfig(_Settings):
     shift: float = 0.0
     """Pictures are learned moved by up to this share of the frame sideways, and by half of it upright, so that the
     subject is not learned together with its place; appearance only (ours)."""
+    noise: tuple[float, float] = (0.0, 1.0)
+    """From which timestep to which it is learned, as shares of the schedule; a base whose sampler lets the LoRA rest
+    for a part may leave that part out (ours)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_shares(noise=self.noise)
         _at_least(1, steps=self.steps, batch_size=self.batch_size, rank=self.rank, layers=len(self.layers))
         _at_least(1, linears=len(self.linears))
         if not 0 <= self.shift <= 0.5:
@@ -139,9 +150,7 @@ class TTTConfig(_Settings):
         _at_least(0, debias=self.debias, plain=self.plain)
         _at_least(1, reference_steps=self.reference_steps, batch_size=self.batch_size)
         _at_least(1, reference_guidance=self.reference_guidance, doings=len(self.doings), objects=len(self.objects))
-        for renoise in (self.renoise_appearance, self.renoise_motion):
-            if not (len(renoise) == 2 and 0 <= renoise[0] < renoise[1] <= 1):
-                raise UsageError(f"renoise is {renoise}; it must be two rising shares from 0 to 1.")
+        _check_shares(renoise_appearance=self.renoise_appearance, renoise_motion=self.renoise_motion)
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,8 @@ class Lesson:
     clip_embeds: Float[Tensor, "1 l d"]
 
     def config(self, kind: Kind) -> TrainConfig:
-        return self.material.config(kind).but(layers=self.backbone.layers(kind))
+        """The budget, on every layer, and at all noise, as a rival's LoRAs act throughout."""
+        return self.material.config(kind).but(layers=self.backbone.layers(kind), noise=(0.0, 1.0))
 
     def targets(self, kind: Kind) -> list[str]:
         """All linears of that kind."""

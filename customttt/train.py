@@ -152,7 +152,7 @@ def learn_appearance(
 
     def terms_at(_: int) -> Terms:
         chosen = torch.randint(0, len(latents), (config.batch_size,), generator=generator)
-        noisy, target, timesteps = noised(backbone, latents[chosen], generator)
+        noisy, target, timesteps = noised(backbone, latents[chosen], generator, config.noise)
         embeds = prompt_embeds[chosen]
         with backbone.without_motion():
             for part, share in ladder.parts():
@@ -183,7 +183,7 @@ def learn_motion(
 
     def terms_at(_: int) -> Terms:
         copies = latents.expand(config.batch_size, -1, -1, -1, -1)
-        noisy, target, timesteps = noised(backbone, copies, generator)
+        noisy, target, timesteps = noised(backbone, copies, generator, config.noise)
         anchor = int(torch.randint(0, latents.shape[2], (), generator=generator))
         for part, share in ladder.parts():
             prediction = backbone.predict(noisy[part], timesteps[part], embeds[part])

@@ -55,8 +55,10 @@ def test_the_defaults_are_the_paper_s() -> None:
 
 def test_renoising_goes_from_one_share_of_the_schedule_to_a_later_one() -> None:
     assert TTTConfig(renoise_motion=(0.2, 0.8)).renoise_motion == (0.2, 0.8)
-    with pytest.raises(UsageError, match="renoise"):
+    with pytest.raises(UsageError, match="renoise appearance"):
         TTTConfig(renoise_appearance=(0.8, 0.2))
+    with pytest.raises(UsageError, match="noise is"):
+        TrainConfig(layers=(2,), learning_rate=1e-5, noise=(0.5, 1.5))
 
 
 def test_pictures_are_shifted_by_half_a_frame_at_most() -> None:

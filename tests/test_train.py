@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from customttt import lora, train
+from customttt import diffusion, lora, train
 from customttt.backbones import Backbone, open_base
 from customttt.config import TrainConfig
 from customttt.errors import DivergedError
@@ -125,3 +126,20 @@ def test_checkpointed_blocks_over_a_frozen_base_still_give_gradients(backbone: B
         backbone.unet.disable_gradient_checkpointing()
         backbone.unet.eval()
         lora.remove(backbone.unet, "a")
+
+
+@pytest.mark.parametrize("kind", ["appearance", "motion"])
+def test_a_lora_is_learned_at_the_noise_that_it_is_asked_to(
+    backbone: Backbone, accelerator: Accelerator, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    add_noise = diffusion.add_noise
+
+    def noted(schedule: diffusion.NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        seen.extend(timesteps.tolist())
+        return add_noise(schedule, latents, noise, timesteps)
+
+    monkeypatch.setattr(diffusion, "add_noise", noted)
+    learn(backbone, accelerator, kind, noise=(0.4, 0.6), steps=10, batch_size=2)
+    assert len(seen) == 20
+    assert 400 <= min(seen) < max(seen) < 600
