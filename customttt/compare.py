@@ -34,19 +34,17 @@ def _plain(recipe: VideoRecipe, appearance_from: float = 0.0, motion_until: floa
     return replace(_untrained(recipe), sample=sample)
 
 
-def _alone(recipe: VideoRecipe) -> VideoRecipe:
-    silent = {kind: replace(getattr(recipe, kind), scale=0.0) for kind in ("appearance", "motion")}
-    return replace(_plain(recipe), **silent)
-
-
-def _only(kind: str) -> Callable[[VideoRecipe], VideoRecipe]:
-    return lambda recipe: replace(_plain(recipe), **{kind: replace(getattr(recipe, kind), scale=0.0)})
+def _without(*kinds: str) -> Callable[[VideoRecipe], VideoRecipe]:
+    """Without test-time training and without these LoRAs, sampled as the base does it."""
+    return lambda recipe: replace(
+        _untrained(recipe), **{kind: replace(getattr(recipe, kind), scale=0.0) for kind in kinds}
+    )
 
 
 METHODS: Mapping[str, Method] = {
-    "base": Method("the base alone", _alone),
-    "appearance": Method("appearance LoRA alone", _only("motion")),
-    "motion": Method("motion LoRA alone", _only("appearance")),
+    "base": Method("the base alone", _without("appearance", "motion")),
+    "appearance": Method("appearance LoRA alone", _without("motion")),
+    "motion": Method("motion LoRA alone", _without("appearance")),
     "direct": Method("both LoRAs,\nno test-time training", _plain),
     "switch": Method(
         "motion early,\nappearance late",

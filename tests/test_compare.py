@@ -39,7 +39,7 @@ def test_every_method_is_the_recipe_it_says() -> None:
         "published": (1, 1), "untrained": (1, 1),
     }  # fmt: skip
     assert [name for name, one in made.items() if one.ttt.steps] == ["published", "customttt"]
-    resting = ("switch", "untrained", "customttt")
+    resting = ("base", "appearance", "motion", "switch", "untrained", "customttt")
     assert [name for name, one in made.items() if one.sample.motion_until < 1] == list(resting)
     assert {one.target_prompt for one in made.values()} == {"A koala is swimming on Mars."}
 

@@ -67,10 +67,11 @@ def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest
     for arm in (arm for table in study.TABLES.values() for arm in table.values()):
         titles.setdefault(small.video(small.size.cells()[0], arm), set()).add(arm.title)
     assert [one for one in titles.values() if len(one) > 1] == [  # the same in several tables
-        {"both LoRAs, no test-time training", "the base's own", "both LoRAs throughout"},
-        {"the base's own way, no test-time training", "appearance from 20%, motion until 67%"},
+        {"both LoRAs, no test-time training", "the base's own layers", "both LoRAs throughout"},
+        {"the base's own way, no test-time training", "the base's own"},
         {"CustomTTT as published", "the paper's recipe"},
         {"CustomTTT, ours", "ours"},
+        {"appearance from 20%, motion until 67%", "the motion at all noise"},
     ]
 
 

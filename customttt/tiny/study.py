@@ -70,6 +70,8 @@ INFLUENCE: dict[Kind, list[influence.Pair]] = {
 KINDS: tuple[Kind, Kind] = ("appearance", "motion")
 Say = Callable[[str], None]
 Subject = tuple[str, tuple[str, str]]
+Learning = Mapping[Kind, Mapping[str, Any]]
+"""Changes to settings of learning."""
 
 
 @dataclass(frozen=True)
@@ -79,31 +81,41 @@ class Arm:
     title: str
     change: Callable[[VideoRecipe], VideoRecipe] = lambda recipe: recipe
     """From the base's own recipe to that of this arm."""
-    learning: Mapping[Kind, Mapping[str, Any]] = field(default_factory=dict)
+    learning: Learning = field(default_factory=dict)
     """What is changed in the base's own settings of learning."""
     rival: str = ""
     """Which of `rivals` learns anew for it; empty where none does."""
 
 
+THROUGHOUT: Learning = {"motion": {"noise": (0.0, 1.0)}}
+"""How a motion is learned that never rests: at all noise, as published."""
+
+
 def _layers(appearance: tuple[int, ...], motion: tuple[int, ...]) -> Arm:
     title = f"appearance {','.join(map(str, appearance))}, motion {','.join(map(str, motion))}"
-    return Arm(title, METHODS["direct"].recipe, {"appearance": {"layers": appearance}, "motion": {"layers": motion}})
+    learning: Learning = {"appearance": {"layers": appearance}, "motion": {**THROUGHOUT["motion"], "layers": motion}}
+    return Arm(title, METHODS["direct"].recipe, learning)
 
 
 METHOD_ARMS = {
-    name: Arm(method.title.replace("\n", " "), method.recipe, rival=name if method.learns else "")
+    name: Arm(
+        method.title.replace("\n", " "), method.recipe, THROUGHOUT if name in ("direct", "switch", "published") else {},
+        rival=name if method.learns else "",
+    )
     for name, method in METHODS.items()
-}
+}  # fmt: skip
 
 
-def _paper(**changes: Any) -> Callable[[VideoRecipe], VideoRecipe]:
-    """The paper's test-time training, with some of it changed."""
+def _paper(title: str, **changes: Any) -> Arm:
+    """The paper's recipe, with some of its test-time training changed."""
 
     def change(recipe: VideoRecipe) -> VideoRecipe:
         published = recipe.as_published()
-        return replace(published, ttt=published.ttt.but(**changes))
+        rate = published.ttt.learning_rate * changes.get("scale_rate", 1)
+        rest = {key: value for key, value in changes.items() if key != "scale_rate"}
+        return replace(published, ttt=published.ttt.but(learning_rate=rate, **rest))
 
-    return change
+    return Arm(title, change, THROUGHOUT)
 
 
 SPLIT = {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.5, 1.0)}
@@ -127,16 +139,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 """What the paper leaves open, one at a time from its recipe (design: the open choices)."""
 
 
-def _choice(changes: Mapping[str, Any]) -> Callable[[VideoRecipe], VideoRecipe]:
-    rest = {key: value for key, value in changes.items() if key != "scale_rate"}
-
-    def change(recipe: VideoRecipe) -> VideoRecipe:
-        return _paper(learning_rate=recipe.ttt.learning_rate * changes.get("scale_rate", 1), **rest)(recipe)
-
-    return change
-
-
-DIRECT = METHOD_ARMS["direct"]
+DIRECT, OWN = METHOD_ARMS["direct"], METHOD_ARMS["untrained"]
 
 
 def _rests(waits: float, until: float) -> Arm:
@@ -146,30 +149,32 @@ def _rests(waits: float, until: float) -> Arm:
         plain = DIRECT.change(recipe)
         return replace(plain, sample=plain.sample.but(appearance_from=waits, motion_until=until))
 
-    return Arm(f"appearance from {waits:.0%}, motion until {until:.0%}", change)
+    return Arm(f"appearance from {waits:.0%}, motion until {until:.0%}", change, THROUGHOUT)
 
 
-LEARNING: dict[str, dict[str, Any]] = {
-    "unmoved pictures": {"shift": 0.0},
-    "in all linears": {"linears": ADAPTED},
-    "all linears, unmoved, twice the rate": {"linears": ADAPTED, "shift": 0.0, "learning_rate": 8e-4},
-    "twice the rate": {"learning_rate": 8e-4},
-    "half the steps": {"steps": 110},
+LEARNING: dict[str, Learning] = {
+    "the motion at all noise": THROUGHOUT,
+    "the motion in the upper 40 % of the noise": {"motion": {"noise": (0.6, 1.0)}},
+    "unmoved pictures": {"appearance": {"shift": 0.0}},
+    "the appearance in all linears": {"appearance": {"linears": ADAPTED}},
+    "all linears, unmoved, twice the rate": {"appearance": {"linears": ADAPTED, "shift": 0.0, "learning_rate": 8e-4}},
+    "the appearance at twice the rate": {"appearance": {"learning_rate": 8e-4}},
+    "the appearance in half the steps": {"appearance": {"steps": 110}},
 }
-"""How `tiny` could learn an appearance instead; the third is how it once did."""
+"""How `tiny` could learn instead; all linears, unmoved, is how it once did."""
 TABLES: dict[str, dict[str, Arm]] = {
     "main": {name: arm for name, arm in METHOD_ARMS.items() if name != "customttt"} | {"ours": Arm("CustomTTT, ours")},
     "ttt": {
         "direct": DIRECT,
         "appearance": METHOD_ARMS["appearance"],
         "motion": METHOD_ARMS["motion"],
-        "untrained": Arm("ours without test-time training", METHODS["untrained"].recipe),
-        "paper": Arm("f = 5, the paper's", _paper()),
-        "f10": Arm("f = 10", _paper(reference_steps=10)),
+        "untrained": replace(OWN, title="ours without test-time training"),
+        "paper": _paper("f = 5, the paper's"),
+        "f10": _paper("f = 10", reference_steps=10),
         "ours": Arm("ours"),
     },
     "layers": {
-        "direct": replace(DIRECT, title="the base's own"),
+        "direct": replace(DIRECT, title="the base's own layers"),
         "s26t25": _layers((2, 6), (2, 5)),
         "s01t25": _layers((0, 1), (2, 5)),
         "s26t17": _layers((2, 6), (1, 7)),
@@ -180,13 +185,13 @@ TABLES: dict[str, dict[str, Arm]] = {
         f"rest{waits}-{until}": _rests(waits, until)
         for waits, until in ((0.0, 0.4), (0.0, 0.67), (0.0, 0.8), (0.2, 1.0), (0.2, 0.67), (0.4, 0.67))
     },
-    "learning": {"direct": replace(DIRECT, title="the base's own")}
+    "learning": {"untrained": replace(OWN, title="the base's own")}
     | {
-        f"learning{i}": replace(DIRECT, title=title, learning={"appearance": changes})
-        for i, (title, changes) in enumerate(LEARNING.items())
+        f"learning{i}": replace(OWN, title=title, learning=learning)
+        for i, (title, learning) in enumerate(LEARNING.items())
     },
-    "choices": {"paper": Arm("the paper's recipe", _paper())}
-    | {f"choice{index}": Arm(title, _choice(changes)) for index, (title, changes) in enumerate(CHOICES.items())},
+    "choices": {"paper": _paper("the paper's recipe")}
+    | {f"choice{index}": _paper(title, **changes) for index, (title, changes) in enumerate(CHOICES.items())},
 }
 """Which arms are compared with each other; the first is what the others' differences are from."""
 
