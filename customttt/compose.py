@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -77,9 +78,15 @@ def denoised(
         with lora.active(backbone.unet, **acting):
             latents = denoise(
                 backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
-                timesteps=some, until=until, report=report,
+                timesteps=some, until=until, report=_whole(report, timesteps, some),
             )  # fmt: skip
     return latents
+
+
+def _whole(report: Report, timesteps: list[int], some: list[int]) -> Report:
+    """Reports steps of `some` as those of all `timesteps`."""
+    done = timesteps.index(some[0])
+    return lambda progress: report(replace(progress, step=done + progress.step, total=len(timesteps)))
 
 
 def phases(

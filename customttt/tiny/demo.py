@@ -30,7 +30,7 @@ PIXELS, CELL = 256, 128
 ROWS = {
     "base": ("the base alone", "base-alone.mp4"),
     "direct": ("both LoRAs,\nas they are", "as-they-are.mp4"),
-    "untrained": ("both, the motion's\nresting at the end", "without-ttt.mp4"),
+    "untrained": ("both, each in its\npart of the steps", "without-ttt.mp4"),
     "customttt": ("the same, after\ntest-time training", "with-ttt.mp4"),
 }
 """Of the sheet, and the video of each, by the method of `compare`."""
