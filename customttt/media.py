@@ -353,6 +353,12 @@ def write_video(path: Path, frames: Frames, fps: float, recipe: dict[str, Any]) 
             writer(aside, frames, fps, note)
 
 
+def read_png(path: Path) -> Pixels:
+    """A picture that `write_png` wrote. Raises MediaError."""
+    with _decoding(path), _open(path, "PNG") as image:
+        return np.asarray(_to_rgb(image))
+
+
 def write_png(path: Path, pixels: Pixels) -> None:
     """Write one picture (h w 3), whole or not at all. Raises StoreError."""
     with placed(path) as aside:

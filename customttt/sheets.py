@@ -35,6 +35,17 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Pixels] | Frames]], cell: i
     return np.array(sheet)
 
 
+def mosaic(pictures: Sequence[Pixels], columns: int, gap: int = 8) -> Pixels:
+    """One picture (h w 3), on white, of several of one size, row by row."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    whole = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for index, picture in enumerate(pictures):
+        y, x = index // columns * (height + gap), index % columns * (width + gap)
+        whole[y : y + height, x : x + width] = picture
+    return whole
+
+
 def bar_chart(bars: Sequence[tuple[str, Estimate]], title: str, width: int = 640) -> Pixels:
     """One picture (h w 3), on white: labelled bars from zero with their intervals as whiskers; the scale fits all."""
     font, row, left, right = ImageFont.load_default(16), 28, 90, 70

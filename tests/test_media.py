@@ -589,3 +589,9 @@ def test_a_note_that_lies_is_refused(tmp_path: Path) -> None:
 
 
 # -- contact sheets
+
+
+def test_a_picture_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    media.write_png(tmp_path / "one.png", pixels)
+    assert np.array_equal(media.read_png(tmp_path / "one.png"), pixels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from customttt.sheets import bar_chart, contact_sheet
+from customttt.sheets import bar_chart, contact_sheet, mosaic
 from customttt.stats import Estimate
 
 BLUE = (110, 150, 200)
@@ -24,6 +24,12 @@ def test_a_contact_sheet_shows_every_picture_under_its_label() -> None:
     assert sheet.shape[0] > 2 * 64
     wider = contact_sheet([("koala", [*row, *row])], cell=64)
     assert wider.shape[1] > contact_sheet([("koala", row)], cell=64).shape[1] + 2 * 64
+
+
+def test_a_mosaic_holds_every_picture_in_its_place() -> None:
+    whole = mosaic([np.full((4, 6, 3), grey, np.uint8) for grey in (0, 50, 100)], columns=2, gap=2)
+    assert whole.shape == (4 + 2 + 4, 6 + 2 + 6, 3)
+    assert [whole[0, 0, 0], whole[0, 8, 0], whole[6, 0, 0], whole[6, 8, 0], whole[5, 0, 0]] == [0, 50, 100, 255, 255]
 
 
 def test_longer_bars_are_longer_and_negative_ones_lie_left_of_zero() -> None:

@@ -34,7 +34,7 @@ from customttt.tiny import TINY_PATH, judge, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, captions
 from customttt.tiny.ledger import Ledger
 
-CARD = TINY_PATH / "MODEL_CARD.md"
+CARD, GALLERY = TINY_PATH / "MODEL_CARD.md", TINY_PATH / "learned.png"
 MARKS = "<!-- scores -->", "<!-- end of scores -->"
 HEADING = re.compile(r"^(?=\*\*)", re.MULTILINE)
 JUDGED, ASKED, SHOWN = 2000, 200, 24
@@ -313,6 +313,10 @@ def _learned_scores(
     return scores | {"identity": float(mine.mean()), "rank": float(ranks.float().mean())}
 
 
+def _file_name(content: Content) -> str:
+    return "-".join([content.noun, content.movement, *content.look]).replace(" ", "_").strip("-")
+
+
 def score_learning(
     backbone: Backbone,
     accelerator: Accelerator,
@@ -335,7 +339,7 @@ def score_learning(
     done: dict[str, list[tuple[str, dict[str, float]]]] = {kind: [] for kind in OF}
     for number, (seed, kind, i) in enumerate(cells):
         content = held_out(kind)[i]
-        name = "-".join([content.noun, content.movement, *content.look]).replace(" ", "_").strip("-")
+        name = _file_name(content)
         key = f"{kind} {name}, seed {seed}, base {backbone.fingerprint}, settings {settings}"
         if number % share[1] == share[0] - 1 and ledger.get(key) is None:
             scores, video = learn_one(backbone, accelerator, kind, content, seed)
@@ -383,6 +387,14 @@ def write_card(text: str, card: Path = CARD) -> None:
     card.write_text(f"{before}{MARKS[0]}\n\n{inside}\n\n{MARKS[1]}{after}")
 
 
+def write_gallery(out: Path, path: Path = GALLERY) -> None:
+    """The clips of the first looks and nouns that were learned, as far as the learning was done in `out`."""
+    names = [f"{kind}-{_file_name(content)}-0.png" for kind in ("look", "noun") for content in held_out(kind)[:3]]
+    found = [out / "learning" / name for name in names if (out / "learning" / name).exists()]
+    if found:
+        media.write_png(path, sheets.mosaic([media.read_png(file) for file in found], 3))
+
+
 def run(
     parts: Sequence[str], base: str, out: Path, say: Say, quick: bool, share: tuple[int, int] = (1, 1)
 ) -> dict[str, dict[str, Any]]:
@@ -422,6 +434,7 @@ def main() -> None:
     print(text)
     if arguments.card:
         write_card(text)
+        write_gallery(arguments.out)
 
 
 if __name__ == "__main__":
