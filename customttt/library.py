@@ -2,7 +2,7 @@
 
     <root>/concepts/<name>/manifest.json             the Concept, written last
     <root>/concepts/<name>/lora.safetensors          and other files, each with its sha256 in the manifest
-    <root>/adapted/<key>.<sha256>.safetensors        cache of LoRAs after test-time training
+    <root>/adapted/<key>.<sha256>.safetensors        cache of LoRAs after test-time training, the last 32
     <root>/unfinished/<key>.<sha256>.safetensors     where a run of learning stands that has not ended
     <root>/.staging/                                 what is being written, replaced or removed
     <root>/.lock                                     held by the one writer; readers take no lock
@@ -40,6 +40,8 @@ from customttt.errors import (
 MANIFEST = "manifest.json"
 WEIGHTS = "lora.safetensors"
 LOCK_SECONDS = 10.0
+ADAPTED = 32
+"""Results of test-time training that are kept, 48 MB each on the paper's base; the oldest can be made again."""
 _DIFFERS = "differs from what was saved"
 _OLD = ".old"
 _ARTICLE = {"appearance": "an appearance", "motion": "a motion"}
@@ -202,9 +204,10 @@ class Library:
     def add_adapted(self, key: str, write: Callable[[Path], object]) -> Path:
         """Cache the file that `write` places at the path it is given, under `key` (8 to 64 hex digits).
 
-        Returns where the file is now. Raises UsageError for another kind of key, LockedError or StoreError.
+        The oldest beyond ADAPTED is deleted. Returns where the file is now. Raises UsageError for another kind of key,
+        LockedError or StoreError.
         """
-        return self._keep(self._adapted, key, write)
+        return self._keep(self._adapted, key, write, ADAPTED)
 
     def add_unfinished(self, key: str, write: Callable[[Path], object]) -> Path:
         """Keep where a run of learning stands, in place of what was kept under `key`; as `add_adapted`."""
@@ -226,7 +229,7 @@ class Library:
 
     # -- below: how it is done
 
-    def _keep(self, folder: Path, key: str, write: Callable[[Path], object]) -> Path:
+    def _keep(self, folder: Path, key: str, write: Callable[[Path], object], most: int | None = None) -> Path:
         older = _under(folder, key)
         with self._writing(), self._staged() as staging:
             staged = staging / WEIGHTS
@@ -235,7 +238,8 @@ class Library:
             place = folder / f"{key}.{_digest(staged)}.safetensors"
             staged.replace(place)
             _sync(folder)
-            for path in set(older) - {place}:
+            by_age = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+            for path in {*older, *(by_age[:-most] if most else ())} - {place}:
                 path.unlink(missing_ok=True)
         return place
 

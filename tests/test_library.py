@@ -456,6 +456,17 @@ def test_adapted_weights_are_found_by_their_key(empty: Library) -> None:
     assert empty.adapted(KEY[::-1]) is None
 
 
+def test_the_oldest_adapted_weights_give_way(empty: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_module, "ADAPTED", 2)
+    names = [f"{index:08x}" for index in range(4)]
+    for age, key in enumerate(names):
+        path = empty.add_adapted(key, lambda place: place.write_bytes(b"one"))
+        os.utime(path, (age, age))
+    assert [bool(empty.adapted(key)) for key in names] == [False, False, True, True]
+    runs = [empty.add_unfinished(key, lambda place: place.write_bytes(b"one")) for key in names]
+    assert all(path.exists() for path in runs), "what cannot be made again at once is never given up"
+
+
 def test_damaged_adapted_weights_are_never_given(empty: Library) -> None:
     path = empty.add_adapted(KEY, lambda place: place.write_bytes(b"one"))
     path.write_bytes(b"0ne")
