@@ -137,3 +137,10 @@ def test_the_card_takes_the_numbers_between_its_marks(tmp_path: Path) -> None:
     assert "old" not in text
     assert text.startswith("before")
     assert text.endswith("after\n")
+
+
+def test_what_turns_in_its_place_is_scored_by_its_movement() -> None:
+    swims = {"after track": 0.4, "real track": 0.8, "after probability": 0.1, "real probability": 1.0}
+    nods = {"after track": 0.0, "real track": 0.0, "after probability": 0.6, "real probability": 0.8}
+    assert score.share_of_real(swims, "track") == pytest.approx(0.5)
+    assert score.share_of_real(nods, "track") == pytest.approx(0.75)

@@ -50,6 +50,8 @@ ACTORS = [("tiger", "on the grass"), ("penguin", "in the city"), ("cat", "on Mar
 """Who is asked to do a learned movement, and where."""
 OF = {"look": "identity", "noun": "identity", "movement": "track"}
 """What is learned of the world's held-out part, and the measure that says how well."""
+PATH = 0.5
+"""A movement whose own clips correlate less than this with themselves has no path."""
 Say = Callable[[str], None]
 
 
@@ -313,6 +315,15 @@ def _learned_scores(
     return scores | {"identity": float(mine.mean()), "rank": float(ranks.float().mean())}
 
 
+def share_of_real(scores: Mapping[str, float], measure: str) -> float:
+    """How much of what the judge finds in the world's own clips it finds after learning.
+
+    Nodding has no path; of what turns in its place the probability of the movement counts.
+    """
+    counted = measure if scores[f"real {measure}"] > PATH else "probability"
+    return scores[f"after {counted}"] / scores[f"real {counted}"]
+
+
 def _file_name(content: Content) -> str:
     return "-".join([content.noun, content.movement, *content.look]).replace(" ", "_").strip("-")
 
@@ -356,7 +367,7 @@ def score_learning(
         for key in done[kind][0][1] if groups else ():
             rows[f"{kind}: {key}"] = asdict(stats.mean([scores[key] for _, scores in done[kind]], groups))
         if groups:
-            shares = [scores[f"after {measure}"] / scores[f"real {measure}"] for _, scores in done[kind]]
+            shares = [share_of_real(scores, measure) for _, scores in done[kind]]
             rows[f"{kind}: {measure} after, as a share of real"] = asdict(stats.mean(shares, groups))
     return rows
 
