@@ -315,6 +315,14 @@ def _learned_scores(
     return scores | {"identity": float(mine.mean()), "rank": float(ranks.float().mean())}
 
 
+def _settings(backbone: Backbone, kind: str) -> str:
+    """A digest of the base's own settings on which the scores of a kind depend."""
+    own = backbone.defaults
+    used = own.motion if kind == "movement" else own.appearance
+    sample = own.sample.but(appearance_from=0.0, motion_until=None if kind == "movement" else 1.0)
+    return hashlib.sha256(json.dumps([used.to_dict(), sample.to_dict()]).encode()).hexdigest()[:8]
+
+
 def share_of_real(scores: Mapping[str, float], measure: str) -> float:
     """How much of what the judge finds in the world's own clips it finds after learning.
 
@@ -342,16 +350,12 @@ def score_learning(
     `share` (i, n) is the i-th of n processes on the same folder; what the others have not measured yet is left out.
     """
     ledger = Ledger(out / "learning.jsonl")
-    own = backbone.defaults
-    sample = own.sample.but(appearance_from=0.0)  # which an appearance alone does not wait for
-    used = [part.to_dict() for part in (own.appearance, own.motion, sample)]
-    settings = hashlib.sha256(json.dumps(used).encode()).hexdigest()[:8]
     cells = [(seed, kind, i) for seed in range(seeds) for i in range(items) for kind in OF]
     done: dict[str, list[tuple[str, dict[str, float]]]] = {kind: [] for kind in OF}
     for number, (seed, kind, i) in enumerate(cells):
         content = held_out(kind)[i]
         name = _file_name(content)
-        key = f"{kind} {name}, seed {seed}, base {backbone.fingerprint}, settings {settings}"
+        key = f"{kind} {name}, seed {seed}, base {backbone.fingerprint}, settings {_settings(backbone, kind)}"
         if number % share[1] == share[0] - 1 and ledger.get(key) is None:
             scores, video = learn_one(backbone, accelerator, kind, content, seed)
             rows_of_frames = [("", to_frames(clip[None])) for clip in video]
