@@ -79,6 +79,8 @@ class TrainConfig(_Settings):
     noise: tuple[float, float] = (0.0, 1.0)
     """From which timestep to which it is learned, as shares of the schedule; a base whose sampler lets the LoRA rest
     for a part may leave that part out (ours)."""
+    falling: bool = False
+    """Whether the learning rate falls evenly to nothing over the steps; constant in public code [C]."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -55,15 +55,17 @@ def optimize(
     learning_rate: float,
     accelerator: Accelerator,
     ladder: Ladder,
+    falling: bool = False,
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
     generator: torch.Generator | None = None,
 ) -> list[float]:
     """Minimize the sum of `terms_at(step)` over `parameters` with Lion (arXiv 2302.06675) and return every loss.
 
-    A keeper, which needs the generator that `terms_at` draws from, lets a killed run go on; a ladder lets a step that
-    ran out of memory start again with less. Raises DivergedError as soon as a loss is not a finite number, and
-    OutOfMemoryError on the last rung; what was kept before stays kept.
+    With `falling` the learning rate falls evenly to nothing. A keeper, which needs the generator that `terms_at` draws
+    from, lets a killed run go on; a ladder lets a step that ran out of memory start again with less. Raises
+    DivergedError as soon as a loss is not a finite number, and OutOfMemoryError on the last rung; what was kept before
+    stays kept.
     """
     lion = Lion(parameters, lr=learning_rate, betas=LION_BETAS, weight_decay=LION_WEIGHT_DECAY)
     optimizer = accelerator.prepare(lion)  # in half precision it undoes the scale of the loss
@@ -82,6 +84,8 @@ def optimize(
             value = _finite(loss, phase, step, learning_rate, keeper.steps)
             keeper.offer(parameters, optimizer, random, history)
             history.append(value)
+            for group in optimizer.param_groups if falling else ():
+                group["lr"] = learning_rate * (1 - step / steps)
             optimizer.step()
             optimizer.zero_grad()
             report(Progress(phase, step + 1, steps, value))
@@ -224,7 +228,8 @@ def learn(
             unet.train()
             history = optimize(
                 parameters, terms_at, phase=phase, steps=config.steps, learning_rate=config.learning_rate,
-                accelerator=accelerator, report=report, keeper=keeper, generator=generator, ladder=ladder,
+                falling=config.falling, accelerator=accelerator, report=report, keeper=keeper, generator=generator,
+                ladder=ladder,
             )  # fmt: skip
         return {adapter: lora.state(unet, adapter) for adapter in targets}, history
     finally:

@@ -17,7 +17,7 @@ from customttt.config import TrainConfig
 from customttt.errors import DamagedError, DivergedError
 from customttt.library import Library
 
-CONFIG = TrainConfig(layers=(2,), learning_rate=1e-3, steps=6, batch_size=2, rank=2, dropout=0.3)
+CONFIG = TrainConfig(layers=(2,), learning_rate=1e-3, steps=6, batch_size=2, rank=2, dropout=0.3, falling=True)
 LEARN = {"appearance": (train.learn_appearance, (3, 1)), "motion": (train.learn_motion, (1, 4))}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from lion_pytorch import Lion
 from torch import Tensor
 
 from customttt import diffusion, lora, train
@@ -143,3 +144,21 @@ def test_a_lora_is_learned_at_the_noise_that_it_is_asked_to(
     learn(backbone, accelerator, kind, noise=(0.4, 0.6), steps=10, batch_size=2)
     assert len(seen) == 20
     assert 400 <= min(seen) < max(seen) < 600
+
+
+def test_a_falling_learning_rate_ends_at_nothing(
+    backbone: Backbone, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    class Noted(Lion):
+        def step(self, *args: object) -> None:
+            seen.append(self.param_groups[0]["lr"])
+            super().step(*args)
+
+    monkeypatch.setattr(train, "Lion", Noted)
+    learn(backbone, accelerator, "appearance", falling=True, learning_rate=1e-3, steps=4)
+    assert seen == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    seen.clear()
+    learn(backbone, accelerator, "appearance", learning_rate=1e-3, steps=2)
+    assert seen == [1e-3, 1e-3]
