@@ -40,6 +40,11 @@ class _Settings:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)  # type: ignore[call-overload,no-any-return]
 
+    def changed(self) -> dict[str, Any]:
+        """What differs from the defaults: a name for these settings that new fields leave as it is."""
+        plain = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in self.to_dict().items() if value != plain[name]}
+
     @classmethod
     def from_dict(cls: type[Settings], data: Mapping[str, Any]) -> Settings:
         """Raises UsageError for an unknown field."""

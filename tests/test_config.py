@@ -69,3 +69,9 @@ def test_pictures_are_shifted_by_half_a_frame_at_most() -> None:
 def test_the_published_recipe_keeps_only_a_base_s_own_learning_rate_and_words() -> None:
     own = TTTConfig(learning_rate=2e-5, references=4, target="teacher", steps=10, doings=("sliding",))
     assert own.as_published(2.5) == TTTConfig(learning_rate=2e-5, doings=("sliding",), reference_guidance=2.5)
+
+
+def test_settings_are_named_by_what_differs_from_the_defaults() -> None:
+    config = TrainConfig(layers=(2,), learning_rate=1e-5, rank=32, shift=0.1)
+    assert config.changed() == {"layers": (2,), "learning_rate": 1e-5, "shift": 0.1}
+    assert TTTConfig().changed() == {}

@@ -320,7 +320,7 @@ def _settings(backbone: Backbone, kind: str) -> str:
     own = backbone.defaults
     used = own.motion if kind == "movement" else own.appearance
     sample = own.sample.but(appearance_from=0.0, motion_until=None if kind == "movement" else 1.0)
-    return hashlib.sha256(json.dumps([used.to_dict(), sample.to_dict()]).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps([used.changed(), sample.changed()]).encode()).hexdigest()[:8]
 
 
 def share_of_real(scores: Mapping[str, float], measure: str) -> float:

@@ -155,6 +155,7 @@ def _rests(waits: float, until: float) -> Arm:
 LEARNING: dict[str, Learning] = {
     "the motion at all noise": THROUGHOUT,
     "the motion in the upper 40 % of the noise": {"motion": {"noise": (0.6, 1.0)}},
+    "the motion in 200 steps at a constant rate": {"motion": {"steps": 200, "falling": False}},
     "unmoved pictures": {"appearance": {"shift": 0.0}},
     "the appearance in all linears": {"appearance": {"linears": ADAPTED}},
     "all linears, unmoved, twice the rate": {"appearance": {"linears": ADAPTED, "shift": 0.0, "learning_rate": 8e-4}},
@@ -289,7 +290,9 @@ class Study:
 
     def video(self, cell: Cell, arm: Arm) -> Path:
         """Where a cell's video is kept: named by all that makes it."""
-        parts = [arm.change(self._recipe(cell)).to_dict(), self._configs(arm), arm.rival]
+        recipe = arm.change(self._recipe(cell))
+        short = recipe.to_dict() | {"ttt": recipe.ttt.changed(), "sample": recipe.sample.changed()}
+        parts = [short, self._configs(arm), arm.rival]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return self.out / "cells" / f"{cell.pairing}-{cell.seed}-{key}.mp4"
 
@@ -342,7 +345,9 @@ class Study:
         return lora.split(lora.load(path))
 
     def _adapted(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> Path:
-        parts = [recipe.adaptation_key(), recipe.appearance.name, recipe.motion.name, self._configs(arm)]
+        prompts = [recipe.joint_prompt, recipe.doing_prompts, recipe.object_prompts]
+        settings = recipe.ttt.changed(), recipe.sample.changed(), self._configs(arm)
+        parts = [recipe.base_fingerprint, recipe.appearance.name, recipe.motion.name, prompts, settings]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return self.out / "adapted" / f"{cell.pairing}-{key}.safetensors"
 
@@ -352,12 +357,12 @@ class Study:
         return config.but(**{"steps": self.size.steps, **arm.learning.get(kind, {})})
 
     def _configs(self, arm: Arm) -> list[dict[str, Any]]:
-        return [self._config(kind, arm).to_dict() for kind in KINDS]
+        return [self._config(kind, arm).changed() for kind in KINDS]
 
     def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> tuple[lora.Weights, Concept]:
         config = self._config(kind, arm)
         of = "-".join([cell.subject[0], *cell.subject[1]]) if kind == "appearance" else cell.movement
-        key = hashlib.sha256(json.dumps(config.to_dict()).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps(config.changed()).encode()).hexdigest()[:16]
         path = self.out / "loras" / f"{kind}-{of.replace(' ', '_')}-{key}.safetensors"
         if not path.exists():
             self.say(f"learning the {kind} of {of} in layers {','.join(map(str, config.layers))}")
