@@ -145,8 +145,11 @@ def test_a_base_in_half_precision_and_in_several_files_loads(tiny_random_base: P
     cast(UNetMotionModel, whole.unet).save_pretrained(copy / "unet", max_shard_size="2MB", variant="fp16")
     assert len(list((copy / "unet").glob("*.fp16-*.safetensors"))) > 1
     loaded = open_base(str(copy), torch.device("cpu"))
+    weights, expected = loaded.unet.state_dict(), whole.unet.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
     latents = torch.zeros(1, *loaded.latent_shape(2, 64))
-    assert torch.equal(predict(loaded, latents), predict(whole, latents))
+    torch.testing.assert_close(predict(loaded, latents), predict(whole, latents))  # other addresses, other kernels
 
 
 def test_an_image_unet_with_a_motion_adapter_loads(tiny_random_base: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_concept_of_another_version_of_its_base_is_imported_only_if_asked(
     library: Library, travel_home: Home, here: Path
 ) -> None:
     assert run("export", "koala").exit_code == 0
-    config = Path(travel_home.base) / "customttt.json"
+    config = Path(travel_home.base) / "unet" / "config.json"
     text = config.read_text()
     try:
         config.write_text(text + " ")
