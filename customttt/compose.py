@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from itertools import pairwise
-
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
-from torch import Tensor
 
 from customttt import diffusion, lora, ttt
 from customttt.backbones import Backbone, Video
-from customttt.config import SampleConfig
 from customttt.media import Frames
 from customttt.recipe import VideoRecipe
-from customttt.sampling import denoise
+from customttt.sampling import denoise_in_phases
 from customttt.train import Report, silent
 
 LoraPair = tuple[lora.Weights, lora.Weights]
@@ -57,54 +50,10 @@ def render(
     scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
     try:
         with accelerator.autocast():
-            latents = denoised(backbone, noise, prompt, empty, recipe.sample, scales, report)
+            latents = denoise_in_phases(backbone, noise, prompt, empty, recipe.sample, scales, report)
     finally:
         lora.remove(backbone.unet, "appearance", "motion")
     return to_frames(backbone.decode(latents), recipe.sample.magnify)
-
-
-def denoised(
-    backbone: Backbone,
-    noise: diffusion.Latents,
-    prompt_embeds: Float[Tensor, "b l d"],
-    negative_embeds: Float[Tensor, "b l d"],
-    sample: SampleConfig,
-    scales: Mapping[str, float],
-    report: Report = silent,
-) -> diffusion.Latents:
-    """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
-    latents, timesteps = noise, diffusion.inference_timesteps(backbone.schedule, sample.num_inference_steps).tolist()
-    for acting, some, until in phases(sample, scales, timesteps):
-        with lora.active(backbone.unet, **acting):
-            latents = denoise(
-                backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
-                timesteps=some, until=until, report=_whole(report, timesteps, some),
-            )  # fmt: skip
-    return latents
-
-
-def _whole(report: Report, timesteps: list[int], some: list[int]) -> Report:
-    """Reports steps of `some` as those of all `timesteps`."""
-    done = timesteps.index(some[0])
-    return lambda progress: report(replace(progress, step=done + progress.step, total=len(timesteps)))
-
-
-def phases(
-    sample: SampleConfig, scales: Mapping[str, float], timesteps: list[int]
-) -> list[tuple[dict[str, float], list[int], int]]:
-    """(scales of the LoRAs that act, timesteps, where they lead): one phase unless the settings let a LoRA rest.
-
-    The appearance waits for a motion only; alone it acts from the start.
-    """
-    count = len(timesteps)
-    joins = int(sample.appearance_from * count) if scales.get("motion") else 0
-    rests = int(sample.motion_until * count)
-    found = []
-    for begin, end in pairwise(sorted({0, joins, rests, count})):
-        resting = {name for name, rest in (("appearance", begin < joins), ("motion", begin >= rests)) if rest}
-        acting = {name: scale for name, scale in scales.items() if name not in resting}
-        found.append((acting, timesteps[begin:end], timesteps[end] if end < count else -1))
-    return found
 
 
 def initial_noise(backbone: Backbone, recipe: VideoRecipe) -> diffusion.Latents:

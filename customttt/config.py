@@ -6,6 +6,8 @@ every public text, so the default is ours). A base's own recipe (`backbones/`) m
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,6 +17,11 @@ from customttt.errors import UsageError
 
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """How the names of the linears end that the paper gives a LoRA: all of attention and feed-forward [S]."""
+
+
+def digest(parts: Any) -> str:
+    """A name for what is made of `parts`, plain data of JSON (sha256)."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _at_least(low: float, **values: float) -> None:

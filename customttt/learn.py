@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from customttt.backbones import Backbone, computing, open_base
 from customttt.checkpoint import FORGETFUL, Keeper
 from customttt.compose import to_video
 from customttt.concept import Concept, Kind, Source
-from customttt.config import TrainConfig
+from customttt.config import TrainConfig, digest
 from customttt.errors import OutOfMemoryError
 from customttt.library import WEIGHTS, Library
 from customttt.media import Clip, Picture, Pixels
@@ -139,15 +138,15 @@ def motion(
 def run_key(kind: Kind, fingerprint: str, wording: Wording, config: TrainConfig, inputs: str) -> str:
     """What a run of learning is kept under: all that makes it, but the settings in CHANGEABLE (sha256)."""
     fixed = {key: value for key, value in asdict(config).items() if key not in CHANGEABLE}
-    return hashlib.sha256(json.dumps([kind, fingerprint, asdict(wording), fixed, inputs]).encode()).hexdigest()
+    return digest([kind, fingerprint, asdict(wording), fixed, inputs])
 
 
 def picture_digest(pictures: Sequence[Picture]) -> str:
     """sha256 of all pixels and captions: the same pictures, cut the same way, with the same words."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for picture in pictures:
-        digest.update(f"{picture.pixels.shape} {picture.captions!r}".encode() + picture.pixels.tobytes())
-    return digest.hexdigest()
+        found.update(f"{picture.pixels.shape} {picture.captions!r}".encode() + picture.pixels.tobytes())
+    return found.hexdigest()
 
 
 def clip_digest(clip: Clip) -> str:

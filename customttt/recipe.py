@@ -5,14 +5,12 @@ It is written into the video's own metadata, and `compose --recipe` renders the 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from customttt.concept import Concept, Kind
-from customttt.config import SampleConfig, TTTConfig
+from customttt.config import SampleConfig, TTTConfig, digest
 from customttt.errors import UsageError
 
 FORMAT_VERSION = 1
@@ -143,7 +141,7 @@ class VideoRecipe:
         ]  # fmt: skip
         if self.ttt.reference_schedule == "truncated":
             parts.append(self.sample.num_inference_steps)
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return digest(parts)
 
     def with_seed(self, seed: int) -> VideoRecipe:
         return replace(self, seed=seed)

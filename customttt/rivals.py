@@ -8,8 +8,6 @@ that, its docstring says so.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from customttt.backbones import Backbone, PromptEmbeds, WordEmbedding
 from customttt.checkpoint import FORGETFUL, Keeper
 from customttt.compose import LoraPair, to_video
 from customttt.concept import Concept, Kind
-from customttt.config import Defaults, TrainConfig
+from customttt.config import Defaults, TrainConfig, digest
 from customttt.diffusion import Latents
 from customttt.media import Clip, Picture
 from customttt.recipe import training_prompt
@@ -75,7 +73,7 @@ class Material:
             (one.base_fingerprint, one.phrase, one.prompt, one.inputs) for one in (self.appearance, self.motion)
         ]
         budget = [self.config("appearance").to_dict(), self.config("motion").to_dict()]
-        return hashlib.sha256(json.dumps([FORMAT_VERSION, rival, concepts, budget]).encode()).hexdigest()
+        return digest([FORMAT_VERSION, rival, concepts, budget])
 
 
 @dataclass(frozen=True)

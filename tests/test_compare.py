@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from material import assert_one_sentence, make_clip, make_pictures, run, snapshot
 from typer.testing import Result
 
-from customttt import checkpoint, compose, learn, lora, media, rivals
+from customttt import checkpoint, compose, learn, lora, media, rivals, sampling
 from customttt.backbones import open_base
 from customttt.compare import METHODS
 from customttt.config import SampleConfig, TTTConfig
@@ -66,12 +66,12 @@ def test_switching_lets_one_lora_act_at_a_time(learned: Path, tiny_random_base: 
 def test_a_lora_acts_while_the_recipe_does_not_let_it_rest() -> None:
     timesteps = [900, 700, 500, 300, 100]
     both, sample = {"appearance": 1.0, "motion": 0.5}, SampleConfig(appearance_from=0.2, motion_until=0.6)
-    assert compose.phases(sample, both, timesteps) == [
+    assert sampling.phases(sample, both, timesteps) == [
         ({"motion": 0.5}, [900], 700), (both, [700, 500], 300), ({"appearance": 1.0}, [300, 100], -1)
     ]  # fmt: skip
-    assert compose.phases(RECIPE.as_published().sample, both, timesteps) == [(both, timesteps, -1)]
+    assert sampling.phases(RECIPE.as_published().sample, both, timesteps) == [(both, timesteps, -1)]
     alone = {"appearance": 1.0, "motion": 0.0}
-    assert [acting["appearance"] for acting, _, _ in compose.phases(sample, alone, timesteps)] == [1.0, 1.0]
+    assert [acting["appearance"] for acting, _, _ in sampling.phases(sample, alone, timesteps)] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(("field", "value"), [("appearance_from", 1.0), ("motion_until", 0.0), ("motion_until", 1.1)])

@@ -7,7 +7,6 @@ Everything is seeded; each cell is kept in `--out` as it is done, so a killed ru
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from customttt import compose, learn, lora, media, metrics, sheets, stats, train
+from customttt import learn, lora, media, metrics, sampling, sheets, stats, train
 from customttt.backbones import Backbone, Video
 from customttt.compose import to_frames
 from customttt.concept import Kind
-from customttt.config import TrainConfig
+from customttt.config import TrainConfig, digest
 from customttt.recipe import sentence, with_article
 from customttt.tiny import TINY_PATH, judge, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, captions
@@ -107,7 +106,7 @@ def generate(
         noise = torch.randn(len(prompts), *shape, generator=generator).to(backbone.device)
         embeds = backbone.embed(prompts), backbone.embed([""] * len(prompts))
         with torch.autocast(backbone.device.type, torch.bfloat16):  # as in pretraining
-            latents = compose.denoised(backbone, noise, *embeds, sample, scales, report)
+            latents = sampling.denoise_in_phases(backbone, noise, *embeds, sample, scales, report)
         videos.append(backbone.decode(latents).cpu())
     return torch.cat(videos)
 
@@ -320,7 +319,7 @@ def _settings(backbone: Backbone, kind: str) -> str:
     own = backbone.defaults
     used = own.motion if kind == "movement" else own.appearance
     sample = own.sample.but(appearance_from=0.0, motion_until=None if kind == "movement" else 1.0)
-    return hashlib.sha256(json.dumps([used.changed(), sample.changed()]).encode()).hexdigest()[:8]
+    return digest([used.changed(), sample.changed()])[:8]
 
 
 def share_of_real(scores: Mapping[str, float], measure: str) -> float:

@@ -8,8 +8,6 @@ killed run goes on, and two processes share the work: `--share 1/2` beside `--sh
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +24,7 @@ from customttt import compose, influence, learn, lora, media, metrics, rivals, s
 from customttt.backbones import Backbone
 from customttt.compare import METHODS
 from customttt.concept import Concept, Kind
-from customttt.config import ADAPTED, TrainConfig
+from customttt.config import ADAPTED, TrainConfig, digest
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import judge, score, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
@@ -293,7 +291,7 @@ class Study:
         recipe = arm.change(self._recipe(cell))
         short = recipe.to_dict() | {"ttt": recipe.ttt.changed(), "sample": recipe.sample.changed()}
         parts = [short, self._configs(arm), arm.rival]
-        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        key = digest(parts)[:16]
         return self.out / "cells" / f"{cell.pairing}-{cell.seed}-{key}.mp4"
 
     def seconds(self, cell: Cell, arm: Arm) -> float | None:
@@ -348,7 +346,7 @@ class Study:
         prompts = [recipe.joint_prompt, recipe.doing_prompts, recipe.object_prompts]
         settings = recipe.ttt.changed(), recipe.sample.changed(), self._configs(arm)
         parts = [recipe.base_fingerprint, recipe.appearance.name, recipe.motion.name, prompts, settings]
-        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        key = digest(parts)[:16]
         return self.out / "adapted" / f"{cell.pairing}-{key}.safetensors"
 
     def _config(self, kind: Kind, arm: Arm) -> TrainConfig:
@@ -362,7 +360,7 @@ class Study:
     def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> tuple[lora.Weights, Concept]:
         config = self._config(kind, arm)
         of = "-".join([cell.subject[0], *cell.subject[1]]) if kind == "appearance" else cell.movement
-        key = hashlib.sha256(json.dumps(config.changed()).encode()).hexdigest()[:16]
+        key = digest(config.changed())[:16]
         path = self.out / "loras" / f"{kind}-{of.replace(' ', '_')}-{key}.safetensors"
         if not path.exists():
             self.say(f"learning the {kind} of {of} in layers {','.join(map(str, config.layers))}")
