@@ -36,11 +36,17 @@ def mean(values: Sequence[float], groups: Sequence[str] | None = None, resamples
 
     Values of one group, such as several seeds of one concept, do not count as independent. Deterministic.
     """
+    return ratio(values, [1.0] * len(values), groups, resamples)
+
+
+def ratio(
+    values: Sequence[float], others: Sequence[float], groups: Sequence[str] | None = None, resamples: int = 4000
+) -> Estimate:
+    """The mean of `values` over the mean of `others`, paired one by one, with the same interval as `mean`."""
     names = list(groups) if groups is not None else [str(index) for index in range(len(values))]
     order = sorted(set(names))
-    sums = np.array([sum(v for v, name in zip(values, names, strict=True) if name == group) for group in order])
-    counts = np.array([names.count(group) for group in order])
+    places = np.array([order.index(name) for name in names])
+    tops, bottoms = (np.bincount(places, weights=some, minlength=len(order)) for some in (values, others))
     drawn = np.random.default_rng(0).integers(0, len(order), (resamples, len(order)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high), len(values))
+    low, high = np.percentile(tops[drawn].sum(1) / bottoms[drawn].sum(1), [2.5, 97.5])
+    return Estimate(float(tops.sum() / bottoms.sum()), float(low), float(high), len(values))

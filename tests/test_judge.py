@@ -110,6 +110,12 @@ def test_seeds_of_one_concept_do_not_count_as_independent() -> None:
     assert stats.mean(values).high < 0.8
 
 
+def test_a_ratio_of_means_is_paired() -> None:
+    found = stats.ratio([1.0, 2.0, 6.0], [2.0, 4.0, 12.0])
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+    assert stats.ratio([0.0, 3.0], [1.0, 2.0]).value == 1.0
+
+
 def test_a_calibrated_guess_has_no_calibration_error() -> None:
     probability = torch.full((1000,), 0.75)
     right = torch.arange(1000) % 4 != 0

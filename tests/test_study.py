@@ -14,15 +14,15 @@ from customttt.tiny import report, study
 
 
 def judged_by_number(_: media.Frames, cell: study.Cell) -> dict[str, float]:
-    return dict.fromkeys(study.MEASURES, float(cell.pairing))
+    return dict.fromkeys(study.MEASURES, float(1 + cell.pairing))
 
 
 @pytest.fixture
 def small(tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.Study:
-    """Two pairings by two arms on a base that draws nothing; a video's scores are its pairing's number."""
+    """Two pairings by five arms on a base that draws nothing; a video's scores are its pairing's number, 1 or 2."""
     import torch
 
-    arms = {"direct": study.DIRECT, "paper": study.TABLES["ttt"]["paper"]}
+    arms = {name: study.TABLES["ttt"][name] for name in ("direct", "appearance", "motion")}
     brief = study.Arm("brief", lambda recipe: replace(recipe, ttt=recipe.ttt.but(steps=2)))
     monkeypatch.setitem(study.TABLES, "ttt", {**arms, "paper": brief, "ours": study.TABLES["ttt"]["ours"]})
     monkeypatch.setattr(study, "judged", judged_by_number)
@@ -53,7 +53,8 @@ def test_the_report_holds_means_intervals_and_pictures(small: study.Study, tmp_p
     small.run(["ttt"])
     report.write(small, ["ttt"], tmp_path / "docs" / "study.md", "python -m customttt.tiny.study")
     text = (tmp_path / "docs" / "study.md").read_text()
-    assert "| brief | 0.50 (0.00 to 1.00) |" in text
+    assert "| brief | 1.50 (1.00 to 2.00) |" in text
+    assert "| brief | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |" in text  # as much as each LoRA does alone
     assert "+0.00 (+0.00 to +0.00)" in text
     assert "nine tenths of what all blocks do: 0 (0.00" in text
     assert {path.name for path in (tmp_path / "docs").glob("*.png")} == {

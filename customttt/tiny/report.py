@@ -21,6 +21,9 @@ TITLES = {
     "choices": "What the paper leaves open in test-time training, one choice at a time",
 }
 SHEETS = 3
+ALONE = {"appearance": "identity", "motion": "track"}
+"""Arms in which one LoRA acts alone, and the measure of what it does."""
+KEPT = 0.95
 Scores = dict[str, list[dict[str, float]]]
 
 
@@ -74,7 +77,28 @@ def _table(study: Study, title: str, arms: Mapping[str, Arm], cells: Sequence[Ce
         pairs = list(zip(scores[name], scores[first], strict=True))
         means = (stats.mean([one[key] - other[key] for one, other in pairs], groups) for key in MEASURES)
         lines.append(f"| {arm.title} | " + " | ".join(f"{mean:+.2f}" for mean in means) + " |")
-    return [*lines, "", *_costs(study, arms, cells)]
+    return [*lines, "", *_kept(arms, scores, groups), *_costs(study, arms, cells)]
+
+
+def _kept(arms: Mapping[str, Arm], scores: Scores, groups: Sequence[str]) -> list[str]:
+    """What each way of acting together keeps of what the two LoRAs do alone, where the table has those two."""
+
+    def of(name: str, measure: str) -> list[float]:
+        return [one[measure] for one in scores[name]]
+
+    if not ALONE.keys() <= arms.keys():
+        return []
+    lines = [
+        f"Of what each LoRA does alone this much is kept; the target is {KEPT:.0%} of both:",
+        "",
+        "| |" + "|".join(f"{MEASURES[key]}, of “{arms[name].title}”" for name, key in ALONE.items()) + "|",
+        "|---|" + "---|" * len(ALONE),
+    ]
+    for name, arm in arms.items():
+        if name not in ALONE:
+            shares = (stats.ratio(of(name, key), of(alone, key), groups) for alone, key in ALONE.items())
+            lines.append(f"| {arm.title} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+    return [*lines, ""]
 
 
 def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell]) -> list[str]:
