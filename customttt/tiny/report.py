@@ -30,7 +30,7 @@ Scores = dict[str, list[dict[str, float]]]
 def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None:
     """Write the report to `path` and its pictures beside it.
 
-    An arm that has nothing yet is left out, and so is a cell that some other arm of the table lacks.
+    An arm that has nothing yet is named and left out, and so is a cell that some other arm of the table lacks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     size = study.size
@@ -49,6 +49,7 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
         cells = [cell for cell in size.cells() if all(study.scores(cell, arm) for arm in arms.values())]
         if arms and cells:
             lines += _table(study, TITLES[name], arms, cells)
+            lines += _missing(study, [arm.title for key, arm in TABLES[name].items() if key not in arms], cells)
     for kind in INFLUENCE:
         lines += _influence(study, kind, path)
     lines += _pictures(study, TABLES[tables[0]], path)
@@ -80,6 +81,15 @@ def _table(study: Study, title: str, arms: Mapping[str, Arm], cells: Sequence[Ce
     return [*lines, "", *_kept(arms, scores, groups), *_costs(study, arms, cells)]
 
 
+def _missing(study: Study, arms: Sequence[str], cells: Sequence[Cell]) -> list[str]:
+    """What a run that was stopped early has not measured."""
+    whole = study.size.cells()
+    lines = [f"Not measured yet: {', '.join(arms)}.", ""] if arms else []
+    if len(cells) < len(whole):
+        lines += [f"These are {len(cells)} of {len(whole)} videos an arm; the same command goes on from here.", ""]
+    return lines
+
+
 def _kept(arms: Mapping[str, Arm], scores: Scores, groups: Sequence[str]) -> list[str]:
     """What each way of acting together keeps of what the two LoRAs do alone, where the table has those two."""
 
@@ -103,15 +113,15 @@ def _kept(arms: Mapping[str, Arm], scores: Scores, groups: Sequence[str]) -> lis
 
 def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell]) -> list[str]:
     """How long test-time training took in each arm, as a ratio to the first that has any."""
-    spent = {name: {c.pairing: s for c in cells if (s := study.seconds(c, arm))} for name, arm in arms.items()}
-    trained = {name: per for name, per in spent.items() if per}
+    spent = {name: [study.seconds(cell, arm) for cell in cells] for name, arm in arms.items()}
+    trained = {name: [s for s in seconds if s is not None] for name, seconds in spent.items() if None not in seconds}
     if len(trained) < 2:
         return []
     first = next(iter(trained))
     lines = [f"Test-time training takes, in CPU time of the same run, over “{arms[first].title}”:", ""]
-    for name, per in trained.items():
-        ratio = stats.mean([seconds / trained[first][pairing] for pairing, seconds in per.items()])
-        lines.append(f"- {arms[name].title}: {ratio:.2f}")
+    groups = [str(cell.pairing) for cell in cells]
+    for name, seconds in trained.items():
+        lines.append(f"- {arms[name].title}: {stats.ratio(seconds, trained[first], groups):.2f}")
     return [*lines, ""]
 
 
@@ -154,16 +164,21 @@ def _pictures(study: Study, arms: Mapping[str, Arm], path: Path) -> list[str]:
     for pairing in range(min(SHEETS, study.size.pairings)):
         cell = next(cell for cell in study.size.cells() if cell.pairing == pairing)
         made = {arm.title: video for arm in arms.values() if (video := study.video(cell, arm)).exists()}
-        if not made:
-            continue
         noun, look = cell.subject
         words = world.noun_phrase(noun, look, name_look=True)
-        rows = [
-            ("the pictures", [one.pixels for one in score.pictures(*cell.subject)]),
-            ("the clip", list(score.clip(cell.movement).frames)),
-        ]
-        rows += [(textwrap.fill(title, 18), list(media.read_frames(video)[0])) for title, video in made.items()]
         file = path.parent / f"{path.stem}-{pairing}.png"
-        media.write_png(file, sheets.contact_sheet(rows, 96, f"{words} {cell.movement} {cell.scene}"))
-        lines += [f"![{words}, {cell.movement} {cell.scene}, by every arm]({file.name})", ""]
+        if made:
+            media.write_png(file, _sheet(cell, made, f"{words} {cell.movement} {cell.scene}"))
+        if file.exists():  # an earlier run's, where this one goes on from its ledger alone
+            lines += [f"![{words}, {cell.movement} {cell.scene}, by every arm]({file.name})", ""]
     return lines
+
+
+def _sheet(cell: Cell, made: Mapping[str, Path], title: str) -> media.Pixels:
+    """The pictures, the clip and every video (title -> file) of a cell."""
+    rows = [
+        ("the pictures", [one.pixels for one in score.pictures(*cell.subject)]),
+        ("the clip", list(score.clip(cell.movement).frames)),
+    ]
+    rows += [(textwrap.fill(name, 18), list(media.read_frames(video)[0])) for name, video in made.items()]
+    return sheets.contact_sheet(rows, 96, title)
