@@ -48,6 +48,21 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(tmp_path: Path, mo
     assert open_base(str(tmp_path / "base"), CPU).latent_shape(8, 64) == (8, 8, 16, 16)
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_run_can_begin_with_what_another_exported(tmp_path: Path) -> None:
+    first = pretrain.create(tmp_path / "first", CPU)
+    with torch.no_grad():
+        first.unet.conv_in.bias.fill_(0.5)
+    pretrain.export(first, tmp_path / "base")
+    second = pretrain.create(tmp_path / "second", CPU)
+    pretrain.start_from(second, tmp_path / "base")
+    assert second.stage == "image"
+    assert torch.equal(second.unet.conv_in.bias, first.unet.conv_in.bias.float())
+    assert {one.dtype for one in second.unet.parameters()} == {torch.float32}
+    pretrain.train(second, 1.0, 64)
+    assert second.steps == {"vae": 0, "image": 1, "clip": 1}
+
+
 def test_crops_lie_on_the_subjects() -> None:
     crops = pretrain.Crops(torch.Generator().manual_seed(0), clips=32)
     images, masks = crops.draw(64)

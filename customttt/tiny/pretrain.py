@@ -3,7 +3,8 @@
 Three stages as in AnimateDiff (arXiv 2307.04725): the VAE on single frames; the image U-Net with the text
 encoder on single frames, motion modules bypassed; then everything on clips, with image steps mixed in so that
 nothing is forgotten. The same command resumes after any kill, and runs on a CPU or a GPU. Each stage gets its share
-of `--minutes`; asking for more minutes later goes on with the last stage.
+of `--minutes`; asking for more minutes later goes on with the last stage. `--start customttt/tiny/weights` keeps the
+VAE and begins the others with the networks of an exported base: so what is shipped can be trained further.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers import AutoencoderTiny, UNetMotionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import CLIPTextModel
 
 from customttt import diffusion
 from customttt.backbones.animatediff import without_motion
@@ -42,6 +45,10 @@ BATCHES: dict[Mode, int] = {"crop": 128, "image": 32, "clip": 4}
 """What one step sees: 8 x 8 latents around a subject, whole frames, or clips of 8 frames; all of them cost the same."""
 CROP = 8
 TURNS: dict[str, list[Mode]] = {"image": ["crop", "image"], "clip": ["clip", "clip", "clip", "crop"]}
+PARTS: dict[str, tuple[Any, str]] = {
+    "vae": (AutoencoderTiny, "vae"), "unet": (UNetMotionModel, "unet"), "text": (CLIPTextModel, "text_encoder")
+}  # fmt: skip
+"""Networks, and their folders in an exported base."""
 SHEET_PROMPTS = [
     "A koala is running on Mars.",
     "A tiger is jumping in the snow.",
@@ -97,6 +104,13 @@ def create(folder: Path, device: torch.device) -> State:
     if (folder / "state.pt").exists():
         restore(state)
     return state
+
+
+def start_from(state: State, folder: Path) -> None:
+    """Take over the networks of an exported base; the next stage is that of images."""
+    for name, (kind, part) in PARTS.items():
+        getattr(state, name).load_state_dict(kind.from_pretrained(folder / part).float().state_dict())
+    state.stage = "image"
 
 
 def save(state: State) -> None:
@@ -441,12 +455,12 @@ def train(state: State, minutes: float, num_clips: int) -> None:
 
 def export(state: State, folder: Path) -> None:
     """Write the averaged networks as plain diffusers folders in half precision."""
-    for name, place in (("vae", "vae"), ("unet", "unet"), ("text", "text_encoder")):
+    for name, (_, part) in PARTS.items():
         network = getattr(state, name)
         network.load_state_dict(averaged(state, name))
         if name == "vae":
             network.register_to_config(scaling_factor=state.latent_scale)
-        network.half().save_pretrained(folder / place, max_shard_size="14MB")  # small enough for any git host
+        network.half().save_pretrained(folder / part, max_shard_size="14MB")  # small enough for any git host
     state.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "scheduler").mkdir(exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(models.SCHEDULER, indent=2) + "\n")
@@ -457,10 +471,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: state, log, sheets")
     parser.add_argument("--minutes", type=float, default=120, help="training time over all stages")
     parser.add_argument("--clips", type=int, default=12288, help="how many clips are rendered and encoded")
+    parser.add_argument("--start", type=Path, help="an exported base, for a new run to begin with")
     parser.add_argument("--export", type=Path, help="write the averaged model here and stop")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     state = create(arguments.out, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if arguments.start and not (arguments.out / "state.pt").exists():
+        start_from(state, arguments.start)
     if arguments.export:
         export(state, arguments.export)
         return
