@@ -38,8 +38,9 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
         "# The method, measured",
         "",
         f"Made by `{command}`: {size.pairings} pairings of a held-out subject with a held-out movement, "
-        f"{size.scenes} scenes, {size.seeds} seeds, on the embedded base `{study.backbone.name}` "
-        f"(fingerprint {study.backbone.fingerprint}). Every arm starts from the same noise. The judge scores each "
+        f"{_count(size.scenes, 'scene')}, {_count(size.seeds, 'seed')}, on the embedded base `{study.backbone.name}` "
+        f"(fingerprint {study.backbone.fingerprint}). Every arm starts from the same noise. A motion that acts "
+        "throughout is learned at all noise, another only at the noise at which it acts. The judge scores each "
         "video; identity similarity is a cosine, 1 at best, and the correlation is that of the subject's track with "
         "the clip's; the others are shares of videos. In brackets: 95 % intervals, bootstrapped over pairings.",
         "",
@@ -54,6 +55,10 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
         lines += _influence(study, kind, path)
     lines += _pictures(study, TABLES[tables[0]], path)
     path.write_text("\n".join(lines))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _table(study: Study, title: str, arms: Mapping[str, Arm], cells: Sequence[Cell]) -> list[str]:
@@ -135,8 +140,9 @@ def _influence(study: Study, kind: Kind, path: Path) -> list[str]:
     return [
         f"## Which blocks carry the {kind}",
         "",
-        f"Prompt influence over {len(INFLUENCE[kind][: study.size.pairings])} pairs of prompts and {study.size.seeds} "
-        "seeds: how much likelier the judge finds what the second prompt says once only that block reads it.",
+        f"Prompt influence over {len(INFLUENCE[kind][: study.size.pairings])} pairs of prompts and "
+        f"{_count(study.size.seeds, 'seed')}: how much likelier the judge finds what the second prompt says once "
+        "only that block reads it.",
         "",
         "| block | score minus null |",
         "|---|---|",
