@@ -69,10 +69,10 @@ def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest
         titles.setdefault(small.video(small.size.cells()[0], arm), set()).add(arm.title)
     assert [one for one in titles.values() if len(one) > 1] == [  # the same in several tables
         {"both LoRAs, no test-time training", "the base's own layers", "both LoRAs throughout"},
-        {"the base's own way, no test-time training", "the base's own"},
+        {"the base's own way, no test-time training", "the base's own", "appearance from 20%, motion until 67%"},
         {"CustomTTT as published", "the paper's recipe"},
         {"CustomTTT, ours", "ours"},
-        {"appearance from 20%, motion until 67%", "the motion at all noise"},
+        {"appearance from 20%, motion until 67%, learned at all noise", "the motion at all noise"},
     ]
 
 

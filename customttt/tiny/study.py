@@ -140,14 +140,15 @@ CHOICES: dict[str, dict[str, Any]] = {
 DIRECT, OWN = METHOD_ARMS["direct"], METHOD_ARMS["untrained"]
 
 
-def _rests(waits: float, until: float) -> Arm:
+def _rests(waits: float, until: float, learning: Learning = THROUGHOUT) -> Arm:
     """Both LoRAs, the motion's alone up to the first share of the denoising, the appearance's from the second on."""
 
     def change(recipe: VideoRecipe) -> VideoRecipe:
         plain = DIRECT.change(recipe)
         return replace(plain, sample=plain.sample.but(appearance_from=waits, motion_until=until))
 
-    return Arm(f"appearance from {waits:.0%}, motion until {until:.0%}", change, THROUGHOUT)
+    learned = ", learned at all noise" if learning else ""
+    return Arm(f"appearance from {waits:.0%}, motion until {until:.0%}{learned}", change, learning)
 
 
 LEARNING: dict[str, Learning] = {
@@ -183,6 +184,11 @@ TABLES: dict[str, dict[str, Arm]] = {
     | {
         f"rest{waits}-{until}": _rests(waits, until)
         for waits, until in ((0.0, 0.4), (0.0, 0.67), (0.0, 0.8), (0.2, 1.0), (0.2, 0.67), (0.4, 0.67))
+    }
+    | {
+        f"own{waits}-{until}": _rests(waits, until, {})
+        for waits in (0.2, 0.4, 0.53, 0.6)
+        for until in (0.67, 0.74, 0.8)
     },
     "learning": {"untrained": replace(OWN, title="the base's own")}
     | {
