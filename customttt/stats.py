@@ -44,9 +44,8 @@ def ratio(
 ) -> Estimate:
     """The mean of `values` over the mean of `others`, paired one by one, with the same interval as `mean`."""
     names = list(groups) if groups is not None else [str(index) for index in range(len(values))]
-    order = sorted(set(names))
-    places = np.array([order.index(name) for name in names])
-    tops, bottoms = (np.bincount(places, weights=some, minlength=len(order)) for some in (values, others))
-    drawn = np.random.default_rng(0).integers(0, len(order), (resamples, len(order)))
+    places = np.unique(names, return_inverse=True)[1]
+    tops, bottoms = (np.bincount(places, weights=some) for some in (values, others))
+    drawn = np.random.default_rng(0).integers(0, len(tops), (resamples, len(tops)))
     low, high = np.percentile(tops[drawn].sum(1) / bottoms[drawn].sum(1), [2.5, 97.5])
     return Estimate(float(tops.sum() / bottoms.sum()), float(low), float(high), len(values))

@@ -116,7 +116,7 @@ def start_from(state: State, folder: Path) -> None:
 def save(state: State) -> None:
     """Write the whole state aside, then rename it into place."""
     data = {
-        "networks": {name: getattr(state, name).state_dict() for name in ("vae", "unet", "text")},
+        "networks": {name: getattr(state, name).state_dict() for name in PARTS},
         "average": state.average,
         "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
         "generator": state.generator.get_state(),

@@ -83,7 +83,7 @@ def _table(study: Study, title: str, arms: Mapping[str, Arm], cells: Sequence[Ce
         pairs = list(zip(scores[name], scores[first], strict=True))
         means = (stats.mean([one[key] - other[key] for one, other in pairs], groups) for key in MEASURES)
         lines.append(f"| {arm.title} | " + " | ".join(f"{mean:+.2f}" for mean in means) + " |")
-    return [*lines, "", *_kept(arms, scores, groups), *_costs(study, arms, cells)]
+    return [*lines, "", *_kept(arms, scores, groups), *_costs(study, arms, cells, groups)]
 
 
 def _missing(study: Study, arms: Sequence[str], cells: Sequence[Cell]) -> list[str]:
@@ -116,7 +116,7 @@ def _kept(arms: Mapping[str, Arm], scores: Scores, groups: Sequence[str]) -> lis
     return [*lines, ""]
 
 
-def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell]) -> list[str]:
+def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell], groups: Sequence[str]) -> list[str]:
     """How long test-time training took in each arm, as a ratio to the first that has any."""
     spent = {name: [study.seconds(cell, arm) for cell in cells] for name, arm in arms.items()}
     trained = {name: [s for s in seconds if s is not None] for name, seconds in spent.items() if None not in seconds}
@@ -124,7 +124,6 @@ def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell]) -> list
         return []
     first = next(iter(trained))
     lines = [f"Test-time training takes, in CPU time of the same run, over “{arms[first].title}”:", ""]
-    groups = [str(cell.pairing) for cell in cells]
     for name, seconds in trained.items():
         lines.append(f"- {arms[name].title}: {stats.ratio(seconds, trained[first], groups):.2f}")
     return [*lines, ""]
