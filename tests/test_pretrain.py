@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "write_sheet", lambda *_: None)
     monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(pretrain, "EMA_EVERY", 1)
+    monkeypatch.setattr(pretrain, "VALIDATION_BATCHES", 1)
     monkeypatch.setattr(pretrain, "SHARES", {"vae": 1e-9, "image": 1e-9, "clip": 1e-9})
 
 
@@ -61,6 +63,24 @@ def test_a_run_can_begin_with_what_another_exported(tmp_path: Path) -> None:
     assert {one.dtype for one in second.unet.parameters()} == {torch.float32}
     pretrain.train(second, 1.0, 64)
     assert second.steps == {"vae": 0, "image": 1, "clip": 1}
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_validation_loss_is_of_the_averaged_weights_and_always_the_same(tmp_path: Path) -> None:
+    state = pretrain.create(tmp_path, CPU)
+    state.stage = "clip"
+    held_out = pretrain.encode_clips(state, 64, torch.Generator().manual_seed(1))
+    losses = {"clip": partial(pretrain.diffusion_loss, cache=held_out, mode="clip")}
+    drawn = state.generator.get_state()
+    first = pretrain.validate(state, losses)
+    assert torch.equal(state.generator.get_state(), drawn)
+    pretrain.update_average(state)
+    with torch.no_grad():
+        state.unet.conv_out.bias.fill_(1.0)
+    assert pretrain.validate(state, losses) == first
+    assert (state.unet.conv_out.bias == 1).all()
+    state.average.clear()
+    assert pretrain.validate(state, losses)["validation clip"] > first["validation clip"]
 
 
 def test_crops_lie_on_the_subjects() -> None:

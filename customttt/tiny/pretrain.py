@@ -4,7 +4,8 @@ Three stages as in AnimateDiff (arXiv 2307.04725): the VAE on single frames; the
 encoder on single frames, motion modules bypassed; then everything on clips, with image steps mixed in so that
 nothing is forgotten. The same command resumes after any kill, and runs on a CPU or a GPU. Each stage gets its share
 of `--minutes`; asking for more minutes later goes on with the last stage. `--start customttt/tiny/weights` keeps the
-VAE and begins the others with the networks of an exported base: so what is shipped can be trained further.
+VAE and begins the others with the networks of an exported base: so what is shipped can be trained further. The loss on
+clips that are never trained on, by the averaged weights, is logged beside every sheet of samples.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,10 +40,11 @@ CHECKPOINT_SECONDS = 240
 SHEET_SECONDS = 900
 SUBJECT_WEIGHT = 5.0  # how much more a latent under the subject counts
 EMA_DECAY, EMA_EVERY = 0.9995, 4  # a step, steps
+VALIDATION_CLIPS, VALIDATION_BATCHES, VALIDATION_SEED = 64, 8, 1
 LATENT_NOISE = 0.05
-COMPILE_MINUTES = 20  # shorter runs are over before compiling pays
+COMPILE_MINUTES = 240  # shorter runs are over before compiling pays; a shape may take ten minutes (LOG.md)
 Mode = Literal["crop", "image", "clip"]
-BATCHES: dict[Mode, int] = {"crop": 128, "image": 32, "clip": 4}
+BATCHES: dict[Mode, int] = {"crop": 256, "image": 64, "clip": 8}
 """What one step sees: 8 x 8 latents around a subject, whole frames, or clips of 8 frames; all of them cost the same."""
 CROP = 8
 TURNS: dict[str, list[Mode]] = {"image": ["crop", "image"], "clip": ["clip", "clip", "clip", "crop"]}
@@ -194,6 +197,37 @@ def averaged(state: State, name: str) -> dict[str, Tensor]:
     return found or getattr(state, name).state_dict()
 
 
+@contextmanager
+def averages(state: State) -> Iterator[None]:
+    """Compute with the averaged weights for a while, and without gradients."""
+    training = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in state.trained().items()}
+    for name, network in state.trained().items():
+        network.load_state_dict(averaged(state, name))
+    try:
+        with torch.no_grad(), torch.autocast(state.device.type, torch.bfloat16):
+            yield
+    finally:
+        for name, network in state.trained().items():
+            network.load_state_dict(training[name])
+
+
+Losses = Mapping[str, Callable[[State], Tensor]]
+
+
+def validate(state: State, losses: Losses) -> dict[str, float]:
+    """The mean of each loss, by the averaged weights, over batches and noise that are always the same."""
+    found, drawn_from = {}, state.generator
+    try:
+        with averages(state):
+            for name, loss_of in losses.items():
+                state.generator = torch.Generator().manual_seed(VALIDATION_SEED)
+                each = [loss_of(state).item() for _ in range(VALIDATION_BATCHES)]
+                found[f"validation {name}"] = sum(each) / len(each)
+    finally:
+        state.generator = drawn_from
+    return found
+
+
 def learning_rate(state: State, budget: float) -> float:
     """Warm up over 200 steps, then a cosine down to a tenth over the stage's seconds."""
     progress = min(state.seconds[state.stage] / budget, 1.0)
@@ -201,8 +235,9 @@ def learning_rate(state: State, budget: float) -> float:
     return LEARNING_RATES[state.stage] * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
-def run_stage(state: State, budget: float, loss_of: Callable[[State], Tensor]) -> None:
-    """Train until the stage has had `budget` seconds; checkpoints, log lines and sheets on the way."""
+def run_stage(state: State, budget: float, loss_of: Callable[[State], Tensor], held_out: Losses) -> None:
+    """Train until the stage has had `budget` seconds; checkpoints, log lines and sheets on the way, and at the end the
+    losses on what is held out."""
     state.optimizers = state.optimizers or make_optimizers(state)
     weights = [weight for module in state.trained().values() for weight in module.parameters()]
     saved = shown = logged = time.monotonic()
@@ -230,9 +265,12 @@ def run_stage(state: State, budget: float, loss_of: Callable[[State], Tensor]) -
         if now - saved > CHECKPOINT_SECONDS:
             save(state)
             saved = time.monotonic()
-        if now - shown > SHEET_SECONDS and state.stage != "vae":
-            write_sheet(state)
+        if now - shown > SHEET_SECONDS:
+            log(state, **validate(state, held_out))
+            if state.stage != "vae":
+                write_sheet(state)
             shown = time.monotonic()
+    log(state, **validate(state, held_out))
 
 
 def log(state: State, **numbers: float) -> None:
@@ -294,15 +332,11 @@ def vae_loss(state: State, crops: Crops) -> Tensor:
 
 
 @torch.no_grad()
-def fill_cache(state: State, count: int) -> dict[str, Tensor]:
-    """Encode `count` clips once: the VAE stays out of the loops that follow."""
-    path = state.folder / "latents.pt"
-    if path.exists():
-        return dict(torch.load(path, weights_only=True))
-    state.vae.load_state_dict(averaged(state, "vae"))
+def encode_clips(state: State, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """`count` clips of the world as latents, with the truth about them."""
     parts: dict[str, list[Tensor]] = {key: [] for key in ("latents", "weight", "noun", "look", "movement", "scene")}
     for done in range(0, count, 64):
-        clips = world.sample(64, state.generator)
+        clips = world.sample(64, generator)
         images = clips.video.transpose(1, 2).flatten(0, 1).to(state.device)
         with torch.autocast(state.device.type, torch.bfloat16):
             latents = state.vae.encode(images).latents.float().cpu()
@@ -312,7 +346,16 @@ def fill_cache(state: State, count: int) -> dict[str, Tensor]:
             parts[key].append(getattr(clips, key).to(torch.uint8))
         if done % 2048 == 0:
             print(f"encoded {done} of {count} clips", flush=True)
-    cache = {key: torch.cat(value) for key, value in parts.items()}
+    return {key: torch.cat(value) for key, value in parts.items()}
+
+
+def fill_cache(state: State, count: int) -> dict[str, Tensor]:
+    """Encode `count` clips once: the VAE stays out of the loops that follow."""
+    path = state.folder / "latents.pt"
+    if path.exists():
+        return dict(torch.load(path, weights_only=True))
+    state.vae.load_state_dict(averaged(state, "vae"))
+    cache = encode_clips(state, count, state.generator)
     torch.save(cache, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
     return cache
@@ -392,18 +435,14 @@ def predict(state: State, noisy: Tensor, timesteps: Tensor, embeds: Tensor) -> T
         return state.unet(noisy, timesteps, embeds).sample  # type: ignore[no-any-return]
 
 
-@torch.no_grad()
 def write_sheet(state: State, guidance_scale: float = 5.0) -> None:
     """Sample SHEET_PROMPTS with the averaged weights into `sheet-STAGE-STEP.png`, a clip a row."""
-    training = {name: {k: v.clone() for k, v in getattr(state, name).state_dict().items()} for name in ("unet", "text")}
-    for name in training:
-        getattr(state, name).load_state_dict(averaged(state, name))
     frames = 1 if state.stage == "image" else 8
     count = len(SHEET_PROMPTS)
     noisy = torch.randn(count, models.LATENT_CHANNELS, frames, 16, 16, generator=torch.Generator().manual_seed(0)).to(
         state.device
     )
-    with torch.autocast(state.device.type, torch.bfloat16):
+    with averages(state):
         embeds = encode_text(state, SHEET_PROMPTS + [""] * count)
         steps = diffusion.inference_timesteps(state.schedule, 25).tolist()
         for step, after in zip(steps, [*steps[1:], -1], strict=True):
@@ -416,8 +455,6 @@ def write_sheet(state: State, guidance_scale: float = 5.0) -> None:
     grid = images.view(count, frames, 3, 64, 64).permute(0, 3, 1, 4, 2).reshape(count * 64, frames * 64, 3)
     pixels = ((grid.clamp(-1, 1) + 1) * 127.5).byte().cpu().numpy()
     Image.fromarray(pixels).save(state.folder / f"sheet-{state.stage}-{state.steps[state.stage]:06d}.png")
-    for name, weights in training.items():
-        getattr(state, name).load_state_dict(weights)
 
 
 def next_stage(state: State, stage: str) -> None:
@@ -433,10 +470,14 @@ def train(state: State, minutes: float, num_clips: int) -> None:
     """All stages, each up to its share of `minutes`."""
     if state.stage == "vae":
         crops = Crops(state.generator)
-        run_stage(state, 60 * minutes * SHARES["vae"], lambda state: vae_loss(state, crops))
+        run_stage(
+            state, 60 * minutes * SHARES["vae"], lambda state: vae_loss(state, crops),
+            {"crop": lambda state: vae_loss(state, Crops(state.generator, 32))},
+        )  # fmt: skip
         next_stage(state, "image")
     cache = fill_cache(state, num_clips)
     state.latent_scale = 1 / cache["latents"].float().std().item()
+    held_out = encode_clips(state, VALIDATION_CLIPS, torch.Generator().manual_seed(VALIDATION_SEED))
     if minutes >= COMPILE_MINUTES:
         compile_forward(state)
 
@@ -444,11 +485,14 @@ def train(state: State, minutes: float, num_clips: int) -> None:
         turns = TURNS[state.stage]
         return diffusion_loss(state, cache, turns[state.steps[state.stage] % len(turns)])
 
+    def checked(stage: str) -> Losses:
+        return {mode: partial(diffusion_loss, cache=held_out, mode=mode) for mode in dict.fromkeys(TURNS[stage])}
+
     if state.stage == "image":
-        run_stage(state, 60 * minutes * SHARES["image"], in_turn)
+        run_stage(state, 60 * minutes * SHARES["image"], in_turn, checked("image"))
         write_sheet(state)
         next_stage(state, "clip")
-    run_stage(state, 60 * minutes * SHARES["clip"], in_turn)
+    run_stage(state, 60 * minutes * SHARES["clip"], in_turn, checked("clip"))
     save(state)
     write_sheet(state)
 
@@ -474,6 +518,8 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="an exported base, for a new run to begin with")
     parser.add_argument("--export", type=Path, help="write the averaged model here and stop")
     arguments = parser.parse_args()
+    if arguments.start and not all((arguments.start / part / "config.json").is_file() for _, part in PARTS.values()):
+        parser.error(f"{arguments.start} holds no exported base (vae, unet and text_encoder)")
     arguments.out.mkdir(parents=True, exist_ok=True)
     state = create(arguments.out, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if arguments.start and not (arguments.out / "state.pt").exists():
