@@ -59,6 +59,8 @@ def test_a_run_can_begin_with_what_another_exported(tmp_path: Path) -> None:
     second = pretrain.create(tmp_path / "second", CPU)
     pretrain.start_from(second, tmp_path / "base")
     assert second.stage == "image"
+    assert second.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+    assert pretrain.create(second.folder, CPU).tokenizer.get_vocab() == first.tokenizer.get_vocab()
     assert torch.equal(second.unet.conv_in.bias, first.unet.conv_in.bias.float())
     assert {one.dtype for one in second.unet.parameters()} == {torch.float32}
     pretrain.train(second, 1.0, 64)

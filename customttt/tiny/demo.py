@@ -67,7 +67,7 @@ def _learn(
     words = learn.Wording(APPEARANCE, "koala", sentence(with_article("koala")))
     koala = learn.appearance(backbone, pictures, words, settings.appearance, accelerator, report)
     say("Learning how to swim, from one clip of a dog.")
-    words = learn.Wording(MOTION, "swimming", sentence(with_article(CLIP_NOUN), "swimming"))
+    words = learn.Wording(MOTION, "swimming", sentence(with_article(CLIP_NOUN), "swimming", CLIP_SCENE))
     return koala, learn.motion(backbone, clip, words, settings.motion, accelerator, report)
 
 

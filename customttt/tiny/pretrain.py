@@ -28,7 +28,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import diffusion
 from customttt.backbones.animatediff import without_motion
@@ -96,7 +96,9 @@ def corpus() -> list[str]:
 
 def create(folder: Path, device: torch.device) -> State:
     """A new run, or the state an earlier one left in `folder`."""
-    tokenizer = models.build_tokenizer(folder / "tokenizer", corpus())
+    words = folder / "tokenizer"  # never built twice: which of two equally frequent pairs comes first is left to chance
+    known = (words / "tokenizer.json").exists()
+    tokenizer = CLIPTokenizer.from_pretrained(words) if known else models.build_tokenizer(words, corpus())
     torch.manual_seed(0)
     state = State(
         folder, device, models.build_vae().to(device), models.build_unet().to(device),
@@ -110,9 +112,11 @@ def create(folder: Path, device: torch.device) -> State:
 
 
 def start_from(state: State, folder: Path) -> None:
-    """Take over the networks of an exported base; the next stage is that of images."""
+    """Take over the networks and the tokenizer of an exported base; the next stage is that of images."""
     for name, (kind, part) in PARTS.items():
         getattr(state, name).load_state_dict(kind.from_pretrained(folder / part).float().state_dict())
+    state.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    state.tokenizer.save_pretrained(state.folder / "tokenizer")
     state.stage = "image"
 
 
