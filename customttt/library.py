@@ -244,11 +244,14 @@ class Library:
         return place
 
     def _names(self) -> list[str]:
-        names = sorted(path.name for path in self._concepts.glob("*") if path.is_dir())
-        if not any(self._staging.glob("*" + _OLD)):
-            return names
-        with self._writing():  # a writer is between its two renames: await it, or put back what it left
-            return self._names()
+        def there() -> list[str]:
+            return sorted(path.name for path in self._concepts.glob("*") if path.is_dir())
+
+        names = there()
+        if any(self._staging.glob("*" + _OLD)):
+            with self._writing():  # a writer is between its two renames: await it, or put back what it left
+                return self._names()
+        return names if there() == names else self._names()  # it was, and has ended since
 
     def _find(self, name: str) -> Path:
         names = self._names()
