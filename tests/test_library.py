@@ -352,6 +352,21 @@ def test_a_reader_never_meets_a_half_replaced_concept(library: Library) -> None:
     assert library.get("koala").rank == 20
 
 
+def test_a_replacement_that_ends_between_two_looks_hides_nothing(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, aside, glob = library.path("koala"), library.root / "aside", Path.glob
+    place.rename(aside)
+
+    def ends(folder: Path, pattern: str) -> Iterator[Path]:
+        if folder.name == ".staging" and aside.exists():
+            aside.rename(place)
+        return glob(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", ends)
+    assert library.get("koala").name == "koala"
+
+
 def test_a_second_writer_does_not_wait_for_ever(empty: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     from filelock import FileLock
 
