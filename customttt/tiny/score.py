@@ -259,7 +259,7 @@ def learned(
 ) -> learn.Learned:
     """A noun and look from `pictures`, or a movement from `clip`, which the world renders with `seed`."""
     if kind == "motion":
-        words = learn.Wording("movement", of.movement, sentence(with_article(CLIP_NOUN), of.movement))
+        words = learn.Wording("movement", of.movement, sentence(with_article(CLIP_NOUN), of.movement, CLIP_SCENE))
         return learn.motion(backbone, clip(of.movement, seed), words, config, accelerator)
     words = learn.Wording("subject", of.noun, sentence(with_article(of.noun)))
     return learn.appearance(backbone, pictures(of.noun, of.look, seed), words, config, accelerator)
