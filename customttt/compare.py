@@ -29,8 +29,8 @@ def _untrained(recipe: VideoRecipe) -> VideoRecipe:
 
 
 def _plain(recipe: VideoRecipe, appearance_from: float = 0.0, motion_until: float = 1.0) -> VideoRecipe:
-    """Without test-time training, and with both LoRAs throughout unless said otherwise."""
-    sample = recipe.sample.but(appearance_from=appearance_from, motion_until=motion_until)
+    """Without test-time training, sampled as published, and with both LoRAs throughout unless said otherwise."""
+    sample = recipe.sample.as_published().but(appearance_from=appearance_from, motion_until=motion_until)
     return replace(_untrained(recipe), sample=sample)
 
 

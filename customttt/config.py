@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 
 from customttt.errors import UsageError
 
+GuidanceFrom = Literal["loras", "base"]
+"""What predicts the unconditional half of guidance: the base with the LoRAs or without them."""
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """How the names of the linears end that the paper gives a LoRA: all of attention and feed-forward [S]."""
 
@@ -177,6 +179,9 @@ class SampleConfig(_Settings):
     """DDIM steps [S]."""
     guidance_scale: float = 9.0
     """Classifier-free guidance [S]; 1 is none."""
+    guidance_from: GuidanceFrom = "loras"
+    """As usual with the LoRAs; or without, which is autoguidance (arXiv 2406.02507; for one LoRA 2410.03941): what the
+    LoRAs have learned is strengthened with the prompt."""
     size: int = 256
     """Height and width in pixels [S]."""
     fps: int = 8
@@ -188,6 +193,10 @@ class SampleConfig(_Settings):
     motion_until: float = 1.0
     """Share of the denoising steps after which the motion LoRA rests: by then the path is settled, and what it would
     still draw is how its clip looks (ours)."""
+
+    def as_published(self) -> SampleConfig:
+        """Both LoRAs act throughout, and in both halves of guidance, as everywhere else."""
+        return replace(self, guidance_from="loras", appearance_from=0.0, motion_until=1.0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.appearance_from < 1:

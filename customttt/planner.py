@@ -190,10 +190,14 @@ def denoising_step(base: str, sample: SampleConfig, device: torch.device) -> Cos
     backbone = _sketch(base, device)
     noise = torch.empty(1, *backbone.latent_shape(sample.num_frames, sample.size), device=META)
     embeds = _embeds(backbone)
-    scale = sample.guidance_scale
-    return _rehearse(
-        backbone, device, lambda: sampling.denoise(backbone, noise, embeds, embeds, guidance_scale=scale, timesteps=[0])
-    )
+    scale, source = sample.guidance_scale, sample.guidance_from
+
+    def step() -> object:
+        return sampling.denoise(
+            backbone, noise, embeds, embeds, guidance_scale=scale, guidance_from=source, timesteps=[0]
+        )
+
+    return _rehearse(backbone, device, step)
 
 
 @lru_cache

@@ -141,6 +141,8 @@ class VideoRecipe:
         ]  # fmt: skip
         if self.ttt.reference_schedule == "truncated":
             parts.append(self.sample.num_inference_steps)
+        if self.sample.guidance_from != "loras":
+            parts.append(self.sample.guidance_from)
         return digest(parts)
 
     def with_seed(self, seed: int) -> VideoRecipe:
@@ -149,7 +151,7 @@ class VideoRecipe:
     def as_published(self) -> VideoRecipe:
         """With the paper's test-time training in place of the base's own, and both LoRAs acting throughout."""
         ttt = self.ttt.as_published(self.sample.guidance_scale)
-        return replace(self, ttt=ttt, sample=self.sample.but(appearance_from=0.0, motion_until=1.0))
+        return replace(self, ttt=ttt, sample=self.sample.as_published())
 
     def to_dict(self) -> dict[str, Any]:
         return {"customttt": FORMAT_VERSION, **asdict(self)}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from customttt import diffusion, lora
 from customttt.backbones import Backbone
-from customttt.config import SampleConfig
+from customttt.config import GuidanceFrom, SampleConfig
 from customttt.train import Progress, Report, silent
 
 
@@ -24,6 +24,7 @@ def denoise(
     negative_embeds: Float[Tensor, "b l d"],
     *,
     guidance_scale: float,
+    guidance_from: GuidanceFrom = "loras",
     timesteps: list[int],
     until: int = -1,
     report: Report = silent,
@@ -33,13 +34,20 @@ def denoise(
     `until` is where the last step leads, -1 for clean latents. With guidance_scale 1 the unconditional half is not
     computed at all.
     """
-    latents, guided = noise, guidance_scale != 1
-    embeds = torch.cat([prompt_embeds, negative_embeds]) if guided else prompt_embeds
+    latents = noise
     for index, (timestep, previous) in enumerate(zip(timesteps, [*timesteps[1:], until], strict=True)):
-        batch = torch.full((len(embeds),), timestep, device=latents.device)
-        prediction = backbone.predict(torch.cat([latents, latents]) if guided else latents, batch, embeds)
-        if guided:
-            conditional, unconditional = prediction.chunk(2)
+        batch = torch.full((len(latents),), timestep, device=latents.device)
+        if guidance_scale == 1:
+            prediction = backbone.predict(latents, batch, prompt_embeds)
+        elif guidance_from == "base":
+            conditional = backbone.predict(latents, batch, prompt_embeds)
+            with lora.active(backbone.unet):
+                unconditional = backbone.predict(latents, batch, negative_embeds)
+            prediction = diffusion.guide(conditional, unconditional, guidance_scale)
+        else:
+            embeds = torch.cat([prompt_embeds, negative_embeds])
+            both = backbone.predict(torch.cat([latents, latents]), torch.cat([batch, batch]), embeds)
+            conditional, unconditional = both.chunk(2)
             prediction = diffusion.guide(conditional, unconditional, guidance_scale)
         latents = diffusion.ddim_step(backbone.schedule, prediction, latents, timestep, previous)
         report(Progress("denoising", index + 1, len(timesteps)))
@@ -61,7 +69,8 @@ def denoise_in_phases(
         with lora.active(backbone.unet, **acting):
             latents = denoise(
                 backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
-                timesteps=some, until=until, report=_whole(report, timesteps, some),
+                guidance_from=sample.guidance_from, timesteps=some, until=until,
+                report=_whole(report, timesteps, some),
             )  # fmt: skip
     return latents
 

@@ -24,7 +24,7 @@ from customttt import compose, influence, learn, lora, media, metrics, rivals, s
 from customttt.backbones import Backbone
 from customttt.compare import METHODS
 from customttt.concept import Concept, Kind
-from customttt.config import ADAPTED, TrainConfig, digest
+from customttt.config import ADAPTED, GuidanceFrom, TrainConfig, digest
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import judge, score, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
@@ -66,6 +66,7 @@ INFLUENCE: dict[Kind, list[influence.Pair]] = {
 }  # fmt: skip
 """Prompts, and what some blocks read instead: another subject, or another movement of the same."""
 KINDS: tuple[Kind, Kind] = ("appearance", "motion")
+SOURCES: tuple[GuidanceFrom, GuidanceFrom] = ("loras", "base")
 Say = Callable[[str], None]
 Subject = tuple[str, tuple[str, str]]
 Learning = Mapping[Kind, Mapping[str, Any]]
@@ -144,11 +145,22 @@ def _rests(waits: float, until: float, learning: Learning = THROUGHOUT) -> Arm:
     """Both LoRAs, the motion's alone up to the first share of the denoising, the appearance's from the second on."""
 
     def change(recipe: VideoRecipe) -> VideoRecipe:
-        plain = DIRECT.change(recipe)
+        plain = OWN.change(recipe)
         return replace(plain, sample=plain.sample.but(appearance_from=waits, motion_until=until))
 
     learned = ", learned at all noise" if learning else ""
     return Arm(f"appearance from {waits:.0%}, motion until {until:.0%}{learned}", change, learning)
+
+
+def _guided(arm: Arm, source: GuidanceFrom) -> Arm:
+    """The same, with another unconditional half of guidance."""
+
+    def change(recipe: VideoRecipe) -> VideoRecipe:
+        found = arm.change(recipe)
+        return replace(found, sample=found.sample.but(guidance_from=source))
+
+    where = "away from the base alone" if source == "base" else "as usual"
+    return replace(arm, title=f"{arm.title}, guidance {where}", change=change)
 
 
 LEARNING: dict[str, Learning] = {
@@ -180,7 +192,7 @@ TABLES: dict[str, dict[str, Arm]] = {
         "s26t17": _layers((2, 6), (1, 7)),
         "s01t17": _layers((0, 1), (1, 7)),
     },
-    "rest": {"direct": replace(DIRECT, title="both LoRAs throughout")}
+    "rest": {"throughout": replace(_rests(0.0, 1.0), title="both LoRAs throughout")}
     | {
         f"rest{waits}-{until}": _rests(waits, until)
         for waits, until in ((0.0, 0.4), (0.0, 0.67), (0.0, 0.8), (0.2, 1.0), (0.2, 0.67), (0.4, 0.67))
@@ -189,6 +201,11 @@ TABLES: dict[str, dict[str, Arm]] = {
         f"own{waits}-{until}": _rests(waits, until, {})
         for waits in (0.2, 0.4, 0.53, 0.6)
         for until in (0.67, 0.74, 0.8)
+    },
+    "guidance": {
+        f"{name}-{source}": _guided(METHOD_ARMS[name], source)
+        for name in ("direct", "untrained", "appearance", "motion")
+        for source in SOURCES
     },
     "learning": {"untrained": replace(OWN, title="the base's own")}
     | {
