@@ -50,8 +50,8 @@ def test_two_processes_share_the_work(small: study.Study) -> None:
 
 
 def test_the_report_holds_means_intervals_and_pictures(small: study.Study, tmp_path: Path) -> None:
-    small.run(["ttt"])
-    report.write(small, ["ttt"], tmp_path / "docs" / "study.md", "python -m customttt.tiny.study")
+    small.run(["ttt", study.BLOCKS])
+    report.write(small, ["ttt", study.BLOCKS], tmp_path / "docs" / "study.md", "python -m customttt.tiny.study")
     text = (tmp_path / "docs" / "study.md").read_text()
     assert "| brief | 1.50 (1.00 to 2.00) |" in text
     assert "| brief | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |" in text  # as much as each LoRA does alone
@@ -67,13 +67,23 @@ def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest
     titles: dict[Path, set[str]] = {}
     for arm in (arm for table in study.TABLES.values() for arm in table.values()):
         titles.setdefault(small.video(small.size.cells()[0], arm), set()).add(arm.title)
+    away = "guidance away from the base alone"
     assert [one for one in titles.values() if len(one) > 1] == [  # the same in several tables
-        {"both LoRAs, no test-time training", "the base's own layers", "both LoRAs throughout"},
-        {"the base's own way, no test-time training", "the base's own", "appearance from 20%, motion until 67%"},
+        {"appearance LoRA alone", f"appearance LoRA alone, {away}"},
+        {"motion LoRA alone", f"motion LoRA alone, {away}"},
+        {
+            "both LoRAs, no test-time training", "both LoRAs, no test-time training, guidance as usual",
+            "the base's own layers",
+        },
+        {
+            "the base's own way, no test-time training", f"the base's own way, no test-time training, {away}",
+            "the base's own", "appearance from 40%, motion until 67%",
+        },
         {"CustomTTT as published", "the paper's recipe"},
         {"CustomTTT, ours", "ours"},
-        {"appearance from 20%, motion until 67%, learned at all noise", "the motion at all noise"},
-    ]
+        {"both LoRAs throughout", f"both LoRAs, no test-time training, {away}"},
+        {"appearance from 40%, motion until 67%, learned at all noise", "the motion at all noise"},
+    ]  # fmt: skip
 
 
 def test_pairings_are_of_what_the_base_has_never_seen() -> None:

@@ -46,7 +46,8 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
         "the clip's; the others are shares of videos. In brackets: 95 % intervals, bootstrapped over pairings.",
         "",
     ]
-    for name in tables:
+    compared = [name for name in tables if name in TABLES]
+    for name in compared:
         arms = {key: arm for key, arm in TABLES[name].items() if any(study.scores(cell, arm) for cell in size.cells())}
         cells = [cell for cell in size.cells() if all(study.scores(cell, arm) for arm in arms.values())]
         if arms and cells:
@@ -54,7 +55,7 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
             lines += _missing(study, [arm.title for key, arm in TABLES[name].items() if key not in arms], cells)
     for kind in INFLUENCE:
         lines += _influence(study, kind, path)
-    lines += _pictures(study, TABLES[tables[0]], path)
+    lines += _pictures(study, TABLES[compared[0]], path) if compared else []
     path.write_text("\n".join(lines))
 
 
@@ -133,6 +134,8 @@ def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell], groups:
 def _influence(study: Study, kind: Kind, path: Path) -> list[str]:
     """What each block carries: a table, a chart, and the smallest set."""
     found = study.carried(kind)
+    if found is None:
+        return []
     bars = [("all" if len(one.layers) > 1 else str(one.layers[0]), one.effect) for one in found["alone"]]
     file = path.parent / f"{path.stem}-influence-{kind}.png"
     media.write_png(file, sheets.bar_chart(bars, f"what a block carries of the {kind}: score minus null"))

@@ -66,6 +66,8 @@ INFLUENCE: dict[Kind, list[influence.Pair]] = {
 }  # fmt: skip
 """Prompts, and what some blocks read instead: another subject, or another movement of the same."""
 KINDS: tuple[Kind, Kind] = ("appearance", "motion")
+BLOCKS = "influence"
+"""Stands among the tables for the prompt influence of each block."""
 SOURCES: tuple[GuidanceFrom, GuidanceFrom] = ("loras", "base")
 Say = Callable[[str], None]
 Subject = tuple[str, tuple[str, str]]
@@ -270,7 +272,7 @@ class Study:
 
     def run(self, tables: Sequence[str], share: tuple[int, int] = (1, 1)) -> None:
         """Render and score what is missing; `share` (i, n) is the i-th of n processes on the same folder."""
-        arms = {name: arm for table in tables for name, arm in TABLES[table].items()}
+        arms = {name: arm for table in tables if table in TABLES for name, arm in TABLES[table].items()}
         mine = [cell for cell in self.size.cells() if cell.pairing % share[1] == share[0] - 1]
         todo = [(cell, arm) for cell in mine for arm in arms.values()]
         began, first = time.monotonic(), None
@@ -282,22 +284,30 @@ class Study:
             each = (time.monotonic() - began) / (done + 1 - first)
             left = each * (len(todo) - done - 1) / 60
             self.say(f"{done + 1} of {len(todo)}: {arm.title}; {cell}; {left:.0f} minutes left")
+        for kind in KINDS[share[0] - 1 :: share[1]] if BLOCKS in tables else ():
+            self.measure_influence(kind)
 
-    def carried(self, kind: Kind) -> dict[str, list[influence.Influence]]:
+    def measure_influence(self, kind: Kind) -> None:
         """What each block carries alone, and the smallest set that carries nine tenths; measured once."""
-        pairs = INFLUENCE[kind][: self.size.pairings]
-        name = f"influence-{kind}-{len(pairs)}-{self.size.seeds}-{self.backbone.fingerprint}"
-        known = self.ledger.get(name)
-        if known is None:
+        pairs, name = self._influence(kind)
+        if self.ledger.get(name) is None:
             self.say(f"prompt influence of the {kind}")
             measured = influence.Study(self.backbone, pairs, judge.shows, self.size.seeds)
             found = {"alone": measured.per_layer(), "chosen": measured.select()}
-            known = {key: [asdict(one) for one in some] for key, some in found.items()}
-            self.ledger.put(name, **known)
-        return {
+            self.ledger.put(name, **{key: [asdict(one) for one in some] for key, some in found.items()})
+
+    def carried(self, kind: Kind) -> dict[str, list[influence.Influence]] | None:
+        """What `measure_influence` found; None where it has not."""
+        known = self.ledger.get(self._influence(kind)[1])
+        return known and {
             key: [influence.Influence(tuple(one["layers"]), stats.Estimate(**one["effect"])) for one in some]
             for key, some in known.items()
         }
+
+    def _influence(self, kind: Kind) -> tuple[list[influence.Pair], str]:
+        """The pairs of prompts, and what the measurement is kept under."""
+        pairs = INFLUENCE[kind][: self.size.pairings]
+        return pairs, f"influence-{kind}-{len(pairs)}-{self.size.seeds}-{self.backbone.fingerprint}"
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -436,7 +446,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m customttt.tiny.study", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of everything that is made")
     parser.add_argument("--base", default="tiny", help="tiny, or the folder of an exported checkpoint")
-    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--tables", nargs="+", default=[*TABLES, BLOCKS], choices=[*TABLES, BLOCKS])
     parser.add_argument("--share", default="1/1", help="which part of the work this process does: 1/2, 2/2")
     parser.add_argument("--pairings", type=int, default=Size().pairings)
     parser.add_argument("--scenes", type=int, default=Size().scenes)
