@@ -28,10 +28,9 @@ def _untrained(recipe: VideoRecipe) -> VideoRecipe:
     return replace(recipe, ttt=recipe.ttt.but(steps=0))
 
 
-def _plain(recipe: VideoRecipe, appearance_from: float = 0.0, motion_until: float = 1.0) -> VideoRecipe:
-    """Without test-time training, sampled as published, and with both LoRAs throughout unless said otherwise."""
-    sample = recipe.sample.as_published().but(appearance_from=appearance_from, motion_until=motion_until)
-    return replace(_untrained(recipe), sample=sample)
+def _plain(recipe: VideoRecipe, **parts: float) -> VideoRecipe:
+    """Without test-time training, sampled as published but for the LoRAs' `parts` of the denoising."""
+    return replace(_untrained(recipe), sample=recipe.sample.as_published().but(**parts))
 
 
 def _without(*kinds: str) -> Callable[[VideoRecipe], VideoRecipe]:

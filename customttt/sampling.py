@@ -34,24 +34,35 @@ def denoise(
     `until` is where the last step leads, -1 for clean latents. With guidance_scale 1 the unconditional half is not
     computed at all.
     """
-    latents = noise
+    latents, embeds = noise, torch.cat([prompt_embeds, negative_embeds])
     for index, (timestep, previous) in enumerate(zip(timesteps, [*timesteps[1:], until], strict=True)):
         batch = torch.full((len(latents),), timestep, device=latents.device)
         if guidance_scale == 1:
             prediction = backbone.predict(latents, batch, prompt_embeds)
-        elif guidance_from == "base":
-            conditional = backbone.predict(latents, batch, prompt_embeds)
-            with lora.active(backbone.unet):
-                unconditional = backbone.predict(latents, batch, negative_embeds)
-            prediction = diffusion.guide(conditional, unconditional, guidance_scale)
         else:
-            embeds = torch.cat([prompt_embeds, negative_embeds])
-            both = backbone.predict(torch.cat([latents, latents]), torch.cat([batch, batch]), embeds)
-            conditional, unconditional = both.chunk(2)
-            prediction = diffusion.guide(conditional, unconditional, guidance_scale)
+            halves = _halves(backbone, latents, batch, embeds, guidance_from)
+            prediction = diffusion.guide(*halves, guidance_scale)
         latents = diffusion.ddim_step(backbone.schedule, prediction, latents, timestep, previous)
         report(Progress("denoising", index + 1, len(timesteps)))
     return latents
+
+
+def _halves(
+    backbone: Backbone,
+    latents: diffusion.Latents,
+    timesteps: diffusion.Timesteps,
+    embeds: Float[Tensor, "n l d"],
+    guidance_from: GuidanceFrom,
+) -> tuple[diffusion.Latents, diffusion.Latents]:
+    """The conditional and the unconditional prediction; `embeds` are those of the prompts, then the negative ones."""
+    if guidance_from == "base":
+        prompt_embeds, negative_embeds = embeds.chunk(2)
+        conditional = backbone.predict(latents, timesteps, prompt_embeds)
+        with lora.active(backbone.unet):
+            return conditional, backbone.predict(latents, timesteps, negative_embeds)
+    both = backbone.predict(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), embeds)
+    conditional, unconditional = both.chunk(2)
+    return conditional, unconditional
 
 
 def denoise_in_phases(

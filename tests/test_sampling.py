@@ -25,17 +25,20 @@ def backbone(learned: Path, tiny_random_base: Path) -> Backbone:
     return made
 
 
+def noise(backbone: Backbone) -> Tensor:
+    return torch.randn(1, *backbone.latent_shape(2, 64), generator=torch.Generator().manual_seed(0))
+
+
 def sampled(backbone: Backbone, guidance_from: str, adapted: bool = True) -> Tensor:
-    noise = torch.randn(1, *backbone.latent_shape(2, 64), generator=torch.Generator().manual_seed(0))
     embeds = backbone.embed(["A koala."]), backbone.embed([""])
     with lora.active(backbone.unet, **({"appearance": 1.0} if adapted else {})):
         return denoise(
-            backbone, noise, *embeds, guidance_scale=SCALE, guidance_from=guidance_from, timesteps=STEPS
+            backbone, noise(backbone), *embeds, guidance_scale=SCALE, guidance_from=guidance_from, timesteps=STEPS
         )  # fmt: skip
 
 
 def test_guidance_from_the_base_leads_away_from_what_has_no_lora(backbone: Backbone) -> None:
-    latents = torch.randn(1, *backbone.latent_shape(2, 64), generator=torch.Generator().manual_seed(0))
+    latents = noise(backbone)
     with torch.no_grad():
         for step, previous in zip(STEPS, [*STEPS[1:], -1], strict=True):
             at = torch.tensor([step])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from accelerate import Accelerator
 from jaxtyping import Float
@@ -68,7 +68,6 @@ INFLUENCE: dict[Kind, list[influence.Pair]] = {
 KINDS: tuple[Kind, Kind] = ("appearance", "motion")
 BLOCKS = "influence"
 """Stands among the tables for the prompt influence of each block."""
-SOURCES: tuple[GuidanceFrom, GuidanceFrom] = ("loras", "base")
 Say = Callable[[str], None]
 Subject = tuple[str, tuple[str, str]]
 Learning = Mapping[Kind, Mapping[str, Any]]
@@ -143,26 +142,26 @@ CHOICES: dict[str, dict[str, Any]] = {
 DIRECT, OWN = METHOD_ARMS["direct"], METHOD_ARMS["untrained"]
 
 
-def _rests(waits: float, until: float, learning: Learning = THROUGHOUT) -> Arm:
-    """Both LoRAs, the motion's alone up to the first share of the denoising, the appearance's from the second on."""
+def _sampled(arm: Arm, title: str, **changes: Any) -> Arm:
+    """The same with another title and some settings of sampling changed."""
 
     def change(recipe: VideoRecipe) -> VideoRecipe:
-        plain = OWN.change(recipe)
-        return replace(plain, sample=plain.sample.but(appearance_from=waits, motion_until=until))
+        found = arm.change(recipe)
+        return replace(found, sample=found.sample.but(**changes))
 
-    learned = ", learned at all noise" if learning else ""
-    return Arm(f"appearance from {waits:.0%}, motion until {until:.0%}{learned}", change, learning)
+    return replace(arm, title=title, change=change)
+
+
+def _rests(waits: float, until: float, learning: Learning = THROUGHOUT) -> Arm:
+    """Both LoRAs, the motion's alone up to the first share of the denoising, the appearance's from the second on."""
+    title = f"appearance from {waits:.0%}, motion until {until:.0%}{', learned at all noise' if learning else ''}"
+    return _sampled(replace(OWN, learning=learning), title, appearance_from=waits, motion_until=until)
 
 
 def _guided(arm: Arm, source: GuidanceFrom) -> Arm:
     """The same, with another unconditional half of guidance."""
-
-    def change(recipe: VideoRecipe) -> VideoRecipe:
-        found = arm.change(recipe)
-        return replace(found, sample=found.sample.but(guidance_from=source))
-
     where = "away from the base alone" if source == "base" else "as usual"
-    return replace(arm, title=f"{arm.title}, guidance {where}", change=change)
+    return _sampled(arm, f"{arm.title}, guidance {where}", guidance_from=source)
 
 
 LEARNING: dict[str, Learning] = {
@@ -207,7 +206,7 @@ TABLES: dict[str, dict[str, Arm]] = {
     "guidance": {
         f"{name}-{source}": _guided(METHOD_ARMS[name], source)
         for name in ("direct", "untrained", "appearance", "motion")
-        for source in SOURCES
+        for source in get_args(GuidanceFrom)
     },
     "learning": {"untrained": replace(OWN, title="the base's own")}
     | {
