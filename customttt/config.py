@@ -11,12 +11,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from customttt.errors import UsageError
 
-GuidanceFrom = Literal["loras", "base"]
-"""What predicts the unconditional half of guidance: the base with the LoRAs or without them."""
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """How the names of the linears end that the paper gives a LoRA: all of attention and feed-forward [S]."""
 
@@ -56,10 +54,13 @@ class _Settings:
 
     @classmethod
     def from_dict(cls: type[Settings], data: Mapping[str, Any]) -> Settings:
-        """Raises UsageError for an unknown field."""
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        if unknown := set(data) - known:
+        """Raises UsageError for an unknown field, or a word where a field knows only others."""
+        known = get_type_hints(cls)
+        if unknown := set(data) - set(known):
             raise UsageError(f"The recipe has unknown settings: {', '.join(sorted(unknown))}.")
+        for name, value in data.items():
+            if get_origin(known[name]) is Literal and value not in (words := get_args(known[name])):
+                raise UsageError(f"{name.replace('_', ' ')} is {value!r}; it must be {' or '.join(words)}.")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
 
     def but(self: Settings, **changes: Any) -> Settings:
@@ -179,9 +180,10 @@ class SampleConfig(_Settings):
     """DDIM steps [S]."""
     guidance_scale: float = 9.0
     """Classifier-free guidance [S]; 1 is none."""
-    guidance_from: GuidanceFrom = "loras"
-    """As usual with the LoRAs; or without, which is autoguidance (arXiv 2406.02507; for one LoRA 2410.03941): what the
-    LoRAs have learned is strengthened with the prompt."""
+    unconditional_scale: float = 1.0
+    """Of both LoRAs in the unconditional half of guidance. 1 is usual; 0 predicts that half by the base without them,
+    which is autoguidance (arXiv 2406.02507; for one LoRA 2410.03941): what they have learned is strengthened with the
+    prompt. Between is ours."""
     size: int = 256
     """Height and width in pixels [S]."""
     fps: int = 8
@@ -196,7 +198,7 @@ class SampleConfig(_Settings):
 
     def as_published(self) -> SampleConfig:
         """Both LoRAs act throughout, and in both halves of guidance, as everywhere else."""
-        return replace(self, guidance_from="loras", appearance_from=0.0, motion_until=1.0)
+        return replace(self, unconditional_scale=1.0, appearance_from=0.0, motion_until=1.0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.appearance_from < 1:
@@ -205,6 +207,8 @@ class SampleConfig(_Settings):
             raise UsageError(f"motion until is {self.motion_until:g}; it must be a share above 0, at most 1.")
         _at_least(1, frames=self.num_frames, steps=self.num_inference_steps, fps=self.fps, magnify=self.magnify)
         _at_least(1, guidance=self.guidance_scale)
+        if not 0 <= self.unconditional_scale <= 1:
+            raise UsageError(f"unconditional scale is {self.unconditional_scale:g}; it must be from 0 to 1.")
         _at_least(8, size=self.size)
 
 

@@ -88,6 +88,15 @@ def active(unet: nn.Module, **scales: float) -> Iterator[None]:
 
 
 @contextmanager
+def weaker(unet: nn.Module, factor: float) -> Iterator[None]:
+    """Let the adapters that act here act at `factor` of their scale."""
+    layers = [layer for _, layer in _layers(unet)] if factor else []
+    acting = {name: layer.scaling[name] for layer in layers for name in layer.active_adapters if name in layer.lora_A}
+    with active(unet, **{name: factor * scale for name, scale in acting.items()}):
+        yield
+
+
+@contextmanager
 def trainable(parameters: Iterable[nn.Parameter], wanted: bool = True) -> Iterator[None]:
     """Let gradients reach these parameters, and only while the context lasts; or, if not `wanted`, only outside."""
     chosen = list(parameters)

@@ -141,8 +141,8 @@ class VideoRecipe:
         ]  # fmt: skip
         if self.ttt.reference_schedule == "truncated":
             parts.append(self.sample.num_inference_steps)
-        if self.sample.guidance_from != "loras":
-            parts.append(self.sample.guidance_from)
+        if self.sample.unconditional_scale < 1:
+            parts.append(self.sample.unconditional_scale)
         return digest(parts)
 
     def with_seed(self, seed: int) -> VideoRecipe:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from customttt import diffusion, lora
 from customttt.backbones import Backbone
-from customttt.config import GuidanceFrom, SampleConfig
+from customttt.config import SampleConfig
 from customttt.train import Progress, Report, silent
 
 
@@ -24,7 +24,7 @@ def denoise(
     negative_embeds: Float[Tensor, "b l d"],
     *,
     guidance_scale: float,
-    guidance_from: GuidanceFrom = "loras",
+    unconditional_scale: float = 1.0,
     timesteps: list[int],
     until: int = -1,
     report: Report = silent,
@@ -40,7 +40,7 @@ def denoise(
         if guidance_scale == 1:
             prediction = backbone.predict(latents, batch, prompt_embeds)
         else:
-            halves = _halves(backbone, latents, batch, embeds, guidance_from)
+            halves = _halves(backbone, latents, batch, embeds, unconditional_scale)
             prediction = diffusion.guide(*halves, guidance_scale)
         latents = diffusion.ddim_step(backbone.schedule, prediction, latents, timestep, previous)
         report(Progress("denoising", index + 1, len(timesteps)))
@@ -52,13 +52,13 @@ def _halves(
     latents: diffusion.Latents,
     timesteps: diffusion.Timesteps,
     embeds: Float[Tensor, "n l d"],
-    guidance_from: GuidanceFrom,
+    unconditional_scale: float,
 ) -> tuple[diffusion.Latents, diffusion.Latents]:
     """The conditional and the unconditional prediction; `embeds` are those of the prompts, then the negative ones."""
-    if guidance_from == "base":
+    if unconditional_scale < 1:
         prompt_embeds, negative_embeds = embeds.chunk(2)
         conditional = backbone.predict(latents, timesteps, prompt_embeds)
-        with lora.active(backbone.unet):
+        with lora.weaker(backbone.unet, unconditional_scale):
             return conditional, backbone.predict(latents, timesteps, negative_embeds)
     both = backbone.predict(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), embeds)
     conditional, unconditional = both.chunk(2)
@@ -80,7 +80,7 @@ def denoise_in_phases(
         with lora.active(backbone.unet, **acting):
             latents = denoise(
                 backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
-                guidance_from=sample.guidance_from, timesteps=some, until=until,
+                unconditional_scale=sample.unconditional_scale, timesteps=some, until=until,
                 report=_whole(report, timesteps, some),
             )  # fmt: skip
     return latents

@@ -106,7 +106,7 @@ class Teacher:
         generator: torch.Generator,
     ) -> None:
         self.backbone, self.kind, self.prompts, self.empty = backbone, kind, prompts, empty
-        self.config, self.generator, self.guidance_from = config, generator, sample.guidance_from
+        self.config, self.generator, self.weaker = config, generator, sample.unconditional_scale
         self.shape = backbone.latent_shape(sample.num_frames, sample.size)
         self.timesteps, self.until = reference_timesteps(backbone.schedule, config, sample)
         self.pool: list[Reference] = []
@@ -131,7 +131,7 @@ class Teacher:
         with self._acting():
             latents = denoise(
                 self.backbone, noise, prompt, self.empty, timesteps=self.timesteps, until=self.until,
-                guidance_scale=self.config.reference_guidance, guidance_from=self.guidance_from,
+                guidance_scale=self.config.reference_guidance, unconditional_scale=self.weaker,
             )  # fmt: skip
         return Reference(latents, prompt)
 

@@ -26,7 +26,7 @@ from customttt.recipe import Ingredient, VideoRecipe
 
 RECIPE = VideoRecipe(
     Ingredient("koala", "koala", "a" * 64), Ingredient("swimming", "swimming", "b" * 64), "on Mars", "tiny", "f",
-    TTTConfig(), SampleConfig(motion_until=0.8, guidance_from="base"),
+    TTTConfig(), SampleConfig(motion_until=0.8, unconditional_scale=0.5),
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_every_method_is_the_recipe_it_says() -> None:
     assert [name for name, one in made.items() if one.ttt.steps] == ["published", "customttt"]
     resting = ("base", "appearance", "motion", "switch", "untrained", "customttt")
     assert [name for name, one in made.items() if one.sample.motion_until < 1] == list(resting)
-    assert [name for name, one in made.items() if one.sample.guidance_from == "base"] == [
+    assert [name for name, one in made.items() if one.sample.unconditional_scale < 1] == [
         "base", "appearance", "motion", "untrained", "customttt"
     ]  # fmt: skip
     assert {one.target_prompt for one in made.values()} == {"A koala is swimming on Mars."}

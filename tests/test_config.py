@@ -25,7 +25,14 @@ def test_learning_with_impossible_numbers_is_refused(change: dict[str, object], 
         TrainConfig(layers=(2, 6), learning_rate=1e-5).but(**change)
 
 
-@pytest.mark.parametrize("change", [{"num_frames": 0}, {"guidance_scale": 0.5}, {"num_inference_steps": 0}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_frames": 0}, {"guidance_scale": 0.5}, {"num_inference_steps": 0},
+        {"unconditional_scale": 1.5}, {"unconditional_scale": -0.1}, {"unconditional_scale": float("nan")},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_sampling_with_impossible_numbers_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         SampleConfig().but(**change)
@@ -35,6 +42,11 @@ def test_test_time_training_may_have_zero_steps_but_not_fewer() -> None:
     assert TTTConfig().but(steps=0).steps == 0
     with pytest.raises(UsageError, match="ttt steps is -1"):
         TTTConfig().but(steps=-1)
+
+
+def test_a_word_that_is_no_choice_is_refused() -> None:
+    with pytest.raises(UsageError, match="reference schedule is 'half'; it must be full or truncated"):
+        TTTConfig.from_dict({"reference_schedule": "half"})
 
 
 def test_settings_survive_json() -> None:

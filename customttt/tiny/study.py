@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from accelerate import Accelerator
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from customttt import compose, influence, learn, lora, media, metrics, rivals, s
 from customttt.backbones import Backbone
 from customttt.compare import METHODS
 from customttt.concept import Concept, Kind
-from customttt.config import ADAPTED, GuidanceFrom, TrainConfig, digest
+from customttt.config import ADAPTED, TrainConfig, digest
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import judge, score, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
@@ -158,10 +158,9 @@ def _rests(waits: float, until: float, learning: Learning = THROUGHOUT) -> Arm:
     return _sampled(replace(OWN, learning=learning), title, appearance_from=waits, motion_until=until)
 
 
-def _guided(arm: Arm, source: GuidanceFrom) -> Arm:
-    """The same, with another unconditional half of guidance."""
-    where = "away from the base alone" if source == "base" else "as usual"
-    return _sampled(arm, f"{arm.title}, guidance {where}", guidance_from=source)
+def _guided(arm: Arm, scale: float) -> Arm:
+    """The same, with the LoRAs at another scale in the unconditional half of guidance."""
+    return _sampled(arm, f"{arm.title}, {scale:.0%} in the unconditional half", unconditional_scale=scale)
 
 
 LEARNING: dict[str, Learning] = {
@@ -204,9 +203,9 @@ TABLES: dict[str, dict[str, Arm]] = {
         for until in (0.67, 0.74, 0.8)
     },
     "guidance": {
-        f"{name}-{source}": _guided(METHOD_ARMS[name], source)
+        f"{name}-{scale}": _guided(METHOD_ARMS[name], scale)
         for name in ("direct", "untrained", "appearance", "motion")
-        for source in get_args(GuidanceFrom)
+        for scale in (1.0, 0.75, 0.5, 0.25, 0.0)
     },
     "learning": {"untrained": replace(OWN, title="the base's own")}
     | {
