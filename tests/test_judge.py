@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from customttt import metrics, stats
-from customttt.tiny import judge, score, world
+from customttt.tiny import judge, lessons, score, world
 
 POOL = judge.Pool
 
@@ -53,7 +53,7 @@ def test_the_judge_reads_clips_of_any_size(clips: world.Clips) -> None:
 
 def test_the_wrong_subject_is_less_alike() -> None:
     koala, tiger, purple = score.references([("koala", ("", "")), ("tiger", ("", "")), ("koala", ("purple", "crown"))])
-    again = judge.load().look(score.render([score.Content("koala", "jumping", "on Mars")], 5).video).identity[0]
+    again = judge.load().look(lessons.render([lessons.Content("koala", "jumping", "on Mars")], 5).video).identity[0]
     assert again @ koala > again @ purple
     assert again @ koala > again @ tiger
 
@@ -125,9 +125,9 @@ def test_a_calibrated_guess_has_no_calibration_error() -> None:
 
 def test_there_are_twelve_of_each_held_out() -> None:
     for kind in ("look", "noun", "movement"):
-        items = score.held_out(kind)
+        items = lessons.held_out(kind)
         assert len({(c.noun, c.movement, c.look) for c in items}) == 12
-    assert all(c.look in world.HELD_OUT_LOOKS for c in score.held_out("look"))
+    assert all(c.look in world.HELD_OUT_LOOKS for c in lessons.held_out("look"))
 
 
 def test_the_card_takes_the_numbers_between_its_marks(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from customttt import evaluate, extractors, metrics, tracks
 from customttt.errors import BaseUnavailableError
 from customttt.evaluate import CLIP_I, CLIP_T, CONSISTENCY, DINO_I, FIDELITY, Candidate
 from customttt.media import Frames
-from customttt.tiny import known, score
+from customttt.tiny import known, lessons
 
 WORDS = {"a red square.": (255, 0, 0), "a green square.": (0, 255, 0)}
 
@@ -239,7 +239,7 @@ def test_the_interval_is_over_videos_and_over_groups_where_there_are_several() -
 def rendered(noun: str, movement: str, scene: str, seed: int = 3) -> Frames:
     from customttt.compose import to_frames
 
-    return to_frames(score.render([score.Content(noun, movement, scene)], seed, vary=0.0).video)
+    return to_frames(lessons.render([lessons.Content(noun, movement, scene)], seed, vary=0.0).video)
 
 
 def test_the_judge_stands_in_on_tinys_world_and_is_not_called_clip() -> None:

@@ -67,21 +67,21 @@ def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest
     titles: dict[Path, set[str]] = {}
     for arm in (arm for table in study.TABLES.values() for arm in table.values()):
         titles.setdefault(small.video(small.size.cells()[0], arm), set()).add(arm.title)
-    away = "guidance away from the base alone"
     assert [one for one in titles.values() if len(one) > 1] == [  # the same in several tables
-        {"appearance LoRA alone", f"appearance LoRA alone, {away}"},
-        {"motion LoRA alone", f"motion LoRA alone, {away}"},
+        {"appearance LoRA alone", "appearance LoRA alone, 0% in the unconditional half"},
+        {"motion LoRA alone", "motion LoRA alone, 0% in the unconditional half"},
         {
-            "both LoRAs, no test-time training", "both LoRAs, no test-time training, guidance as usual",
+            "both LoRAs, no test-time training", "both LoRAs, no test-time training, 100% in the unconditional half",
             "the base's own layers",
         },
         {
-            "the base's own way, no test-time training", f"the base's own way, no test-time training, {away}",
+            "the base's own way, no test-time training",
+            "the base's own way, no test-time training, 0% in the unconditional half",
             "the base's own", "appearance from 40%, motion until 67%",
         },
         {"CustomTTT as published", "the paper's recipe"},
         {"CustomTTT, ours", "ours"},
-        {"both LoRAs throughout", f"both LoRAs, no test-time training, {away}"},
+        {"both LoRAs throughout", "both LoRAs, no test-time training, 0% in the unconditional half"},
         {"appearance from 40%, motion until 67%, learned at all noise", "the motion at all noise"},
     ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from customttt import media, sheets, stats
 from customttt.compose import to_frames
 from customttt.concept import Kind
-from customttt.tiny import score, world
+from customttt.tiny import lessons, world
 from customttt.tiny.study import INFLUENCE, MEASURES, TABLES, Arm, Cell, Study, judged
 
 TITLES = {
@@ -162,8 +162,8 @@ def _influence(study: Study, kind: Kind, path: Path) -> list[str]:
 def _truth(cell: Cell) -> dict[str, float]:
     """What the judge says of the world's own render of a cell."""
     noun, look = cell.subject
-    content = score.Content(noun, cell.movement, cell.scene, look)
-    video = score.render([content], 600 + cell.seed, vary=0.0).video
+    content = lessons.Content(noun, cell.movement, cell.scene, look)
+    video = lessons.render([content], 600 + cell.seed, vary=0.0).video
     return judged(to_frames(video), cell)
 
 
@@ -186,8 +186,8 @@ def _pictures(study: Study, arms: Mapping[str, Arm], path: Path) -> list[str]:
 def _sheet(cell: Cell, made: Mapping[str, Path], title: str) -> media.Pixels:
     """The pictures, the clip and every video (title -> file) of a cell."""
     rows = [
-        ("the pictures", [one.pixels for one in score.pictures(*cell.subject)]),
-        ("the clip", list(score.clip(cell.movement).frames)),
+        ("the pictures", [one.pixels for one in lessons.pictures(*cell.subject)]),
+        ("the clip", list(lessons.clip(cell.movement).frames)),
     ]
     rows += [(textwrap.fill(name, 18), list(media.read_frames(video)[0])) for name, video in made.items()]
     return sheets.contact_sheet(rows, 96, title)

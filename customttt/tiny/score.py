@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,7 +18,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,17 +26,16 @@ from customttt import learn, lora, media, metrics, sampling, sheets, stats, trai
 from customttt.backbones import Backbone, Video
 from customttt.compose import to_frames
 from customttt.concept import Kind
-from customttt.config import TrainConfig, digest
-from customttt.recipe import sentence, with_article
+from customttt.config import digest
 from customttt.tiny import TINY_PATH, judge, world
-from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, captions
+from customttt.tiny.demo import PICTURE_SCENES, STILL
 from customttt.tiny.ledger import Ledger
+from customttt.tiny.lessons import MOVEMENTS, SCENES, Content, Say, School, held_out, render
 
 CARD, GALLERY = TINY_PATH / "MODEL_CARD.md", TINY_PATH / "learned.png"
 MARKS = "<!-- scores -->", "<!-- end of scores -->"
 HEADING = re.compile(r"^(?=\*\*)", re.MULTILINE)
 JUDGED, ASKED, SHOWN = 2000, 200, 24
-SCENES, MOVEMENTS = list(world.SCENES), list(world.MOVEMENTS)
 SETTINGS = [
     ("sliding", "on the grass"),
     ("jumping", "on Mars"),
@@ -51,42 +49,6 @@ OF = {"look": "identity", "noun": "identity", "movement": "track"}
 """What is learned of the world's held-out part, and the measure that says how well."""
 PATH = 0.5
 """A movement whose own clips correlate less than this with themselves has no path."""
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Content:
-    """What one clip of the world shows."""
-
-    noun: str
-    movement: str
-    scene: str
-    look: tuple[str, str] = ("", "")
-
-    @property
-    def prompt(self) -> str:
-        return sentence(world.noun_phrase(self.noun, self.look, name_look=True), self.movement, self.scene)
-
-
-def render(contents: Sequence[Content], seed: int, *, num_frames: int = 8, vary: float = 1.0) -> world.Clips:
-    """The world's own clips of these contents."""
-    noun, look, movement, scene = (
-        torch.tensor(indices)
-        for indices in zip(
-            *(
-                (
-                    world.NOUNS.index(c.noun),
-                    world.LOOKS.index(c.look),
-                    MOVEMENTS.index(c.movement),
-                    SCENES.index(c.scene),
-                )
-                for c in contents
-            ),
-            strict=True,
-        )
-    )
-    generator = torch.Generator().manual_seed(seed)
-    return world.render(noun, look, movement, scene, generator, num_frames=num_frames, vary=vary)
 
 
 @torch.no_grad()
@@ -226,56 +188,15 @@ def score_prompts(backbone: Backbone, out: Path, say: Say, count: int = ASKED) -
     return rows
 
 
-def held_out(kind: str) -> list[Content]:
-    """Twelve of each: what is learned, and how its pictures or its clip show it."""
-    if kind == "look":
-        return [
-            Content(noun, "", "", look)
-            for noun, look in list(product(world.TRAINED_NOUNS, world.HELD_OUT_LOOKS))[:48:4]
-        ]
-    if kind == "noun":
-        return [Content(noun, "", "") for noun in world.HELD_OUT_NOUNS]
-    return [Content(CLIP_NOUN, movement, CLIP_SCENE) for movement in world.HELD_OUT_MOVEMENTS]
-
-
-def pictures(noun: str, look: tuple[str, str], seed: int = 78) -> list[media.Picture]:
-    """Five still pictures of a subject. What their captions say is not learned as the subject: where it is, and that it
-    stands still. A second one leaves that out, so that the looks are not learned as those of who stands still."""
-    shown = [Content(noun, STILL, scene, look) for scene in PICTURE_SCENES]
-    return [
-        media.Picture(scene, to_frames(still[None])[0], captions(noun, scene), "0" * 64)
-        for scene, still in zip(PICTURE_SCENES, render(shown, seed, num_frames=1).video, strict=True)
-    ]
-
-
-def clip(movement: str, seed: int = 78) -> media.Clip:
-    """A dog in the desert that does it."""
-    video = render([Content(CLIP_NOUN, movement, CLIP_SCENE)], seed, vary=0.0).video
-    return media.Clip(movement, to_frames(video), 8.0, "0" * 64)
-
-
-def learned(
-    backbone: Backbone, accelerator: Accelerator, kind: Kind, of: Content, config: TrainConfig, seed: int = 78
-) -> learn.Learned:
-    """A noun and look from `pictures`, or a movement from `clip`, which the world renders with `seed`."""
-    if kind == "motion":
-        words = learn.Wording("movement", of.movement, sentence(with_article(CLIP_NOUN), of.movement, CLIP_SCENE))
-        return learn.motion(backbone, clip(of.movement, seed), words, config, accelerator)
-    words = learn.Wording("subject", of.noun, sentence(with_article(of.noun)))
-    return learn.appearance(backbone, pictures(of.noun, of.look, seed), words, config, accelerator)
-
-
-def learn_one(
-    backbone: Backbone, accelerator: Accelerator, kind: str, content: Content, seed: int
-) -> tuple[dict[str, float], Video]:
+def learn_one(school: School, kind: str, content: Content, seed: int) -> tuple[dict[str, float], Video]:
     """Learn one held-out look, noun or movement and score the same noise before and after; (scores, clips after)."""
     adapter: Kind = "motion" if kind == "movement" else "appearance"
     if kind == "movement":
         asked = [Content(noun, content.movement, scene) for noun, scene in ACTORS]
     else:
         asked = [Content(content.noun, movement, scene) for movement, scene in SETTINGS]
-    config = getattr(backbone.defaults, adapter).but(seed=seed)
-    weights = learned(backbone, accelerator, adapter, content, config, 78 + seed).weights
+    backbone = school.backbone
+    weights, _ = school.learned(adapter, content, getattr(backbone.defaults, adapter).but(seed=seed))
     lora.restore(backbone.unet, adapter, weights)
     try:
         before = generate(backbone, asked, 500 + seed)
@@ -331,15 +252,9 @@ def share_of_real(scores: Mapping[str, float], measure: str) -> float:
     return scores[f"after {counted}"] / scores[f"real {counted}"]
 
 
-def _file_name(content: Content) -> str:
-    return "-".join([content.noun, content.movement, *content.look]).replace(" ", "_").strip("-")
-
-
 def score_learning(
-    backbone: Backbone,
-    accelerator: Accelerator,
+    school: School,
     out: Path,
-    say: Say,
     items: int = 12,
     seeds: int = 3,
     share: tuple[int, int] = (1, 1),
@@ -348,20 +263,20 @@ def score_learning(
 
     `share` (i, n) is the i-th of n processes on the same folder; what the others have not measured yet is left out.
     """
-    ledger = Ledger(out / "learning.jsonl")
+    ledger, base = Ledger(out / "learning.jsonl"), school.backbone
     cells = [(seed, kind, i) for seed in range(seeds) for i in range(items) for kind in OF]
     done: dict[str, list[tuple[str, dict[str, float]]]] = {kind: [] for kind in OF}
     for number, (seed, kind, i) in enumerate(cells):
         content = held_out(kind)[i]
-        name = _file_name(content)
-        key = f"{kind} {name}, seed {seed}, base {backbone.fingerprint}, settings {_settings(backbone, kind)}"
+        name = content.file_name
+        key = f"{kind} {name}, seed {seed}, base {base.fingerprint}, settings {_settings(base, kind)}"
         if number % share[1] == share[0] - 1 and ledger.get(key) is None:
-            scores, video = learn_one(backbone, accelerator, kind, content, seed)
+            scores, video = learn_one(school, kind, content, seed)
             rows_of_frames = [("", to_frames(clip[None])) for clip in video]
             (out / "learning").mkdir(parents=True, exist_ok=True)
             media.write_png(out / "learning" / f"{kind}-{name}-{seed}.png", sheets.contact_sheet(rows_of_frames, 64))
             ledger.put(key, **scores)
-            say(f"learning: {number + 1} of {len(cells)}, {kind} {name}, seed {seed}")
+            school.say(f"learning: {number + 1} of {len(cells)}, {kind} {name}, seed {seed}")
         if known := ledger.get(key):
             done[kind].append((name, known))
     rows: dict[str, Any] = {}
@@ -403,7 +318,7 @@ def write_card(text: str, card: Path = CARD) -> None:
 
 def write_gallery(out: Path, path: Path = GALLERY) -> None:
     """The clips of the first looks and nouns that were learned, as far as the learning was done in `out`."""
-    names = [f"{kind}-{_file_name(content)}-0.png" for kind in ("look", "noun") for content in held_out(kind)[:3]]
+    names = [f"{kind}-{content.file_name}-0.png" for kind in ("look", "noun") for content in held_out(kind)[:3]]
     found = [out / "learning" / name for name in names if (out / "learning" / name).exists()]
     if found:
         media.write_png(path, sheets.mosaic([media.read_png(file) for file in found], 3))
@@ -424,7 +339,7 @@ def run(
     for part in parts:
         if part == "learning":
             size = (2, 1) if quick else (12, 3)
-            results[part] = score_learning(backbone, accelerator, out, say, *size, share)
+            results[part] = score_learning(School(backbone, accelerator, out / "loras", say), out, *size, share)
             continue
         file = out / f"{part}.json"
         if not file.exists():

@@ -29,6 +29,7 @@ from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import judge, score, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
 from customttt.tiny.ledger import Ledger
+from customttt.tiny.lessons import Content, Say, School, clip, pictures, render
 
 SUBJECTS = [
     ("koala", ("purple", "crown")), ("dog", ("blue", "top hat")), ("cat", ("green", "bow")),
@@ -68,7 +69,6 @@ INFLUENCE: dict[Kind, list[influence.Pair]] = {
 KINDS: tuple[Kind, Kind] = ("appearance", "motion")
 BLOCKS = "influence"
 """Stands among the tables for the prompt influence of each block."""
-Say = Callable[[str], None]
 Subject = tuple[str, tuple[str, str]]
 Learning = Mapping[Kind, Mapping[str, Any]]
 """Changes to settings of learning."""
@@ -352,9 +352,7 @@ class Study:
     def _taught(self, cell: Cell, arm: Arm) -> rivals.Taught:
         """What a rival learns from the pairing's pictures and clip, with the same budget."""
         of = (self._learned("appearance", cell, arm)[1], self._learned("motion", cell, arm)[1])
-        material = rivals.Material(
-            *of, score.pictures(*cell.subject), score.clip(cell.movement), self.backbone.defaults
-        )
+        material = rivals.Material(*of, pictures(*cell.subject), clip(cell.movement), self.backbone.defaults)
         path = self.out / "rivals" / f"{cell.pairing}-{material.key(arm.rival)[:16]}.safetensors"
         if not path.exists():
             self.say(f"{arm.rival} learns {cell.subject} and {cell.movement}")
@@ -389,17 +387,10 @@ class Study:
         return [self._config(kind, arm).changed() for kind in KINDS]
 
     def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> tuple[lora.Weights, Concept]:
-        config = self._config(kind, arm)
-        of = "-".join([cell.subject[0], *cell.subject[1]]) if kind == "appearance" else cell.movement
-        key = digest(config.changed())[:16]
-        path = self.out / "loras" / f"{kind}-{of.replace(' ', '_')}-{key}.safetensors"
-        if not path.exists():
-            self.say(f"learning the {kind} of {of} in layers {','.join(map(str, config.layers))}")
-            content = score.Content(cell.subject[0], cell.movement, "", cell.subject[1])
-            learned = score.learned(self.backbone, self.accelerator, kind, content, config)
-            _write(path.with_suffix(".json"), learned.concept.to_json())
-            _save(learned.weights, path)
-        return lora.load(path), Concept.from_json(path.with_suffix(".json").read_text())
+        school = School(self.backbone, self.accelerator, self.out / "loras", self.say)
+        noun, look = cell.subject
+        of = Content(noun, "", "", look) if kind == "appearance" else Content(CLIP_NOUN, cell.movement, CLIP_SCENE)
+        return school.learned(kind, of, self._config(kind, arm))
 
 
 def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
@@ -408,7 +399,7 @@ def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
     opinion = judge.load().look(compose.to_video(frames))
     cosines = (opinion.identity @ _looks(noun).T)[0]
     mine = world.LOOKS.index(look)
-    truth = score.render([score.Content(CLIP_NOUN, cell.movement, CLIP_SCENE)], 0, vary=0.0).pose[0, :, :2]
+    truth = render([Content(CLIP_NOUN, cell.movement, CLIP_SCENE)], 0, vary=0.0).pose[0, :, :2]
     subject = opinion.names("noun") == [noun] and int(cosines.argmax()) == mine
     movement, scene = opinion.names("movement") == [cell.movement], opinion.names("scene") == [cell.scene]
     return {
@@ -428,16 +419,8 @@ def _looks(noun: str) -> Float[Tensor, "n d"]:
 
 
 def _save(weights: lora.Weights, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    lora.save(weights, aside)
-    aside.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(text)
-    path.with_suffix(".tmp").replace(path)
+    with media.placed(path) as aside:
+        lora.save(weights, aside)
 
 
 def main() -> None:

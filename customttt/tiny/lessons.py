@@ -1,0 +1,126 @@
+"""What the world's held-out part teaches: pictures, clips, and the LoRAs that are learned from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from customttt import learn, lora, media
+from customttt.backbones import Backbone
+from customttt.compose import to_frames
+from customttt.concept import Concept, Kind
+from customttt.config import TrainConfig, digest
+from customttt.recipe import sentence, with_article
+from customttt.tiny import world
+from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, captions
+
+SCENES, MOVEMENTS = list(world.SCENES), list(world.MOVEMENTS)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one clip of the world shows."""
+
+    noun: str
+    movement: str
+    scene: str
+    look: tuple[str, str] = ("", "")
+
+    @property
+    def prompt(self) -> str:
+        return sentence(world.noun_phrase(self.noun, self.look, name_look=True), self.movement, self.scene)
+
+    @property
+    def file_name(self) -> str:
+        """What a file about it is called."""
+        return "-".join([self.noun, self.movement, *self.look]).replace(" ", "_").strip("-")
+
+
+def render(contents: Sequence[Content], seed: int, *, num_frames: int = 8, vary: float = 1.0) -> world.Clips:
+    """The world's own clips of these contents."""
+    noun, look, movement, scene = (
+        torch.tensor(indices)
+        for indices in zip(
+            *(
+                (
+                    world.NOUNS.index(c.noun),
+                    world.LOOKS.index(c.look),
+                    MOVEMENTS.index(c.movement),
+                    SCENES.index(c.scene),
+                )
+                for c in contents
+            ),
+            strict=True,
+        )
+    )
+    generator = torch.Generator().manual_seed(seed)
+    return world.render(noun, look, movement, scene, generator, num_frames=num_frames, vary=vary)
+
+
+def held_out(kind: str) -> list[Content]:
+    """Twelve of each: what is learned, and how its pictures or its clip show it."""
+    if kind == "look":
+        return [
+            Content(noun, "", "", look)
+            for noun, look in list(product(world.TRAINED_NOUNS, world.HELD_OUT_LOOKS))[:48:4]
+        ]
+    if kind == "noun":
+        return [Content(noun, "", "") for noun in world.HELD_OUT_NOUNS]
+    return [Content(CLIP_NOUN, movement, CLIP_SCENE) for movement in world.HELD_OUT_MOVEMENTS]
+
+
+def pictures(noun: str, look: tuple[str, str], seed: int = 78) -> list[media.Picture]:
+    """Five still pictures of a subject. What their captions say is not learned as the subject: where it is, and that it
+    stands still. A second one leaves that out, so that the looks are not learned as those of who stands still."""
+    shown = [Content(noun, STILL, scene, look) for scene in PICTURE_SCENES]
+    return [
+        media.Picture(scene, to_frames(still[None])[0], captions(noun, scene), "0" * 64)
+        for scene, still in zip(PICTURE_SCENES, render(shown, seed, num_frames=1).video, strict=True)
+    ]
+
+
+def clip(movement: str, seed: int = 78) -> media.Clip:
+    """A dog in the desert that does it."""
+    video = render([Content(CLIP_NOUN, movement, CLIP_SCENE)], seed, vary=0.0).video
+    return media.Clip(movement, to_frames(video), 8.0, "0" * 64)
+
+
+@dataclass(frozen=True)
+class School:
+    """A base that learns from the held-out part, and the folder where what it has learned is kept: one `--out` for
+    `score` and `study` and nothing is learned twice."""
+
+    backbone: Backbone
+    accelerator: Accelerator
+    folder: Path
+    say: Say
+
+    def learned(self, kind: Kind, of: Content, config: TrainConfig) -> tuple[lora.Weights, Concept]:
+        """The LoRA of a noun and look, from `pictures`, or of a movement, from `clip`.
+
+        The world renders them anew for each seed of learning.
+        """
+        key = digest([self.backbone.fingerprint, config.changed()])[:16]
+        path = self.folder / f"{kind}-{of.file_name}-{key}.safetensors"
+        if not path.exists():
+            self.say(f"learning the {kind} {of.file_name} in blocks {','.join(map(str, config.layers))}")
+            done = self._learn(kind, of, config)
+            with media.placed(path.with_suffix(".json")) as aside:
+                aside.write_text(done.concept.to_json())
+            with media.placed(path) as aside:
+                lora.save(done.weights, aside)
+        return lora.load(path), Concept.from_json(path.with_suffix(".json").read_text())
+
+    def _learn(self, kind: Kind, of: Content, config: TrainConfig) -> learn.Learned:
+        seed, given = 78 + config.seed, (config, self.accelerator)
+        if kind == "motion":
+            words = learn.Wording("movement", of.movement, sentence(with_article(CLIP_NOUN), of.movement, CLIP_SCENE))
+            return learn.motion(self.backbone, clip(of.movement, seed), words, *given)
+        words = learn.Wording("subject", of.noun, sentence(with_article(of.noun)))
+        return learn.appearance(self.backbone, pictures(of.noun, of.look, seed), words, *given)
