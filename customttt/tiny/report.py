@@ -17,7 +17,7 @@ TITLES = {
     "ttt": "What test-time training buys, and what it costs",
     "layers": "Where the LoRAs are (without test-time training)",
     "rest": "From when and until when the LoRAs act (without test-time training)",
-    "guidance": "What guidance leads away from (without test-time training)",
+    "guidance": "How strong the LoRAs are in the unconditional half of guidance (without test-time training)",
     "learning": "How the two are learned (without test-time training)",
     "choices": "What the paper leaves open in test-time training, one choice at a time",
 }
