@@ -190,10 +190,12 @@ def denoising_step(base: str, sample: SampleConfig, device: torch.device) -> Cos
     backbone = _sketch(base, device)
     noise = torch.empty(1, *backbone.latent_shape(sample.num_frames, sample.size), device=META)
     embeds = _embeds(backbone)
-    guidance = {key: getattr(sample, key) for key in ("guidance_scale", "unconditional_scale")}
 
     def step() -> object:
-        return sampling.denoise(backbone, noise, embeds, embeds, **guidance, timesteps=[0])
+        return sampling.denoise(
+            backbone, noise, embeds, embeds, guidance_scale=sample.guidance_scale,
+            unconditional_scale=sample.unconditional_scale, timesteps=[0],
+        )  # fmt: skip
 
     return _rehearse(backbone, device, step)
 

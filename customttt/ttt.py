@@ -106,7 +106,8 @@ class Teacher:
         generator: torch.Generator,
     ) -> None:
         self.backbone, self.kind, self.prompts, self.empty = backbone, kind, prompts, empty
-        self.config, self.generator, self.weaker = config, generator, sample.unconditional_scale
+        self.config, self.generator = config, generator
+        self.unconditional_scale = sample.unconditional_scale
         self.shape = backbone.latent_shape(sample.num_frames, sample.size)
         self.timesteps, self.until = reference_timesteps(backbone.schedule, config, sample)
         self.pool: list[Reference] = []
@@ -131,7 +132,7 @@ class Teacher:
         with self._acting():
             latents = denoise(
                 self.backbone, noise, prompt, self.empty, timesteps=self.timesteps, until=self.until,
-                guidance_scale=self.config.reference_guidance, unconditional_scale=self.weaker,
+                guidance_scale=self.config.reference_guidance, unconditional_scale=self.unconditional_scale,
             )  # fmt: skip
         return Reference(latents, prompt)
 

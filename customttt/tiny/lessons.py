@@ -91,6 +91,12 @@ def clip(movement: str, seed: int = 78) -> media.Clip:
     return media.Clip(movement, to_frames(video), 8.0, "0" * 64)
 
 
+def keep(weights: lora.Weights, path: Path) -> None:
+    """Write weights to `path` whole or not at all."""
+    with media.placed(path) as aside:
+        lora.save(weights, aside)
+
+
 @dataclass(frozen=True)
 class School:
     """A base that learns from the held-out part, and the folder where what it has learned is kept: one `--out` for
@@ -113,8 +119,7 @@ class School:
             done = self._learn(kind, of, config)
             with media.placed(path.with_suffix(".json")) as aside:
                 aside.write_text(done.concept.to_json())
-            with media.placed(path) as aside:
-                lora.save(done.weights, aside)
+            keep(done.weights, path)
         return lora.load(path), Concept.from_json(path.with_suffix(".json").read_text())
 
     def _learn(self, kind: Kind, of: Content, config: TrainConfig) -> learn.Learned:

@@ -29,7 +29,7 @@ from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import judge, score, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
 from customttt.tiny.ledger import Ledger
-from customttt.tiny.lessons import Content, Say, School, clip, pictures, render
+from customttt.tiny.lessons import Content, Say, School, clip, keep, pictures, render
 
 SUBJECTS = [
     ("koala", ("purple", "crown")), ("dog", ("blue", "top hat")), ("cat", ("green", "bow")),
@@ -356,7 +356,7 @@ class Study:
         path = self.out / "rivals" / f"{cell.pairing}-{material.key(arm.rival)[:16]}.safetensors"
         if not path.exists():
             self.say(f"{arm.rival} learns {cell.subject} and {cell.movement}")
-            _save(rivals.teach(arm.rival, self.backbone, material, self.accelerator).to_weights(), path)
+            keep(rivals.teach(arm.rival, self.backbone, material, self.accelerator).to_weights(), path)
         return rivals.Taught.from_weights(lora.load(path))
 
     def _adapt(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> compose.LoraPair:
@@ -368,7 +368,7 @@ class Study:
             began = time.process_time()
             adapted = compose.adapt(self.backbone, pair, recipe, self.accelerator)
             self.ledger.put(path.stem, seconds=time.process_time() - began)
-            _save(lora.join(adapted), path)
+            keep(lora.join(adapted), path)
         return lora.split(lora.load(path))
 
     def _adapted(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> Path:
@@ -416,11 +416,6 @@ def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
 def _looks(noun: str) -> Float[Tensor, "n d"]:
     """Identity of a noun in all of LOOKS."""
     return score.references([(noun, look) for look in world.LOOKS])
-
-
-def _save(weights: lora.Weights, path: Path) -> None:
-    with media.placed(path) as aside:
-        lora.save(weights, aside)
 
 
 def main() -> None:
