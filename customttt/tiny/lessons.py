@@ -20,6 +20,8 @@ from customttt.tiny import world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, captions
 
 SCENES, MOVEMENTS = list(world.SCENES), list(world.MOVEMENTS)
+SEED = 78
+"""Of the first renders that are learned from; the n-th seed of learning sees those of the n-th seed after it."""
 Say = Callable[[str], None]
 
 
@@ -75,7 +77,7 @@ def held_out(kind: str) -> list[Content]:
     return [Content(CLIP_NOUN, movement, CLIP_SCENE) for movement in world.HELD_OUT_MOVEMENTS]
 
 
-def pictures(noun: str, look: tuple[str, str], seed: int = 78) -> list[media.Picture]:
+def pictures(noun: str, look: tuple[str, str], seed: int = SEED) -> list[media.Picture]:
     """Five still pictures of a subject. What their captions say is not learned as the subject: where it is, and that it
     stands still. A second one leaves that out, so that the looks are not learned as those of who stands still."""
     shown = [Content(noun, STILL, scene, look) for scene in PICTURE_SCENES]
@@ -85,7 +87,7 @@ def pictures(noun: str, look: tuple[str, str], seed: int = 78) -> list[media.Pic
     ]
 
 
-def clip(movement: str, seed: int = 78) -> media.Clip:
+def clip(movement: str, seed: int = SEED) -> media.Clip:
     """A dog in the desert that does it."""
     video = render([Content(CLIP_NOUN, movement, CLIP_SCENE)], seed, vary=0.0).video
     return media.Clip(movement, to_frames(video), 8.0, "0" * 64)
@@ -123,7 +125,7 @@ class School:
         return lora.load(path), Concept.from_json(path.with_suffix(".json").read_text())
 
     def _learn(self, kind: Kind, of: Content, config: TrainConfig) -> learn.Learned:
-        seed, given = 78 + config.seed, (config, self.accelerator)
+        seed, given = SEED + config.seed, (config, self.accelerator)
         if kind == "motion":
             words = learn.Wording("movement", of.movement, sentence(with_article(CLIP_NOUN), of.movement, CLIP_SCENE))
             return learn.motion(self.backbone, clip(of.movement, seed), words, *given)
