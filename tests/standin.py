@@ -51,6 +51,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200)
         elif path.startswith("api/models/"):
             self._describe("/".join(path.split("/")[2:4]))
+        elif "/resolve/" not in path:  # what else clients ask a hub, which differs from version to version
+            self._send(404)
         else:
             owner, name, _, _, *rest = path.split("/")
             self._serve(f"{owner}/{name}", "/".join(rest))
