@@ -77,7 +77,7 @@ def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest
         {
             "the base's own way, no test-time training",
             "the base's own way, no test-time training, 50% in the unconditional half",
-            "the base's own", "appearance from 40%, motion until 67%",
+            "the base's own", "appearance from 40%, motion until 67%", "ours without test-time training",
         },
         {"CustomTTT as published", "the paper's recipe"},
         {"CustomTTT, ours", "ours"},

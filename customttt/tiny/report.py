@@ -19,6 +19,7 @@ TITLES = {
     "rest": "From when and until when the LoRAs act (without test-time training)",
     "guidance": "How strong the LoRAs are in the unconditional half of guidance (without test-time training)",
     "learning": "How the two are learned (without test-time training)",
+    "strength": "How much our test-time training changes",
     "choices": "What the paper leaves open in test-time training, one choice at a time",
 }
 SHEETS = 3

@@ -118,6 +118,16 @@ def _paper(title: str, **changes: Any) -> Arm:
     return Arm(title, change, THROUGHOUT)
 
 
+def _own(title: str, **times: float) -> Arm:
+    """The base's own recipe, with some numbers of its test-time training that many times as large."""
+
+    def change(recipe: VideoRecipe) -> VideoRecipe:
+        ttt = recipe.ttt
+        return replace(recipe, ttt=ttt.but(**{name: getattr(ttt, name) * by for name, by in times.items()}))
+
+    return Arm(title, change)
+
+
 SPLIT = {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.5, 1.0)}
 CHOICES: dict[str, dict[str, Any]] = {
     "a third of the learning rate": {"scale_rate": 1 / 3},
@@ -211,6 +221,15 @@ TABLES: dict[str, dict[str, Arm]] = {
     | {
         f"learning{i}": replace(OWN, title=title, learning=learning)
         for i, (title, learning) in enumerate(LEARNING.items())
+    },
+    "strength": {
+        "untrained": replace(OWN, title="ours without test-time training"),
+        "ours": Arm("ours"),
+        "rate3": _own("three times the learning rate", learning_rate=3),
+        "rate6": _own("six times", learning_rate=6),
+        "rate10": _own("ten times", learning_rate=10),
+        "steps3": _own("three times the steps", steps=3),
+        "f15": _own("three times the rate, f = 15", learning_rate=3, reference_steps=3),
     },
     "choices": {"paper": _paper("the paper's recipe")}
     | {f"choice{index}": _paper(title, **changes) for index, (title, changes) in enumerate(CHOICES.items())},
