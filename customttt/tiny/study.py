@@ -118,6 +118,11 @@ def _paper(title: str, **changes: Any) -> Arm:
     return Arm(title, change, THROUGHOUT)
 
 
+def _throughout(recipe: VideoRecipe) -> VideoRecipe:
+    """The base's own test-time training, and everything else as published."""
+    return replace(DIRECT.change(recipe), ttt=recipe.ttt)
+
+
 def _own(title: str, **times: float) -> Arm:
     """The base's own recipe, with some numbers of its test-time training that many times as large."""
 
@@ -194,6 +199,7 @@ TABLES: dict[str, dict[str, Arm]] = {
         "paper": _paper("f = 5, the paper's"),
         "f10": _paper("f = 10", reference_steps=10),
         "ours": Arm("ours"),
+        "throughout": Arm("ours, both LoRAs throughout", _throughout, THROUGHOUT),
     },
     "layers": {
         "direct": replace(DIRECT, title="the base's own layers"),
