@@ -106,38 +106,29 @@ METHOD_ARMS = {
 }  # fmt: skip
 
 
-def _paper(title: str, **changes: Any) -> Arm:
-    """The paper's recipe, with some of its test-time training changed."""
-
-    def change(recipe: VideoRecipe) -> VideoRecipe:
-        published = recipe.as_published()
-        rate = published.ttt.learning_rate * changes.get("scale_rate", 1)
-        rest = {key: value for key, value in changes.items() if key != "scale_rate"}
-        return replace(published, ttt=published.ttt.but(learning_rate=rate, **rest))
-
-    return Arm(title, change, THROUGHOUT)
-
-
 def _throughout(recipe: VideoRecipe) -> VideoRecipe:
     """The base's own test-time training, and everything else as published."""
-    return replace(DIRECT.change(recipe), ttt=recipe.ttt)
+    return replace(recipe.as_published(), ttt=recipe.ttt)
 
 
-def _own(title: str, **times: float) -> Arm:
-    """The base's own recipe, with some numbers of its test-time training that many times as large."""
+def _trained(arm: Arm, title: str, times: Mapping[str, float] | None = None, **changes: Any) -> Arm:
+    """The same with another title and some of its test-time training changed, or made so many `times` as large."""
 
     def change(recipe: VideoRecipe) -> VideoRecipe:
-        ttt = recipe.ttt
-        return replace(recipe, ttt=ttt.but(**{name: getattr(ttt, name) * by for name, by in times.items()}))
+        found = arm.change(recipe)
+        larger = {name: getattr(found.ttt, name) * by for name, by in (times or {}).items()}
+        return replace(found, ttt=found.ttt.but(**larger, **changes))
 
-    return Arm(title, change)
+    return replace(arm, title=title, change=change)
 
 
+DIRECT, OWN, PUBLISHED = METHOD_ARMS["direct"], METHOD_ARMS["untrained"], METHOD_ARMS["published"]
+OURS = Arm("ours")
 SPLIT = {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.5, 1.0)}
 CHOICES: dict[str, dict[str, Any]] = {
-    "a third of the learning rate": {"scale_rate": 1 / 3},
-    "three times the learning rate": {"scale_rate": 3},
-    "ten times the learning rate": {"scale_rate": 10},
+    "a third of the learning rate": {"times": {"learning_rate": 1 / 3}},
+    "three times the learning rate": {"times": {"learning_rate": 3}},
+    "ten times the learning rate": {"times": {"learning_rate": 10}},
     "references: the sampler's first 5 steps": {"reference_schedule": "truncated"},
     "references from a pool of 4": {"references": 4},
     "teachers without guidance": {"reference_guidance": 1.0},
@@ -152,9 +143,6 @@ CHOICES: dict[str, dict[str, Any]] = {
     "ours: of the motion reference only how frames differ": {"plain": 0.0, "debias": 1.0},
 }
 """What the paper leaves open, one at a time from its recipe (design: the open choices)."""
-
-
-DIRECT, OWN = METHOD_ARMS["direct"], METHOD_ARMS["untrained"]
 
 
 def _sampled(arm: Arm, title: str, **changes: Any) -> Arm:
@@ -196,9 +184,9 @@ TABLES: dict[str, dict[str, Arm]] = {
         "appearance": METHOD_ARMS["appearance"],
         "motion": METHOD_ARMS["motion"],
         "untrained": replace(OWN, title="ours without test-time training"),
-        "paper": _paper("f = 5, the paper's"),
-        "f10": _paper("f = 10", reference_steps=10),
-        "ours": Arm("ours"),
+        "paper": replace(PUBLISHED, title="f = 5, the paper's"),
+        "f10": _trained(PUBLISHED, "f = 10", reference_steps=10),
+        "ours": OURS,
         "throughout": Arm("ours, both LoRAs throughout", _throughout, THROUGHOUT),
     },
     "layers": {
@@ -230,15 +218,15 @@ TABLES: dict[str, dict[str, Arm]] = {
     },
     "strength": {
         "untrained": replace(OWN, title="ours without test-time training"),
-        "ours": Arm("ours"),
-        "rate3": _own("three times the learning rate", learning_rate=3),
-        "rate6": _own("six times", learning_rate=6),
-        "rate10": _own("ten times", learning_rate=10),
-        "steps3": _own("three times the steps", steps=3),
-        "f15": _own("three times the rate, f = 15", learning_rate=3, reference_steps=3),
+        "ours": OURS,
+        "rate3": _trained(OURS, "three times the learning rate", {"learning_rate": 3}),
+        "rate6": _trained(OURS, "six times", {"learning_rate": 6}),
+        "rate10": _trained(OURS, "ten times", {"learning_rate": 10}),
+        "steps3": _trained(OURS, "three times the steps", {"steps": 3}),
+        "f15": _trained(OURS, "three times the rate, f = 15", {"learning_rate": 3, "reference_steps": 3}),
     },
-    "choices": {"paper": _paper("the paper's recipe")}
-    | {f"choice{index}": _paper(title, **changes) for index, (title, changes) in enumerate(CHOICES.items())},
+    "choices": {"paper": replace(PUBLISHED, title="the paper's recipe")}
+    | {f"choice{i}": _trained(PUBLISHED, title, **changes) for i, (title, changes) in enumerate(CHOICES.items())},
 }
 """Which arms are compared with each other; the first is what the others' differences are from."""
 
