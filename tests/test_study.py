@@ -62,6 +62,18 @@ def test_the_report_holds_means_intervals_and_pictures(small: study.Study, tmp_p
     }  # fmt: skip
 
 
+def test_an_arm_that_has_hardly_begun_does_not_shrink_its_table(small: study.Study, tmp_path: Path) -> None:
+    whole = replace(small, size=replace(small.size, scenes=3))
+    whole.run(["ttt"])
+    lines = (whole.out / "ledger.jsonl").read_text().splitlines(keepends=True)
+    brief = [line for line in lines if '"brief"' in line]
+    (whole.out / "ledger.jsonl").write_text("".join(line for line in lines if line not in brief[1:]))
+    report.write(replace(whole), ["ttt"], tmp_path / "study.md", "python -m customttt.tiny.study")
+    text = (tmp_path / "study.md").read_text()
+    assert "6 videos an arm" in text
+    assert "too few of their videos are made: brief (1 of 6), ours (1 of 6)." in text  # which are the same here
+
+
 def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small.backbone, "defaults", defaults("tiny"))
     titles: dict[Path, set[str]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 
 from customttt import media, sheets, stats
@@ -32,7 +33,8 @@ Scores = dict[str, list[dict[str, float]]]
 def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None:
     """Write the report to `path` and its pictures beside it.
 
-    An arm that has nothing yet is named and left out, and so is a cell that some other arm of the table lacks.
+    An arm that has less than half as many videos as another of its table is named and left out, and so is a cell that
+    one of the other arms lacks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     size = study.size
@@ -49,11 +51,18 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
     ]
     compared = [name for name in tables if name in TABLES]
     for name in compared:
-        arms = {key: arm for key, arm in TABLES[name].items() if any(study.scores(cell, arm) for cell in size.cells())}
+        counts = {
+            key: sum(map(bool, map(study.scores, size.cells(), repeat(arm)))) for key, arm in TABLES[name].items()
+        }
+        most = max(counts.values())
+        arms = {key: TABLES[name][key] for key, count in counts.items() if 2 * count >= most > 0}
         cells = [cell for cell in size.cells() if all(study.scores(cell, arm) for arm in arms.values())]
         if arms and cells:
             lines += _table(study, TITLES[name], arms, cells)
-            lines += _missing(study, [arm.title for key, arm in TABLES[name].items() if key not in arms], cells)
+            left = [
+                f"{TABLES[name][key].title} ({count} of {most})" for key, count in counts.items() if key not in arms
+            ]
+            lines += _missing(study, left, cells)
     for kind in INFLUENCE:
         lines += _influence(study, kind, path)
     lines += _pictures(study, TABLES[compared[0]], path) if compared else []
@@ -92,7 +101,7 @@ def _table(study: Study, title: str, arms: Mapping[str, Arm], cells: Sequence[Ce
 def _missing(study: Study, arms: Sequence[str], cells: Sequence[Cell]) -> list[str]:
     """What a run that was stopped early has not measured."""
     whole = study.size.cells()
-    lines = [f"Not measured yet: {', '.join(arms)}.", ""] if arms else []
+    lines = [f"Not in the table, as too few of their videos are made: {', '.join(arms)}.", ""] if arms else []
     if len(cells) < len(whole):
         lines += [f"These are {len(cells)} of {len(whole)} videos an arm; the same command goes on from here.", ""]
     return lines
