@@ -21,6 +21,7 @@ TITLES = {
     "guidance": "How strong the LoRAs are in the unconditional half of guidance (without test-time training)",
     "learning": "How the two are learned (without test-time training)",
     "strength": "How much our test-time training changes",
+    "own": "Our test-time training, one choice at a time",
     "choices": "What the paper leaves open in test-time training, one choice at a time",
 }
 SHEETS = 3

@@ -143,6 +143,21 @@ CHOICES: dict[str, dict[str, Any]] = {
     "ours: of the motion reference only how frames differ": {"plain": 0.0, "debias": 1.0},
 }
 """What the paper leaves open, one at a time from its recipe (design: the open choices)."""
+OURS_CHOICES: dict[str, dict[str, Any]] = {
+    "a third of the learning rate": {"times": {"learning_rate": 1 / 3}},
+    "three times the learning rate": {"times": {"learning_rate": 3}},
+    "references: the sampler's first 5 steps": {"reference_schedule": "truncated"},
+    "a fresh reference every step": {"references": 0},
+    "teachers without guidance": {"reference_guidance": 1.0},
+    "noised again at any level": {"renoise_appearance": (0.0, 1.0), "renoise_motion": (0.0, 1.0)},
+    "motion modules on in the appearance branch": {"student_motion": True},
+    "the plain temporal term": {"plain": 1.0, "debias": 0.0},
+    "the plain term beside the debiased one": {"plain": 1.0},
+    "the scene in the student's prompt": {"scene_in_student": True},
+    "other animals in the motion teacher's prompt": {"subject_moves": False},
+    "the teacher's prediction as target": {"target": "teacher"},
+}
+"""The same questions to our recipe, one at a time: some take back to the paper's what is ours."""
 
 
 def _sampled(arm: Arm, title: str, **changes: Any) -> Arm:
@@ -225,6 +240,8 @@ TABLES: dict[str, dict[str, Arm]] = {
         "steps3": _trained(OURS, "three times the steps", {"steps": 3}),
         "f15": _trained(OURS, "three times the rate, f = 15", {"learning_rate": 3, "reference_steps": 3}),
     },
+    "own": {"ours": OURS, "untrained": replace(OWN, title="ours without test-time training")}
+    | {f"own{i}": _trained(OURS, title, **changes) for i, (title, changes) in enumerate(OURS_CHOICES.items())},
     "choices": {"paper": replace(PUBLISHED, title="the paper's recipe")}
     | {f"choice{i}": _trained(PUBLISHED, title, **changes) for i, (title, changes) in enumerate(CHOICES.items())},
 }
