@@ -11,7 +11,7 @@ from customttt import media, sheets, stats
 from customttt.compose import to_frames
 from customttt.concept import Kind
 from customttt.tiny import lessons, world
-from customttt.tiny.study import INFLUENCE, MEASURES, TABLES, Arm, Cell, Study, judged
+from customttt.tiny.study import INFLUENCE, MEASURES, SCENES, TABLES, Arm, Cell, Study, judged
 
 TITLES = {
     "main": "Ways to put a subject and a movement together",
@@ -24,7 +24,7 @@ TITLES = {
     "own": "Our test-time training, one choice at a time",
     "choices": "What the paper leaves open in test-time training, one choice at a time",
 }
-SHEETS = 3
+SHEETS = 4
 ALONE = {"appearance": "identity", "motion": "track"}
 """Arms in which one LoRA acts alone, and the measure of what it does."""
 KEPT = 0.95
@@ -179,10 +179,10 @@ def _truth(cell: Cell) -> dict[str, float]:
 
 
 def _pictures(study: Study, arms: Mapping[str, Arm], path: Path) -> list[str]:
-    """A contact sheet for each of the first pairings."""
+    """A contact sheet for each of the first pairings, each in another scene."""
     lines = ["## What it looks like", ""]
     for pairing in range(min(SHEETS, study.size.pairings)):
-        cell = next(cell for cell in study.size.cells() if cell.pairing == pairing)
+        cell = Cell(pairing, SCENES[pairing % study.size.scenes], 0)
         made = {arm.title: video for arm in arms.values() if (video := study.video(cell, arm)).exists()}
         noun, look = cell.subject
         words = world.noun_phrase(noun, look, name_look=True)
