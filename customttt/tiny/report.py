@@ -28,6 +28,8 @@ SHEETS = 4
 ALONE = {"appearance": "identity", "motion": "track"}
 """Arms in which one LoRA acts alone, and the measure of what it does."""
 KEPT = 0.95
+ALSO_FROM = "untrained"
+"""The arm from which differences are shown besides those from a table's first: what test-time training adds to ours."""
 Scores = dict[str, list[dict[str, float]]]
 
 
@@ -75,7 +77,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _table(study: Study, title: str, arms: Mapping[str, Arm], cells: Sequence[Cell]) -> list[str]:
-    """One table of means, and one of paired differences from its first arm."""
+    """One table of means, and one of paired differences from its first arm and from ALSO_FROM."""
     scores: Scores = {
         name: [found for cell in cells if (found := study.scores(cell, arm))] for name, arm in arms.items()
     }
@@ -89,13 +91,13 @@ def _table(study: Study, title: str, arms: Mapping[str, Arm], cells: Sequence[Ce
     truth = [_truth(cell) for cell in cells]
     means = (stats.mean([one[key] for one in truth], groups) for key in MEASURES)
     lines.append("| *the world's own renders* | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
-    lines += ["", f"Differences from “{arms[first].title}”, paired video by video:", "", *head]
-    for name, arm in arms.items():
-        if name == first:
-            continue
-        pairs = list(zip(scores[name], scores[first], strict=True))
-        means = (stats.mean([one[key] - other[key] for one, other in pairs], groups) for key in MEASURES)
-        lines.append(f"| {arm.title} | " + " | ".join(f"{mean:+.2f}" for mean in means) + " |")
+    for base in dict.fromkeys(name for name in (first, ALSO_FROM) if name in arms):
+        lines += ["", f"Differences from “{arms[base].title}”, paired video by video:", "", *head]
+        for name, arm in arms.items():
+            if name != base:
+                pairs = list(zip(scores[name], scores[base], strict=True))
+                means = (stats.mean([one[key] - other[key] for one, other in pairs], groups) for key in MEASURES)
+                lines.append(f"| {arm.title} | " + " | ".join(f"{mean:+.2f}" for mean in means) + " |")
     return [*lines, "", *_kept(arms, scores, groups), *_costs(study, arms, cells, groups)]
 
 
