@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from pathlib import Path
 
 from customttt import media, sheets, stats
@@ -20,7 +19,6 @@ TITLES = {
     "rest": "From when and until when the LoRAs act (without test-time training)",
     "guidance": "How strong the LoRAs are in the unconditional half of guidance (without test-time training)",
     "learning": "How the two are learned (without test-time training)",
-    "strength": "How much our test-time training changes",
     "own": "Our test-time training, one choice at a time",
     "choices": "What the paper leaves open in test-time training, one choice at a time",
 }
@@ -28,8 +26,9 @@ SHEETS = 4
 ALONE = {"appearance": "identity", "motion": "track"}
 """Arms in which one LoRA acts alone, and the measure of what it does."""
 KEPT = 0.95
-ALSO_FROM = "untrained"
-"""The arm from which differences are shown besides those from a table's first: what test-time training adds to ours."""
+ALSO_FROM = ("untrained", "ours")
+"""Arms from which differences are shown besides those from a table's first: what test-time training adds to ours, and
+what the others have less."""
 Scores = dict[str, list[dict[str, float]]]
 
 
@@ -54,17 +53,14 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
     ]
     compared = [name for name in tables if name in TABLES]
     for name in compared:
-        counts = {
-            key: sum(map(bool, map(study.scores, size.cells(), repeat(arm)))) for key, arm in TABLES[name].items()
-        }
-        most = max(counts.values())
-        arms = {key: TABLES[name][key] for key, count in counts.items() if 2 * count >= most > 0}
-        cells = [cell for cell in size.cells() if all(study.scores(cell, arm) for arm in arms.values())]
+        table = TABLES[name]
+        made = {key: {cell for cell in size.cells() if study.scores(cell, arm)} for key, arm in table.items()}
+        most = max(map(len, made.values()))
+        arms = {key: arm for key, arm in table.items() if 2 * len(made[key]) >= most > 0}
+        cells = [cell for cell in size.cells() if all(cell in made[key] for key in arms)]
         if arms and cells:
             lines += _table(study, TITLES[name], arms, cells)
-            left = [
-                f"{TABLES[name][key].title} ({count} of {most})" for key, count in counts.items() if key not in arms
-            ]
+            left = [f"{arm.title} ({len(made[key])} of {most})" for key, arm in table.items() if key not in arms]
             lines += _missing(study, left, cells)
     for kind in INFLUENCE:
         lines += _influence(study, kind, path)
@@ -91,7 +87,7 @@ def _table(study: Study, title: str, arms: Mapping[str, Arm], cells: Sequence[Ce
     truth = [_truth(cell) for cell in cells]
     means = (stats.mean([one[key] for one in truth], groups) for key in MEASURES)
     lines.append("| *the world's own renders* | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
-    for base in dict.fromkeys(name for name in (first, ALSO_FROM) if name in arms):
+    for base in dict.fromkeys(name for name in (first, *ALSO_FROM) if name in arms):
         lines += ["", f"Differences from “{arms[base].title}”, paired video by video:", "", *head]
         for name, arm in arms.items():
             if name != base:

@@ -123,41 +123,41 @@ def _trained(arm: Arm, title: str, times: Mapping[str, float] | None = None, **c
 
 
 DIRECT, OWN, PUBLISHED = METHOD_ARMS["direct"], METHOD_ARMS["untrained"], METHOD_ARMS["published"]
-OURS = Arm("ours")
+OURS, UNTRAINED = Arm("ours"), replace(OWN, title="ours without test-time training")
 SPLIT = {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.5, 1.0)}
-CHOICES: dict[str, dict[str, Any]] = {
+ASKED: dict[str, dict[str, Any]] = {
     "a third of the learning rate": {"times": {"learning_rate": 1 / 3}},
     "three times the learning rate": {"times": {"learning_rate": 3}},
     "ten times the learning rate": {"times": {"learning_rate": 10}},
     "references: the sampler's first 5 steps": {"reference_schedule": "truncated"},
-    "references from a pool of 4": {"references": 4},
     "teachers without guidance": {"reference_guidance": 1.0},
+    "motion modules on in the appearance branch": {"student_motion": True},
+    "the scene in the student's prompt": {"scene_in_student": True},
+}
+"""What the paper leaves open, one at a time (design: the open choices), of both recipes."""
+CHOICES = ASKED | {
+    "references from a pool of 4": {"references": 4},
     "noised again in the upper half": {"renoise_appearance": (0.5, 1.0), "renoise_motion": (0.5, 1.0)},
     "noised again in the lower half": {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.0, 0.5)},
-    "motion modules on in the appearance branch": {"student_motion": True},
     "debiased temporal term": {"debias": 1.0},
-    "the scene in the student's prompt": {"scene_in_student": True},
     "ours: the teacher's prediction as target": {"target": "teacher"},
     "ours: the path from high noise, the looks from low": SPLIT,
     "ours: the subject itself in the motion teacher's prompt": {"subject_moves": True},
     "ours: of the motion reference only how frames differ": {"plain": 0.0, "debias": 1.0},
 }
-"""What the paper leaves open, one at a time from its recipe (design: the open choices)."""
-OURS_CHOICES: dict[str, dict[str, Any]] = {
-    "a third of the learning rate": {"times": {"learning_rate": 1 / 3}},
-    "three times the learning rate": {"times": {"learning_rate": 3}},
-    "references: the sampler's first 5 steps": {"reference_schedule": "truncated"},
+"""What is asked of the paper's recipe."""
+OURS_CHOICES = ASKED | {
+    "six times the learning rate": {"times": {"learning_rate": 6}},
+    "three times the steps": {"times": {"steps": 3}},
+    "three times the learning rate, f = 15": {"times": {"learning_rate": 3, "reference_steps": 3}},
     "a fresh reference every step": {"references": 0},
-    "teachers without guidance": {"reference_guidance": 1.0},
     "noised again at any level": {"renoise_appearance": (0.0, 1.0), "renoise_motion": (0.0, 1.0)},
-    "motion modules on in the appearance branch": {"student_motion": True},
     "the plain temporal term": {"plain": 1.0, "debias": 0.0},
     "the plain term beside the debiased one": {"plain": 1.0},
-    "the scene in the student's prompt": {"scene_in_student": True},
     "other animals in the motion teacher's prompt": {"subject_moves": False},
     "the teacher's prediction as target": {"target": "teacher"},
 }
-"""The same questions to our recipe, one at a time: some take back to the paper's what is ours."""
+"""What is asked of ours: some take back to the paper's what is ours."""
 
 
 def _sampled(arm: Arm, title: str, **changes: Any) -> Arm:
@@ -198,7 +198,7 @@ TABLES: dict[str, dict[str, Arm]] = {
         "direct": DIRECT,
         "appearance": METHOD_ARMS["appearance"],
         "motion": METHOD_ARMS["motion"],
-        "untrained": replace(OWN, title="ours without test-time training"),
+        "untrained": UNTRAINED,
         "paper": replace(PUBLISHED, title="f = 5, the paper's"),
         "f10": _trained(PUBLISHED, "f = 10", reference_steps=10),
         "ours": OURS,
@@ -231,16 +231,7 @@ TABLES: dict[str, dict[str, Arm]] = {
         f"learning{i}": replace(OWN, title=title, learning=learning)
         for i, (title, learning) in enumerate(LEARNING.items())
     },
-    "strength": {
-        "untrained": replace(OWN, title="ours without test-time training"),
-        "ours": OURS,
-        "rate3": _trained(OURS, "three times the learning rate", {"learning_rate": 3}),
-        "rate6": _trained(OURS, "six times", {"learning_rate": 6}),
-        "rate10": _trained(OURS, "ten times", {"learning_rate": 10}),
-        "steps3": _trained(OURS, "three times the steps", {"steps": 3}),
-        "f15": _trained(OURS, "three times the rate, f = 15", {"learning_rate": 3, "reference_steps": 3}),
-    },
-    "own": {"ours": OURS, "untrained": replace(OWN, title="ours without test-time training")}
+    "own": {"ours": OURS, "untrained": UNTRAINED}
     | {f"own{i}": _trained(OURS, title, **changes) for i, (title, changes) in enumerate(OURS_CHOICES.items())},
     "choices": {"paper": replace(PUBLISHED, title="the paper's recipe")}
     | {f"choice{i}": _trained(PUBLISHED, title, **changes) for i, (title, changes) in enumerate(CHOICES.items())},
