@@ -88,9 +88,7 @@ def appearance(
     weights, history = train.learn_appearance(
         backbone, latents, backbone.embed(said), config, accelerator, report, keeper, rung=rung
     )
-    sources = [Source(name=picture.name, sha256=picture.sha256) for picture in pictures]
-    made_of = sources, picture_digest(pictures)
-    return _learned("appearance", backbone, wording, config, made_of, weights, history, began)
+    return _learned(manifest(backbone, pictures, wording, config), weights, history, began)
 
 
 def seen(
@@ -131,8 +129,7 @@ def motion(
     began = time.monotonic()
     latents, embeds = backbone.encode(to_video(clip.frames)), backbone.embed([wording.prompt])
     weights, history = train.learn_motion(backbone, latents, embeds, config, accelerator, report, keeper, rung=rung)
-    made_of = [Source(name=clip.name, sha256=clip.sha256)], clip_digest(clip)
-    return _learned("motion", backbone, wording, config, made_of, weights, history, began)
+    return _learned(manifest(backbone, clip, wording, config), weights, history, began)
 
 
 def run_key(kind: Kind, fingerprint: str, wording: Wording, config: TrainConfig, inputs: str) -> str:
@@ -154,24 +151,22 @@ def clip_digest(clip: Clip) -> str:
     return hashlib.sha256(f"{clip.frames.shape}".encode() + clip.frames.tobytes()).hexdigest()
 
 
-def _learned(
-    kind: Kind,
-    backbone: Backbone,
-    wording: Wording,
-    config: TrainConfig,
-    made_of: tuple[Sequence[Source], str],
-    weights: lora.Weights,
-    history: Sequence[float],
-    began: float,
-) -> Learned:
-    concept = Concept(
+def manifest(backbone: Backbone, of: Sequence[Picture] | Clip, wording: Wording, config: TrainConfig) -> Concept:
+    """What is known of a concept before it is learned: there are no losses yet, and it took no time."""
+    kind: Kind = "motion" if isinstance(of, Clip) else "appearance"
+    sources = [Source(name=one.name, sha256=one.sha256) for one in ([of] if isinstance(of, Clip) else of)]
+    return Concept(
         name=wording.name, kind=kind, phrase=wording.phrase, prompt=wording.prompt, base=backbone.name,
         base_fingerprint=backbone.fingerprint, layers=config.layers, rank=config.rank, steps=config.steps,
-        learning_rate=config.learning_rate, seed=config.seed, sources=tuple(made_of[0]), inputs=made_of[1],
-        losses=tuple(round(loss, 6) for loss in history), versions=versions(),
-        created=datetime.now(UTC), seconds=round(time.monotonic() - began, 1),
+        learning_rate=config.learning_rate, seed=config.seed, sources=tuple(sources),
+        inputs=clip_digest(of) if isinstance(of, Clip) else picture_digest(of), losses=(), versions=versions(),
+        created=datetime.now(UTC), seconds=0,
     )  # fmt: skip
-    return Learned(concept, weights)
+
+
+def _learned(concept: Concept, weights: lora.Weights, history: Sequence[float], began: float) -> Learned:
+    losses, seconds = tuple(round(loss, 6) for loss in history), round(time.monotonic() - began, 1)
+    return Learned(concept.model_copy(update={"losses": losses, "seconds": seconds}), weights)
 
 
 def versions() -> dict[str, str]:

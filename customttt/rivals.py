@@ -103,14 +103,18 @@ def teach(
     accelerator: Accelerator,
     report: Report = silent,
     stages: Stages = forgetful,
+    subject: lora.Weights | None = None,
 ) -> Taught:
-    """What the rival of that name (see RIVALS) learns from the material."""
+    """What the rival of that name (see RIVALS) learns from the material.
+
+    `subject` is what `full` has learned of the subject, where that is at hand: DiffDirector learns the same.
+    """
     appearance = material.appearance
     pictures, said = learn.seen(backbone, material.pictures, appearance.prompt, material.config("appearance"))
     lesson = Lesson(
         backbone, material, accelerator, report, stages, appearance.phrase, said, pictures,
         clip=backbone.encode(to_video(material.clip.frames)),
-        clip_embeds=backbone.embed([material.motion.prompt]),
+        clip_embeds=backbone.embed([material.motion.prompt]), everywhere=subject,
     )  # fmt: skip
     return RIVALS[rival](lesson)
 
@@ -130,6 +134,8 @@ class Lesson:
     pictures: Float[Tensor, "n c 1 h w"]
     clip: Float[Tensor, "1 c f h w"]
     clip_embeds: Float[Tensor, "1 l d"]
+    everywhere: lora.Weights | None = None
+    """The subject in all spatial linears, if it has been learned before."""
 
     def config(self, kind: Kind) -> TrainConfig:
         """The budget, on every layer, and at all noise, as a rival's LoRAs act throughout."""
@@ -180,7 +186,8 @@ def diffdirector(lesson: Lesson) -> Taught:
     for the spatial one, the two learning rates of CustomTTT. Here both paths of the clip have the motion's. Not taken
     over: 503 steps, rank 64 from 384 pixels on, no dropout in the temporal LoRA.
     """
-    return Taught((lesson.subject(), _two_paths(lesson, lesson.targets("appearance"))))
+    subject = lesson.subject() if lesson.everywhere is None else lesson.everywhere
+    return Taught((subject, _two_paths(lesson, lesson.targets("appearance"))))
 
 
 def dreamvideo(lesson: Lesson) -> Taught:

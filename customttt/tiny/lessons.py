@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from customttt import learn, lora, media
 from customttt.backbones import Backbone
 from customttt.compose import to_frames
-from customttt.concept import Concept, Kind
+from customttt.concept import Kind
 from customttt.config import TrainConfig, digest
 from customttt.recipe import sentence, with_article
 from customttt.tiny import world
@@ -109,7 +109,7 @@ class School:
     folder: Path
     say: Say
 
-    def learned(self, kind: Kind, of: Content, config: TrainConfig) -> tuple[lora.Weights, Concept]:
+    def learned(self, kind: Kind, of: Content, config: TrainConfig) -> lora.Weights:
         """The LoRA of a noun and look, from `pictures`, or of a movement, from `clip`.
 
         The world renders them anew for each seed of learning.
@@ -118,16 +118,18 @@ class School:
         path = self.folder / f"{kind}-{of.file_name}-{key}.safetensors"
         if not path.exists():
             self.say(f"learning the {kind} {of.file_name} in blocks {','.join(map(str, config.layers))}")
-            done = self._learn(kind, of, config)
-            with media.placed(path.with_suffix(".json")) as aside:
-                aside.write_text(done.concept.to_json())
-            keep(done.weights, path)
-        return lora.load(path), Concept.from_json(path.with_suffix(".json").read_text())
+            keep(self._learn(kind, of, config).weights, path)
+        return lora.load(path)
 
     def _learn(self, kind: Kind, of: Content, config: TrainConfig) -> learn.Learned:
-        seed, given = SEED + config.seed, (config, self.accelerator)
+        seed, words, given = SEED + config.seed, wording(kind, of), (config, self.accelerator)
         if kind == "motion":
-            words = learn.Wording("movement", of.movement, sentence(with_article(CLIP_NOUN), of.movement, CLIP_SCENE))
             return learn.motion(self.backbone, clip(of.movement, seed), words, *given)
-        words = learn.Wording("subject", of.noun, sentence(with_article(of.noun)))
         return learn.appearance(self.backbone, pictures(of.noun, of.look, seed), words, *given)
+
+
+def wording(kind: Kind, of: Content) -> learn.Wording:
+    """What a learned subject or movement is called, and what its training prompt says."""
+    if kind == "motion":
+        return learn.Wording("movement", of.movement, sentence(with_article(CLIP_NOUN), of.movement, CLIP_SCENE))
+    return learn.Wording("subject", of.noun, sentence(with_article(of.noun)))

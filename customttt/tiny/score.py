@@ -196,7 +196,7 @@ def learn_one(school: School, kind: str, content: Content, seed: int) -> tuple[d
     else:
         asked = [Content(content.noun, movement, scene) for movement, scene in SETTINGS]
     backbone = school.backbone
-    weights, _ = school.learned(adapter, content, getattr(backbone.defaults, adapter).but(seed=seed))
+    weights = school.learned(adapter, content, getattr(backbone.defaults, adapter).but(seed=seed))
     lora.restore(backbone.unet, adapter, weights)
     try:
         before = generate(backbone, asked, 500 + seed)

@@ -23,13 +23,13 @@ from torch import Tensor
 from customttt import compose, influence, learn, lora, media, metrics, rivals, stats
 from customttt.backbones import Backbone
 from customttt.compare import METHODS
-from customttt.concept import Concept, Kind
+from customttt.concept import Kind
 from customttt.config import ADAPTED, TrainConfig, digest
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import judge, score, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
 from customttt.tiny.ledger import Ledger
-from customttt.tiny.lessons import Content, Say, School, clip, keep, pictures, render
+from customttt.tiny.lessons import Content, Say, School, clip, keep, pictures, render, wording
 
 SUBJECTS = [
     ("koala", ("purple", "crown")), ("dog", ("blue", "top hat")), ("cat", ("green", "bow")),
@@ -372,16 +372,26 @@ class Study:
 
     def _taught(self, cell: Cell, arm: Arm) -> rivals.Taught:
         """What a rival learns from the pairing's pictures and clip, with the same budget."""
-        of = (self._learned("appearance", cell, arm)[1], self._learned("motion", cell, arm)[1])
-        material = rivals.Material(*of, pictures(*cell.subject), clip(cell.movement), self.backbone.defaults)
-        path = self.out / "rivals" / f"{cell.pairing}-{material.key(arm.rival)[:16]}.safetensors"
+        seen, moves = pictures(*cell.subject), clip(cell.movement)
+        words = {kind: wording(kind, self._content(kind, cell)) for kind in KINDS}
+        material = rivals.Material(
+            learn.manifest(self.backbone, seen, words["appearance"], self._config("appearance", arm)),
+            learn.manifest(self.backbone, moves, words["motion"], self._config("motion", arm)),
+            seen, moves, self.backbone.defaults,
+        )  # fmt: skip
+        path, full = (self._rival(cell, material.key(rival)) for rival in (arm.rival, "full"))
         if not path.exists():
             self.say(f"{arm.rival} learns {cell.subject} and {cell.movement}")
-            keep(rivals.teach(arm.rival, self.backbone, material, self.accelerator).to_weights(), path)
+            everywhere = lora.split(lora.load(full))[0] if full.exists() else None
+            taught = rivals.teach(arm.rival, self.backbone, material, self.accelerator, subject=everywhere)
+            keep(taught.to_weights(), path)
         return rivals.Taught.from_weights(lora.load(path))
 
+    def _rival(self, cell: Cell, key: str) -> Path:
+        return self.out / "rivals" / f"{cell.pairing}-{key[:16]}.safetensors"
+
     def _adapt(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> compose.LoraPair:
-        pair = self._learned("appearance", cell, arm)[0], self._learned("motion", cell, arm)[0]
+        pair = self._learned("appearance", cell, arm), self._learned("motion", cell, arm)
         if not recipe.ttt.steps:
             return pair
         path = self._adapted(cell, arm, recipe)
@@ -407,11 +417,14 @@ class Study:
     def _configs(self, arm: Arm) -> list[dict[str, Any]]:
         return [self._config(kind, arm).changed() for kind in KINDS]
 
-    def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> tuple[lora.Weights, Concept]:
+    def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> lora.Weights:
         school = School(self.backbone, self.accelerator, self.out / "loras", self.say)
+        return school.learned(kind, self._content(kind, cell), self._config(kind, arm))
+
+    def _content(self, kind: Kind, cell: Cell) -> Content:
+        """What a concept of the pairing is learned from."""
         noun, look = cell.subject
-        of = Content(noun, "", "", look) if kind == "appearance" else Content(CLIP_NOUN, cell.movement, CLIP_SCENE)
-        return school.learned(kind, of, self._config(kind, arm))
+        return Content(noun, "", "", look) if kind == "appearance" else Content(CLIP_NOUN, cell.movement, CLIP_SCENE)
 
 
 def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
