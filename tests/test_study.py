@@ -74,6 +74,27 @@ def test_an_arm_that_has_hardly_begun_does_not_shrink_its_table(small: study.Stu
     assert "too few of their videos are made: brief (1 of 6), ours (1 of 6)." in text  # which are the same here
 
 
+def test_quick_goes_through_every_table_of_the_supplement(
+    tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--quick", "--base", str(tiny_random_base), "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", ["study", *given, "--report", str(tmp_path / "study.md")])
+    monkeypatch.setattr(study, "judged", judged_by_number)
+    monkeypatch.setattr(report, "judged", judged_by_number)
+    monkeypatch.setattr(study, "QUICK", replace(study.QUICK, pairings=1, steps=2, ttt_steps=1))
+    none = [influence.Influence((0,), stats.Estimate(0.0, 0.0, 0.0, 1))]
+    monkeypatch.setattr(influence.Study, "per_layer", lambda self: none)  # noqa: ARG005
+    monkeypatch.setattr(influence.Study, "select", lambda self: none)  # noqa: ARG005
+    study.main()
+    text = (tmp_path / "study.md").read_text()
+    assert "Too short to tell anything" in text
+    assert all(f"## {report.TITLES[name]}" in text for name in study.SUPPLEMENT if name in study.TABLES)
+    assert text.count("## Which blocks carry") == 2
+    done = [line for line in capsys.readouterr().out.splitlines() if "minutes left" in line]
+    assert done[-1].startswith(f"{len(done)} of {len(done)}: ")
+    assert done[-1].endswith(" 0 minutes left")
+
+
 def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small.backbone, "defaults", defaults("tiny"))
     titles: dict[Path, set[str]] = {}

@@ -51,6 +51,11 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
         "the clip's; the others are shares of videos. In brackets: 95 % intervals, bootstrapped over pairings.",
         "",
     ]
+    if size.steps:
+        lines += [
+            f"**Too short to tell anything**: {size.steps} steps of learning, test-time training in {size.ttt_steps}.",
+            "",
+        ]
     compared = [name for name in tables if name in TABLES]
     for name in compared:
         table = TABLES[name]

@@ -2,7 +2,8 @@
 
 Ten pairings of a held-out subject with a held-out movement, five scenes, three seeds; every arm renders them from the
 same noise, and the judge, who knows the truth, scores them. Every LoRA, adaptation and cell is kept in `--out`, so a
-killed run goes on, and two processes share the work: `--share 1/2` beside `--share 2/2`. `--quick` is a small sample.
+killed run goes on, and two processes share the work: `--share 1/2` beside `--share 2/2`. It makes the tables that the
+supplement has, or those of `--tables`. `--quick` goes through all of it in a few minutes, too few to learn anything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,8 @@ LEARNING: dict[str, Learning] = {
     "the appearance in half the steps": {"appearance": {"steps": 110}},
 }
 """How `tiny` could learn instead; all linears, unmoved, is how it once did."""
+SUPPLEMENT = ("ttt", "main", "layers", BLOCKS)
+"""The tables that the supplement has."""
 TABLES: dict[str, dict[str, Arm]] = {
     "main": {name: arm for name, arm in METHOD_ARMS.items() if name != "customttt"} | {"ours": Arm("CustomTTT, ours")},
     "ttt": {
@@ -265,6 +269,8 @@ class Size:
     seeds: int = 3
     steps: int | None = None
     """Of learning; None: the base's own."""
+    ttt_steps: int | None = None
+    """Of test-time training, where an arm has any; None: the arm's own."""
 
     def cells(self) -> list[Cell]:
         """The first seed of everything comes first: a run that is stopped early says something of all pairings."""
@@ -276,7 +282,7 @@ class Size:
         ]
 
 
-QUICK = Size(pairings=2, scenes=1, seeds=1, steps=60)
+QUICK = Size(pairings=2, scenes=1, seeds=1, steps=24, ttt_steps=6)
 
 
 @dataclass(frozen=True)
@@ -293,16 +299,15 @@ class Study:
         """Render and score what is missing; `share` (i, n) is the i-th of n processes on the same folder."""
         arms = {name: arm for table in tables if table in TABLES for name, arm in TABLES[table].items()}
         mine = [cell for cell in self.size.cells() if cell.pairing % share[1] == share[0] - 1]
-        todo = [(cell, arm) for cell in mine for arm in arms.values()]
-        began, first = time.monotonic(), None
-        for done, (cell, arm) in enumerate(todo):
-            if self.scores(cell, arm) is not None:
-                continue
-            first = done if first is None else first
+        wanted: dict[Path, tuple[Cell, Arm]] = {}  # arms of two tables may be the same
+        for cell, arm in product(mine, arms.values()):
+            wanted.setdefault(self.video(cell, arm), (cell, arm))
+        todo = [(cell, arm) for cell, arm in wanted.values() if self.scores(cell, arm) is None]
+        began = time.monotonic()
+        for done, (cell, arm) in enumerate(todo, 1):
             self._render(cell, arm)
-            each = (time.monotonic() - began) / (done + 1 - first)
-            left = each * (len(todo) - done - 1) / 60
-            self.say(f"{done + 1} of {len(todo)}: {arm.title}; {cell}; {left:.0f} minutes left")
+            left = (time.monotonic() - began) / done * (len(todo) - done) / 60
+            self.say(f"{done} of {len(todo)}: {arm.title}; {cell}; {left:.0f} minutes left")
         for kind in KINDS[share[0] - 1 :: share[1]] if BLOCKS in tables else ():
             self.measure_influence(kind)
 
@@ -340,7 +345,7 @@ class Study:
 
     def video(self, cell: Cell, arm: Arm) -> Path:
         """Where a cell's video is kept: named by all that makes it."""
-        recipe = arm.change(self._recipe(cell))
+        recipe = self._recipe(cell, arm)
         short = recipe.to_dict() | {"ttt": recipe.ttt.changed(), "sample": recipe.sample.changed()}
         parts = [short, self._configs(arm), arm.rival]
         key = digest(parts)[:16]
@@ -348,21 +353,22 @@ class Study:
 
     def seconds(self, cell: Cell, arm: Arm) -> float | None:
         """CPU seconds of test-time training; None where there is none."""
-        recipe = arm.change(self._recipe(cell))
+        recipe = self._recipe(cell, arm)
         known = self.ledger.get(self._adapted(cell, arm, recipe).stem) if recipe.ttt.steps else None
         return float(known["seconds"]) if known else None
 
-    def _recipe(self, cell: Cell) -> VideoRecipe:
-        """The base's own, named by truth instead of by weights, so that it is known before anything is learned."""
+    def _recipe(self, cell: Cell, arm: Arm) -> VideoRecipe:
+        """An arm's, named by truth instead of by weights, so that it is known before anything is learned."""
         noun, look = cell.subject
         settings = self.backbone.defaults
-        return VideoRecipe(
+        recipe = arm.change(VideoRecipe(
             Ingredient("-".join([noun, *look]), noun, ""), Ingredient(cell.movement, cell.movement, ""), cell.scene,
             self.backbone.name, self.backbone.fingerprint, settings.ttt, settings.sample.but(magnify=1), cell.seed,
-        )  # fmt: skip
+        ))  # fmt: skip
+        return replace(recipe, ttt=recipe.ttt.but(steps=self.size.ttt_steps)) if recipe.ttt.steps else recipe
 
     def _render(self, cell: Cell, arm: Arm) -> None:
-        recipe, path = arm.change(self._recipe(cell)), self.video(cell, arm)
+        recipe, path = self._recipe(cell, arm), self.video(cell, arm)
         taught = self._taught(cell, arm) if arm.rival else rivals.Taught(self._adapt(cell, arm, recipe))
         with taught.spoken(self.backbone, recipe.appearance.phrase):
             frames = compose.render(self.backbone, taught.pair, recipe, self.accelerator)
@@ -456,12 +462,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m customttt.tiny.study", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of everything that is made")
     parser.add_argument("--base", default="tiny", help="tiny, or the folder of an exported checkpoint")
-    parser.add_argument("--tables", nargs="+", default=[*TABLES, BLOCKS], choices=[*TABLES, BLOCKS])
+    parser.add_argument("--tables", nargs="+", default=SUPPLEMENT, choices=[*TABLES, BLOCKS])
     parser.add_argument("--share", default="1/1", help="which part of the work this process does: 1/2, 2/2")
     parser.add_argument("--pairings", type=int, default=Size().pairings)
     parser.add_argument("--scenes", type=int, default=Size().scenes)
     parser.add_argument("--seeds", type=int, default=Size().seeds)
-    parser.add_argument("--quick", action="store_true", help="two pairings, one scene, one seed")
+    parser.add_argument("--quick", action="store_true", help="two pairings, one scene, one seed, few steps")
     parser.add_argument("--report", type=Path, help="write the report here, with its pictures beside it")
     given = parser.parse_args()
     backbone, accelerator = learn.open_accelerated(given.base)
