@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from customttt import influence, media, stats
 from customttt.backbones import defaults, open_base
-from customttt.tiny import report, study
+from customttt.tiny import arms, report, study
 
 
 def judged_by_number(_: media.Frames, cell: study.Cell) -> dict[str, float]:
@@ -22,9 +22,10 @@ def small(tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Two pairings by five arms on a base that draws nothing; a video's scores are its pairing's number, 1 or 2."""
     import torch
 
-    arms = {name: study.TABLES["ttt"][name] for name in ("direct", "appearance", "motion")}
-    brief = study.Arm("brief", lambda recipe: replace(recipe, ttt=recipe.ttt.but(steps=2)))
-    monkeypatch.setitem(study.TABLES, "ttt", {**arms, "paper": brief, "ours": study.TABLES["ttt"]["ours"]})
+    ttt = arms.TABLES["ttt"]
+    few = {name: ttt[name] for name in ("direct", "appearance", "motion")}
+    brief = arms.Arm("brief", lambda recipe: replace(recipe, ttt=recipe.ttt.but(steps=2)))
+    monkeypatch.setitem(arms.TABLES, "ttt", {**few, "paper": brief, "ours": ttt["ours"]})
     monkeypatch.setattr(study, "judged", judged_by_number)
     backbone = open_base(str(tiny_random_base), torch.device("cpu"))
     size = study.Size(pairings=2, scenes=1, seeds=1, steps=2)
@@ -45,13 +46,13 @@ def test_a_second_run_makes_nothing_again(small: study.Study) -> None:
 def test_two_processes_share_the_work(small: study.Study) -> None:
     first, second = small.size.cells()
     small.run(["ttt"], (1, 2))
-    assert small.scores(first, study.DIRECT)
-    assert small.scores(second, study.DIRECT) is None
+    assert small.scores(first, arms.DIRECT)
+    assert small.scores(second, arms.DIRECT) is None
 
 
 def test_the_report_holds_means_intervals_and_pictures(small: study.Study, tmp_path: Path) -> None:
-    small.run(["ttt", study.BLOCKS])
-    report.write(small, ["ttt", study.BLOCKS], tmp_path / "docs" / "study.md", "python -m customttt.tiny.study")
+    small.run(["ttt", arms.BLOCKS])
+    report.write(small, ["ttt", arms.BLOCKS], tmp_path / "docs" / "study.md", "python -m customttt.tiny.study")
     text = (tmp_path / "docs" / "study.md").read_text()
     assert "| brief | 1.50 (1.00 to 2.00) |" in text
     assert "| brief | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |" in text  # as much as each LoRA does alone
@@ -88,7 +89,7 @@ def test_quick_goes_through_every_table_of_the_supplement(
     study.main()
     text = (tmp_path / "study.md").read_text()
     assert "Too short to tell anything" in text
-    assert all(f"## {report.TITLES[name]}" in text for name in study.SUPPLEMENT if name in study.TABLES)
+    assert all(f"## {report.TITLES[name]}" in text for name in arms.SUPPLEMENT if name in arms.TABLES)
     assert text.count("## Which blocks carry") == 2
     done = [line for line in capsys.readouterr().out.splitlines() if "minutes left" in line]
     assert done[-1].startswith(f"{len(done)} of {len(done)}: ")
@@ -98,7 +99,7 @@ def test_quick_goes_through_every_table_of_the_supplement(
 def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small.backbone, "defaults", defaults("tiny"))
     titles: dict[Path, set[str]] = {}
-    for arm in (arm for table in study.TABLES.values() for arm in table.values()):
+    for arm in (arm for table in arms.TABLES.values() for arm in table.values()):
         titles.setdefault(small.video(small.size.cells()[0], arm), set()).add(arm.title)
     assert [one for one in titles.values() if len(one) > 1] == [  # the same in several tables
         {"appearance LoRA alone", "appearance LoRA alone, 50% in the unconditional half"},

@@ -10,7 +10,8 @@ from customttt import media, sheets, stats
 from customttt.compose import to_frames
 from customttt.concept import Kind
 from customttt.tiny import lessons, world
-from customttt.tiny.study import INFLUENCE, MEASURES, SCENES, TABLES, Arm, Cell, Study, judged
+from customttt.tiny.arms import TABLES, Arm
+from customttt.tiny.study import INFLUENCE, MEASURES, SCENES, Cell, Study, judged
 
 TITLES = {
     "main": "Ways to put a subject and a movement together",
