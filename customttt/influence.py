@@ -3,7 +3,7 @@
 CustomTTT's analysis (project page and supplement): V_{p*->i, p->j!=i} is the video whose cross-attention of block i
 reads the prompt p*, and that of all other blocks p. The more the video shows of p*, the more block i carries.
 Ours: the score of V_p against p* (the null) is subtracted, scores have intervals, and a smallest set of blocks is
-chosen by greedy forward selection.
+chosen by greedy forward selection; movement can be scored by tracks, as CLIP hardly sees it.
 """
 
 from __future__ import annotations
@@ -11,23 +11,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from math import ceil
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from customttt import diffusion, stats
+from customttt import diffusion, metrics, stats, tracks
 from customttt.backbones import Backbone, PromptEmbeds, Video
+from customttt.compose import to_frames
 from customttt.config import SampleConfig
 from customttt.errors import UsageError
 from customttt.sampling import denoise
-from customttt.train import Report, silent
+from customttt.train import Progress, Report, silent
 
 BLOCKS = range(9)
+TOGETHER = 4
+"""Videos that go through a CPU at once; a GPU is busy with one."""
 Layers = frozenset[int]
-Scorer = Callable[[Video, str, str], Sequence[float]]
-"""(videos, p, p*) to how much of what p* says and p does not each video shows; higher is more."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Pair:
     def __post_init__(self) -> None:
         if self.prompt.strip() == self.starred.strip():
             raise UsageError(f"Both prompts are {self.prompt!r}; the second must say something else.")
+
+
+Scorer = Callable[[Video, Pair, int], Sequence[float]]
+"""(videos of one pair and seed, the pair, the seed) to how much each shows of what p* says; higher is more."""
 
 
 def readers(backbone: Backbone) -> dict[int, list[nn.Module]]:
@@ -105,7 +113,6 @@ def render(
     sample: SampleConfig,
     seed: int,
     report: Report = silent,
-    batch_size: int = 4,
 ) -> Float[Tensor, "b 3 f h w"]:
     """V_{p*->layers, p->others} of the same noise for every set of blocks; the empty set is V_p, the null."""
     for layers in layer_sets:
@@ -114,9 +121,9 @@ def render(
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
     prompt, starred, empty = (backbone.embed([text]) for text in (pair.prompt, pair.starred, ""))
     timesteps = diffusion.inference_timesteps(backbone.schedule, sample.num_inference_steps).tolist()
-    videos = []
-    for start in range(0, len(layer_sets), batch_size):
-        some = layer_sets[start : start + batch_size]
+    videos, together = [], _together(backbone)
+    for start in range(0, len(layer_sets), together):
+        some = layer_sets[start : start + together]
         rows = len(some), -1, -1
         with reading(backbone, some, starred.expand(*rows), sample.num_frames):
             latents = denoise(
@@ -125,6 +132,46 @@ def render(
             )  # fmt: skip
         videos.append(backbone.decode(latents).cpu())
     return torch.cat(videos)
+
+
+def _together(backbone: Backbone) -> int:
+    return TOGETHER if backbone.device.type == "cpu" else 1
+
+
+def by_texts(shows: Callable[[Video, str, str], Sequence[float]]) -> Scorer:
+    """By what reads p and p* itself, as the judge of `tiny` does."""
+    return lambda videos, pair, _: shows(videos, pair.prompt, pair.starred)
+
+
+def by_clip(model: metrics.Features) -> Scorer:
+    """CLIP-T of each video and p*, which the supplement's Table 2 has for subjects and for movements [S]."""
+
+    def score(videos: Video, pair: Pair, _: int) -> list[float]:
+        text = model.text_features([pair.starred])[0]
+        return [metrics.text_alignment(model.image_features(to_frames(video[None])), text) for video in videos]
+
+    return score
+
+
+def by_tracks(backbone: Backbone) -> Scorer:
+    """Motion fidelity of each video to that of the same noise whose every block reads p* (ours).
+
+    A video in which no point can be followed scores 0.
+    """
+    able = frozenset(readers(backbone))
+
+    def follow(video: Float[Tensor, "3 f h w"]) -> metrics.Tracks:
+        return torch.from_numpy(tracks.follow(to_frames(video[None])))
+
+    @cache
+    def whole(pair: Pair, seed: int) -> metrics.Tracks:
+        return follow(render(backbone, pair, [able], backbone.defaults.sample, seed)[0])
+
+    def score(videos: Video, pair: Pair, seed: int) -> list[float]:
+        truth, made = whole(pair, seed), [follow(video) for video in videos]
+        return [metrics.motion_fidelity(one, truth) if len(one) and len(truth) else 0.0 for one in made]
+
+    return score
 
 
 @dataclass(frozen=True)
@@ -159,16 +206,23 @@ class Study:
         new = [layers for layers in dict.fromkeys(layer_sets) if layers not in self._effects]
         for layers in new:
             self._effects[layers] = []
+        report = self._whole(len(new) + (not self._null))
         for pair in self.pairs if new else ():
             for seed in range(self.seeds):
-                self._render(pair, seed, new)
+                self._render(pair, seed, new, report)
         return [Influence(tuple(sorted(layers)), self._estimate(layers)) for layers in layer_sets]
 
-    def _render(self, pair: Pair, seed: int, new: Sequence[Layers]) -> None:
+    def _whole(self, sets: int) -> Report:
+        """Counts the steps of so many sets over all pairs and seeds as those of one phase."""
+        each = ceil(sets / _together(self.backbone)) * self.backbone.defaults.sample.num_inference_steps
+        done, total = count(1), len(self.pairs) * self.seeds * each
+        return lambda _: self.report(Progress("measuring blocks", next(done), total))
+
+    def _render(self, pair: Pair, seed: int, new: Sequence[Layers], report: Report) -> None:
         known = (pair, seed) in self._null
         wanted = [*([] if known else [frozenset[int]()]), *new]
         sample = self.backbone.defaults.sample
-        scores = list(self.scorer(render(self.backbone, pair, wanted, sample, seed, self.report), *_texts(pair)))
+        scores = list(self.scorer(render(self.backbone, pair, wanted, sample, seed, report), pair, seed))
         if not known:
             self._null[pair, seed] = scores.pop(0)
         for layers, score in zip(new, scores, strict=True):
@@ -183,12 +237,16 @@ class Study:
         able = list(readers(self.backbone))
         return self.measure([*(frozenset([layer]) for layer in able), frozenset(able)])
 
-    def page(self, effects: Sequence[Influence]) -> list[Layers]:
-        """The project page's four columns: all blocks but the strongest, it alone, with the second strongest, all."""
+    def page(self, effects: Sequence[Influence], shown: Sequence[Layers] = ()) -> list[Layers]:
+        """The project page's four columns: all blocks but those of the first set, the sets, all blocks.
+
+        Without sets `shown`: the strongest block alone, and with the second strongest.
+        """
         able = frozenset(readers(self.backbone))
         alone = sorted((one for one in effects if len(one.layers) == 1), key=lambda one: -one.effect.value)
         first, second = (frozenset(one.layers) for one in alone[:2])
-        return [able - first, first, first | second, able]
+        sets = list(shown) or [first, first | second]
+        return [able - sets[0], *sets, able]
 
     def select(self, share: float = 0.9) -> list[Influence]:
         """Greedy forward selection: growing sets, up to the first with `share` of the effect of all blocks."""
@@ -203,7 +261,3 @@ class Study:
             if steps[-1].effect.value >= goal:
                 break
         return steps
-
-
-def _texts(pair: Pair) -> tuple[str, str]:
-    return pair.prompt, pair.starred

@@ -85,10 +85,7 @@ def pull(
     with output.waiting("Loading torch"):
         from customttt import backbones
 
-    def told(file: str, here: int, total: int) -> None:
-        output.say(f"{file}: {output.gigabytes(here)} of {output.gigabytes(total)} are here.")
-
-    folders = backbones.pull(name, told)
+    folders = backbones.pull(name, output.told)
     output.say(f"'{name}' is here; use it with --base {name}.")
     for folder in folders:
         output.result(str(folder))

@@ -82,17 +82,14 @@ def _judged(shown: Sequence[Exhibit]) -> bool:
 def _measure(candidates: Sequence[Candidate], pictures: Frames | None, judged: bool) -> list[Row]:
     from customttt import evaluate, extractors
 
-    def told(file: str, here: int, total: int) -> None:
-        output.say(f"{file}: {output.gigabytes(here)} of {output.gigabytes(total)} are here.")
-
     with output.progress() as report:
         if judged:
             from customttt.tiny import known
 
             return known.by_judge(candidates, pictures, report)
         clip, dino = extractors.name(extractors.CLIP), extractors.name(extractors.DINO)
-        rows = evaluate.by_clip(clip, lambda: extractors.Clip(told), candidates, pictures, report)
-        rows += evaluate.by_dino(dino, lambda: extractors.Dino(told), candidates, pictures, report)
+        rows = evaluate.by_clip(clip, lambda: extractors.Clip(output.told), candidates, pictures, report)
+        rows += evaluate.by_dino(dino, lambda: extractors.Dino(output.told), candidates, pictures, report)
         return rows + evaluate.by_tracks(candidates, report)
 
 

@@ -12,7 +12,6 @@ from customttt.concept import check_name
 from customttt.errors import AlreadyExistsError, BaseUnavailableError, NotFoundError
 from customttt.library import Library
 from customttt_cli import options, output
-from customttt_cli.library import KindOption
 
 if TYPE_CHECKING:
     from customttt.exchange import Home
@@ -30,7 +29,7 @@ class FormOption(StrEnum):
 
 def export(
     name: Annotated[str, typer.Argument(help="A concept's name.", show_default=False)],
-    kind: Annotated[KindOption | None, typer.Option(help="Refuse it if it is not of this kind.")] = None,
+    kind: Annotated[options.Kind | None, typer.Option(help="Refuse it if it is not of this kind.")] = None,
     form: Annotated[
         FormOption, typer.Option("--format", help="customttt keeps everything; the others are for other programs.")
     ] = FormOption.CUSTOMTTT,
@@ -57,7 +56,7 @@ def import_concept(
     name: Annotated[
         str | None, typer.Option(help="What to call it; by default as in the file, or as the file.", show_default=False)
     ] = None,
-    kind: Annotated[KindOption | None, typer.Option(help="Which one, where a file holds both.")] = None,
+    kind: Annotated[options.Kind | None, typer.Option(help="Which one, where a file holds both.")] = None,
     base: options.Base = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read weights from a PyTorch file (.pt), too.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +17,17 @@ from customttt.library import Library
 from customttt_cli import options, output
 
 if TYPE_CHECKING:
-    from customttt.influence import Influence, Layers, Pair, Study
+    from customttt.backbones import Backbone
+    from customttt.influence import Influence, Layers, Pair, Scorer, Study
 
 CARRIED: dict[str, Kind] = {"noun": "appearance", "movement": "motion"}
 """What a layer carries, by what the judge reads it from."""
 EXAMPLE = 'Example: customttt influence "A koala." "A tiger." --seeds 3'
+
+
+class Score(StrEnum):
+    CLIP = "clip-t"
+    TRACKS = "tracks"
 
 
 def influence(
@@ -28,6 +35,26 @@ def influence(
     starred: Annotated[str | None, typer.Argument(help="What the others read.", show_default=False)] = None,
     pairs: Annotated[
         Path | None, typer.Option(help="A file of pairs instead, one a line, with a tab between.", show_default=False)
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Blocks to show together in the figure: 6, or 2,6; may be repeated. By default the strongest.",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[
+        options.Kind | None,
+        typer.Option(
+            help="What the prompts are about, for 'learn-* --layers auto'; on tiny the judge tells.", show_default=False
+        ),
+    ] = None,
+    score: Annotated[
+        Score | None,
+        typer.Option(
+            help="CLIP-T, as published, or tracks of points, the default of --kind motion; on tiny the judge scores.",
+            show_default=False,
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Videos a pair.", min=1)] = 3,
     share: Annotated[float, typer.Option(help="Of the effect of all blocks, for the chosen set.", min=0, max=1)] = 0.9,
@@ -38,47 +65,91 @@ def influence(
     as_json: options.Json = False,
 ) -> None:
     """Measure how much each block of the base carries of what the second prompt says and the first does not."""
-    texts = _read(prompt, starred, pairs)
-    output.quiet()
+    texts, numbers = _read(prompt, starred, pairs), [_numbers(text) for text in layers or ()]
+    output.quiet(bars=True)
     with output.waiting("Loading torch"):
-        from customttt import backbones, influence, media
-        from customttt.tiny import judge
-    wanted = [influence.Pair(*text) for text in texts]
+        from customttt import backbones, influence, learn, media
+    wanted, shown = [influence.Pair(*text) for text in texts], [frozenset(some) for some in numbers]
     media.check_output(folder / "influence.mp4")
     name, why = backbones.choose_base(base)
-    if not backbones.defaults(name).judged:
-        raise BaseUnavailableError(f"Nothing here can tell what videos of {name!r} show; use --base tiny.")
-    for pair in wanted:
-        judge.new_words(pair.prompt, pair.starred)  # raises for what the judge cannot see
-    kind = _kind(wanted)
-    output.say(f"Base: {name} ({why}); scored by the judge of its world")
-    study = _study(name, wanted, seeds)
+    judged = backbones.defaults(name).judged
+    about = _judged_kind(wanted, kind, score) if judged else kind and kind.value
+    by = None if judged else score or (Score.TRACKS if kind is options.Kind.MOTION else Score.CLIP)
+    _check_layers(name, shown)
+    scorer, scored = _scorer(by)
+    output.say(f"Base: {name} ({why}); scored by {scored}")
+    with output.loading(name):
+        backbone, _ = learn.open_accelerated(name)
+    study = influence.Study(backbone, wanted, scorer(backbone), seeds)
     with output.progress() as report:
         study.report = report
         alone = study.per_layer()
         chosen = study.select(share)
-        columns = study.page(alone)
+        columns = study.page(alone, shown)
         measured = study.measure(columns)
         _draw(study, alone, columns, folder)
-    data = {"per layer": alone, "chosen": chosen, "figure": measured}
-    text = json.dumps({key: [asdict(one) for one in some] for key, some in data.items()}, indent=1)
+    data = {"scored by": scored, "per layer": alone, "chosen": chosen, "figure": measured}
+    text = json.dumps(data, indent=1, default=asdict)
     (folder / "influence.json").write_text(text)
-    if kind:
-        Library().add_carrying(study.backbone.fingerprint, kind, chosen[-1].layers)
+    if about:
+        Library().add_carrying(study.backbone.fingerprint, about, chosen[-1].layers)
     if as_json:
         output.result(text)
         return
-    _tell(alone, chosen, folder)
-    if kind:
-        output.say(f"'customttt learn-{kind} ... --layers auto' learns there from now on.")
+    _tell(alone, measured, chosen, folder)
+    if about:
+        output.say(f"'customttt learn-{about} ... --layers auto' learns there from now on.")
 
 
-def _kind(pairs: Sequence[Pair]) -> Kind | None:
-    """What all pairs are about; None where they are about several things, or about scenes."""
+def _numbers(text: str) -> tuple[int, ...]:
+    found = options.parse_layers(text)
+    if found is None:
+        raise UsageError("--layers auto is for learning; give the numbers of blocks, such as 2,6.")
+    return found
+
+
+def _check_layers(base: str, sets: Sequence[Layers]) -> None:
+    """Raise UsageError for a block that reads no prompt, which the shapes of the base tell."""
+    from customttt import backbones
+
+    able = {place.layer for place in backbones.places(base).values() if place.kind == "appearance"} if sets else set()
+    if bad := sorted(frozenset().union(*sets) - able):
+        known = ", ".join(map(str, sorted(able)))
+        raise UsageError(f"Layer {bad[0]} of {base} reads no prompt; those that do are {known}.")
+
+
+def _judged_kind(pairs: Sequence[Pair], given: options.Kind | None, score: Score | None) -> Kind | None:
+    """What all pairs are about; None where they are about several things, or about scenes.
+
+    Raises UsageError for what the judge cannot see, and for what only other bases need.
+    """
     from customttt.tiny import judge
 
+    if score:
+        raise UsageError(f"tiny's own judge scores its world; leave --score {score.value} to other bases.")
     heads = {head for pair in pairs for head in judge.new_words(pair.prompt, pair.starred)}
-    return CARRIED.get(heads.pop()) if len(heads) == 1 else None
+    found = CARRIED.get(heads.pop()) if len(heads) == 1 else None
+    if given and given.value != found:
+        raise UsageError(f"--kind is {given.value}, but these prompts differ in {found or 'more, or in the scene'}.")
+    return found
+
+
+def _scorer(by: Score | None) -> tuple[Callable[[Backbone], Scorer], str]:
+    """What scores videos, once the base is there, and its name; its model is loaded first.
+
+    Raises BaseUnavailableError where that cannot be had.
+    """
+    from customttt import extractors, influence, tracks
+    from customttt.tiny import judge
+
+    if by is None:
+        return lambda _: influence.by_texts(judge.shows), "the judge of its world"
+    if by is Score.TRACKS:
+        if why := tracks.obstacle():
+            raise BaseUnavailableError(f"{why}; or give --score clip-t.")
+        return influence.by_tracks, f"motion fidelity to the video whose every block reads the second, {tracks.name()}"
+    model = extractors.Clip(output.told)
+    return lambda _: influence.by_clip(model), f"CLIP-T of the second prompt, {model.name}"
 
 
 def _read(prompt: str | None, starred: str | None, pairs: Path | None) -> list[tuple[str, str]]:
@@ -95,15 +166,6 @@ def _read(prompt: str | None, starred: str | None, pairs: Path | None) -> list[t
     if bad := [line for line in lines if line.count("\t") != 1]:
         raise UsageError(f"The line {bad[0]!r} of {pairs} is no pair; write two prompts with a tab between.")
     return [(one.strip(), two.strip()) for one, two in (line.split("\t") for line in lines)]
-
-
-def _study(name: str, pairs: list[Pair], seeds: int) -> Study:
-    from customttt import influence, learn
-    from customttt.tiny import judge
-
-    with output.loading(name):
-        backbone, _ = learn.open_accelerated(name)
-    return influence.Study(backbone, pairs, judge.shows, seeds)
 
 
 def _draw(study: Study, alone: list[Influence], columns: list[Layers], folder: Path) -> None:
@@ -134,9 +196,9 @@ def _name(layers: Layers, alone: list[Influence]) -> str:
     return f"all but {min(left)}" if len(left) == 1 and len(layers) > 2 else " + ".join(map(str, sorted(layers)))
 
 
-def _tell(alone: list[Influence], chosen: list[Influence], folder: Path) -> None:
-    rows = [("all" if len(one.layers) > 1 else str(one.layers[0]), f"{one.effect:.3f}") for one in alone]
-    output.table(("block", "score minus null (95 %)"), rows, [False] * len(rows))
+def _tell(alone: list[Influence], measured: list[Influence], chosen: list[Influence], folder: Path) -> None:
+    found = {_name(frozenset(one.layers), alone): f"{one.effect:.3f}" for one in (*alone, *measured)}
+    output.table(("block", "score minus null (95 %)"), list(found.items()), [False] * len(found))
     last = chosen[-1]
     output.say(f"Smallest set found: {', '.join(map(str, last.layers))}, with {last.effect:.3f}.")
     output.result(str(folder))

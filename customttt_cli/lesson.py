@@ -198,7 +198,7 @@ def _carrying(library: Library, kind: Kind, base: str, fingerprint: str) -> tupl
         words = '"A koala." "A tiger."' if kind == "appearance" else '"A dog is jumping." "A dog is running."'
         raise NotFoundError(
             f"Nobody has measured here which layers of {base!r} carry the {kind}; "
-            f"'customttt influence {words} --base {base}' does."
+            f"'customttt influence {words} --kind {kind} --base {base}' does."
         )
     able = sorted({place.layer for place in backbones.places(base).values() if place.kind == kind})
     return tuple(sorted({min((one for one in able if one >= layer), default=able[-1]) for layer in found}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,13 +26,8 @@ _Name = Annotated[str, typer.Argument(help="A concept's name.", show_default=Fal
 _AnyName = Annotated[str | None, typer.Argument(help="A concept's name; by default the whole library.")]
 
 
-class KindOption(StrEnum):
-    APPEARANCE = "appearance"
-    MOTION = "motion"
-
-
 def list_concepts(
-    kind: Annotated[KindOption | None, typer.Option(help="Only this kind.", show_default=False)] = None,
+    kind: Annotated[options.Kind | None, typer.Option(help="Only this kind.", show_default=False)] = None,
     as_json: options.Json = False,
 ) -> None:
     """List what has been learned (also: ls)."""

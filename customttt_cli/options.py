@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -11,6 +12,12 @@ from customttt.errors import UsageError
 LAST_LAYER = 8
 AUTO = "auto"
 """The value of --layers that stands for what `influence` found."""
+
+
+class Kind(StrEnum):
+    APPEARANCE = "appearance"
+    MOTION = "motion"
+
 
 NewName = Annotated[str, typer.Argument(help="What to call it: letters, digits, '-', '_' and '.'.", show_default=False)]
 Base = Annotated[

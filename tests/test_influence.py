@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from material import assert_one_sentence, run, snapshot
+from standin import Hub
 from torch import Tensor
+from vision import save_clip
 
-from customttt import backbones, influence
+from customttt import backbones, extractors, influence
 from customttt.backbones import Backbone, open_base
 from customttt.errors import UsageError
 from customttt.library import Library
+from customttt.media import Frames
+from customttt.train import Progress
 
 PAIR = influence.Pair("A koala.", "A tiger.")
 
@@ -65,10 +69,13 @@ def test_equal_prompts_are_no_pair() -> None:
         influence.Pair("A koala.", "A koala. ")
 
 
-def test_the_videos_of_one_seed_differ_in_what_is_read_alone(backbone: Backbone) -> None:
+def test_the_videos_of_one_seed_differ_in_what_is_read_alone(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(influence, "TOGETHER", 2)
     sample = backbone.defaults.sample.but(num_frames=2, size=32, num_inference_steps=2)
     able = frozenset(influence.readers(backbone))
-    videos = influence.render(backbone, PAIR, [layers(), able, layers(6)], sample, 0, batch_size=2)
+    videos = influence.render(backbone, PAIR, [layers(), able, layers(6)], sample, 0)
     again = influence.render(backbone, influence.Pair(PAIR.starred, "x"), [layers()], sample, 0)
     assert torch.allclose(videos[1], again[0], atol=1e-5)
     assert not torch.allclose(videos[0], videos[2])
@@ -108,6 +115,48 @@ def test_selection_finds_the_smallest_set_and_renders_nothing_twice(
     assert len(keys) == 4 * len(set(keys)), "each set once a pair and seed"
 
 
+def test_the_figure_shows_the_blocks_that_are_asked_for(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = study(backbone, monkeypatch, {2: 0.2, 6: 0.5})
+    able = layers(0, 1, 2, 4, 6, 7, 8)
+    assert one.page(one.per_layer(), [layers(8)]) == [able - {8}, layers(8), able]
+
+
+def test_progress_counts_every_step_of_every_pair_and_seed(backbone: Backbone) -> None:
+    one = influence.Study(backbone, [PAIR], lambda v, *_: [0.0] * len(v), seeds=2)
+    seen: list[Progress] = []
+    one.report = seen.append
+    one.measure([layers(6)])
+    one.measure([layers(6), layers(2)])
+    steps = backbone.defaults.sample.num_inference_steps
+    assert [(now.step, now.total) for now in seen] == [(i, 2 * steps) for i in range(1, 2 * steps + 1)] * 2
+
+
+def test_by_tracks_the_video_that_reads_the_other_prompt_everywhere_moves_as_itself(backbone: Backbone) -> None:
+    able = frozenset(influence.readers(backbone))
+    sample = backbone.defaults.sample
+    videos = influence.render(backbone, PAIR, [able], sample, 0)
+    noise = torch.rand(videos.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    same, other = influence.by_tracks(backbone)(torch.cat([videos, noise]), PAIR, 0)
+    assert same in (0.0, 1.0), "0 where nothing in it can be followed"
+    assert other <= same
+
+
+def test_by_clip_a_score_is_the_cosine_of_video_and_other_prompt() -> None:
+    class Model:
+        name = "a model that sees one colour"
+
+        def image_features(self, frames: Frames) -> Tensor:
+            return torch.from_numpy(frames).float().mean((1, 2))
+
+        def text_features(self, prompts: Sequence[str]) -> Tensor:
+            return torch.tensor([{"Red.": [1.0, 0, 0], "Blue.": [0, 0, 1.0]}[text] for text in prompts])
+
+    red = torch.tensor([1.0, -1, -1]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 4, 4)
+    score = influence.by_clip(Model())
+    assert score(red, influence.Pair("Blue.", "Red."), 0) == pytest.approx([1.0])
+    assert score(red, influence.Pair("Red.", "Blue."), 0) == pytest.approx([0.0])
+
+
 def test_a_study_needs_a_pair(backbone: Backbone) -> None:
     with pytest.raises(UsageError, match="no pair"):
         influence.Study(backbone, [], lambda v, *_: v.tolist())
@@ -142,6 +191,34 @@ def test_a_study_leaves_numbers_chart_and_figure(judged_base: Path, tmp_path: Pa
     assert found == tuple(numbers["chosen"][-1]["layers"])
 
 
+@pytest.fixture
+def brief_base(judged_base: Path) -> Path:
+    """The same, said to be of no world that a judge knows."""
+    settings = json.loads((judged_base / "customttt.json").read_text())
+    (judged_base / "customttt.json").write_text(json.dumps({**settings, "judged": False}))
+    return judged_base
+
+
+def test_other_bases_are_scored_by_clip_as_published(brief_base: Path, standin: Hub, tmp_path: Path) -> None:
+    standin.repositories[extractors.CLIP.id] = save_clip(tmp_path / "clip-model")
+    out, sets = tmp_path / "out", ("--layers", "2,6", "--layers", "6")
+    done = run("influence", *(PAIR.prompt, PAIR.starred), *sets, "--base", brief_base, "--seeds", 1, "-o", out)
+    assert done.exit_code == 0, done.output
+    assert "CLIP-T of the second prompt, openai/clip-vit-base-patch32@" in done.stderr
+    assert "2 + 6 " in done.stdout
+    assert "--layers auto" not in done.stderr, "nobody said what these prompts are about"
+
+
+def test_movement_of_other_bases_is_scored_by_tracks(brief_base: Path, tmp_path: Path) -> None:
+    pair, out = ("A dog is jumping.", "A dog is running."), tmp_path / "out"
+    done = run("influence", *pair, "--kind", "motion", "--base", brief_base, "--seeds", 1, "-o", out, "--json")
+    assert done.exit_code == 0, done.output
+    numbers = json.loads(done.stdout)
+    assert "motion fidelity" in numbers["scored by"]
+    assert Library().carrying(backbones.identify(str(brief_base)), "motion") == tuple(numbers["chosen"][-1]["layers"])
+
+
+@pytest.mark.usefixtures("nobody")
 def test_bad_studies_are_refused_before_anything_is_loaded(tiny_random_base: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     bad = tmp_path / "bad.tsv"
@@ -154,7 +231,15 @@ def test_bad_studies_are_refused_before_anything_is_loaded(tiny_random_base: Pat
     )
     assert_one_sentence(run("influence", "--pairs", bad, *out), 2, "is no pair")
     assert_one_sentence(run("influence", "--pairs", tmp_path / "none.tsv", *out), 3, "There is no file")
-    refused = run("influence", "A koala.", "A tiger.", "--base", tiny_random_base, *out)
-    assert_one_sentence(refused, 10, "Nothing here can tell what videos of")
+    tiny, other = (
+        ("A koala.", "A tiger.", "--base", "tiny", *out),
+        ("A koala.", "A tiger.", "--base", tiny_random_base, *out),
+    )
+    assert_one_sentence(run("influence", *tiny, "--layers", "6", "--layers", "3"), 2, "Layer 3 of tiny reads no prompt")
+    assert_one_sentence(run("influence", *other, "--layers", "9"), 2, "Layer 9 does not exist")
+    assert_one_sentence(run("influence", *other, "--layers", "auto"), 2, "give the numbers of blocks")
+    assert_one_sentence(run("influence", *tiny, "--score", "tracks"), 2, "own judge scores its world")
+    assert_one_sentence(run("influence", *tiny, "--kind", "motion"), 2, "these prompts differ in appearance")
+    assert_one_sentence(run("influence", *other), 10, "clip-vit-base-patch32")
     bad.unlink()
     assert snapshot(tmp_path) == before

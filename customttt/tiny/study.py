@@ -145,7 +145,7 @@ class Study:
         pairs, name = self._influence(kind)
         if self.ledger.get(name) is None:
             self.say(f"prompt influence of the {kind}")
-            measured = influence.Study(self.backbone, pairs, judge.shows, self.size.seeds)
+            measured = influence.Study(self.backbone, pairs, influence.by_texts(judge.shows), self.size.seeds)
             found = {"alone": measured.per_layer(), "chosen": measured.select()}
             self.ledger.put(name, **{key: [asdict(one) for one in some] for key, some in found.items()})
 
