@@ -13,7 +13,7 @@ import typer
 from customttt.errors import CustomTTTError, UsageError
 from customttt.library import Library
 from customttt.recipe import Rival, VideoRecipe
-from customttt_cli import options, output, pairs, relearn, render
+from customttt_cli import evaluate, exhibits, options, output, pairs, relearn, render
 from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 EXAMPLE = 'Example: customttt compare koala swimming "on Mars" --seeds 3 --images ./imgs --clip clip.mp4'
 CELL = 128
 Cells = dict[str, dict[int, Path]]
+Scores = dict[str, dict[str, dict[str, Any]]]
+"""Estimates by method and by what was measured."""
 
 
 def compare(
@@ -67,11 +69,11 @@ def compare(
             continue
         made[wanted] = name
         cells[name] = _cells(library, pair, wanted, name, wish.seeds(recipe), folder, material)
-    scores = _scores(recipe, cells)
     _lay_out(cells, recipe.sample.fps, folder)
+    scores = _scores(cells, images if material else None, clip if material else None)
     text = json.dumps({"prompt": recipe.target_prompt, "scores": scores}, indent=1)
     (folder / "compare.json").write_text(text)
-    _tell(scores, list(cells))
+    _tell(scores)
     _tell_notes(list(cells))
     output.result(text if as_json else str(folder))
 
@@ -138,25 +140,17 @@ def _is_made(path: Path, recipe: VideoRecipe) -> bool:
         return False
 
 
-def _scores(recipe: VideoRecipe, cells: Cells) -> dict[str, Any]:
-    """Mean probabilities of the prompt's subject, movement and scene with intervals over seeds, where a judge knows."""
-    from customttt import backbones
-
-    if not backbones.defaults(recipe.base).judged:
-        output.say(f"Nothing here can tell what videos of {recipe.base!r} show; the table has no scores.")
-        return {}
-    import torch
-
-    from customttt import stats
-    from customttt.compose import to_video
-    from customttt.tiny import judge
-
-    scores: dict[str, Any] = {}
-    for name, paths in cells.items():
-        opinion = judge.load().look(torch.cat([to_video(_frames(path)) for path in paths.values()]))
-        probable = judge.chances(opinion, recipe.target_prompt)
-        scores[name] = {head: asdict(stats.mean(values)) for head, values in probable.items()}
-    return scores
+def _scores(cells: Cells, images: Sequence[Path] | None, clip: Path | None) -> Scores:
+    """What `evaluate` measures, by method, with intervals over seeds; what it cannot measure says why."""
+    shown = [exhibits.read(path, None, name) for name, paths in cells.items() for path in paths.values()]
+    candidates, rows, groups = evaluate.measured(shown, images or (), clip)
+    for row in rows:
+        if row.missing:
+            output.say(f"No {row.what}: {row.missing}.")
+    return {
+        name: {row.what: asdict(found) for row in rows if (found := row.estimate(candidates, chosen))}
+        for name, chosen in groups.items()
+    }
 
 
 def _frames(path: Path) -> Frames:
@@ -185,15 +179,15 @@ def _lay_out(cells: Cells, fps: int, folder: Path) -> None:
     media.write_video(folder / "side-by-side.mp4", np.stack(sheets_of_time), fps, {"made by": "customttt compare"})
 
 
-def _tell(scores: Mapping[str, Mapping[str, Mapping[str, float]]], chosen: Sequence[str]) -> None:
-    if not scores:
+def _tell(scores: Scores) -> None:
+    heads = list(dict.fromkeys(what for some in scores.values() for what in some))
+    if not heads:
         return
-    heads = list(scores[chosen[0]])
 
-    def cell(one: Mapping[str, float]) -> str:
-        return f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+    def cell(one: Mapping[str, float] | None) -> str:
+        return f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" if one else "-"
 
-    rows = [(name, *(cell(scores[name][head]) for head in heads)) for name in chosen]
+    rows = [(name, *(cell(some.get(head)) for head in heads)) for name, some in scores.items()]
     output.table(("method", *heads), rows, [False] * len(rows))
 
 

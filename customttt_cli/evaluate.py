@@ -41,7 +41,23 @@ def evaluate(
 
     CLIP and DINO come from the model hub, point tracks from OpenCV; on tiny's world its judge stands in for them.
     """
-    shown = exhibits.collect(videos, prompt)
+    candidates, rows, groups = measured(exhibits.collect(videos, prompt), [images] if images else [], clip)
+    if all(row.missing for row in rows):
+        reasons = dict.fromkeys(str(row.missing) for row in rows)
+        raise BaseUnavailableError(f"Nothing could be measured: {'. '.join(reasons)}.")
+    if as_json:
+        output.result(json.dumps([_fields(row, candidates, groups) for row in rows], indent=1))
+        return
+    _tell(rows, candidates, groups)
+
+
+def measured(
+    shown: Sequence[Exhibit], images: Sequence[Path], clip: Path | None
+) -> tuple[list[Candidate], list[Row], Groups]:
+    """The videos, every row of what is measured of them, and which of them stand in which column.
+
+    Raises NotFoundError or MediaError for pictures or a clip that cannot be read.
+    """
     pictures = exhibits.pictures(images) if images else None
     clips = exhibits.clips(clip, shown) if clip else [None] * len(shown)
     output.quiet(bars=True)
@@ -52,15 +68,7 @@ def evaluate(
         Candidate(str(one.path), one.frames, one.prompt, reference, one.group)
         for one, reference in zip(shown, clips, strict=True)
     ]
-    rows = _measure(candidates, pictures, judged)
-    if all(row.missing for row in rows):
-        reasons = dict.fromkeys(str(row.missing) for row in rows)
-        raise BaseUnavailableError(f"Nothing could be measured: {'. '.join(reasons)}.")
-    groups = _groups(shown)
-    if as_json:
-        output.result(json.dumps([_fields(row, candidates, groups) for row in rows], indent=1))
-        return
-    _tell(rows, candidates, groups)
+    return candidates, _measure(candidates, pictures, judged), _groups(shown)
 
 
 def _judged(shown: Sequence[Exhibit]) -> bool:

@@ -41,10 +41,10 @@ def collect(paths: Sequence[Path], prompt: str | None) -> list[Exhibit]:
         check_prompt(prompt)
     runs = [path for path in paths if (path / RUN).is_file()]
     if not runs:
-        return [_read(path, prompt, ALL) for path in paths]
+        return [read(path, prompt) for path in paths]
     if len(paths) > 1:
         raise UsageError(f"'{runs[0]}' is the folder of a comparison; evaluate it alone.")
-    return [_read(path, prompt, path.stem.rpartition("-seed")[0]) for path in _cells(runs[0])]
+    return [read(path, prompt, path.stem.rpartition("-seed")[0]) for path in _cells(runs[0])]
 
 
 def _cells(run: Path) -> list[Path]:
@@ -60,7 +60,8 @@ def _cells(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: order.index(path.stem.rpartition("-seed")[0]))
 
 
-def _read(path: Path, prompt: str | None, column: str) -> Exhibit:
+def read(path: Path, prompt: str | None, column: str = ALL) -> Exhibit:
+    """One video and what its recipe says. Raises NotFoundError or MediaError."""
     from customttt import media
 
     recipe = _recipe(path)
@@ -90,13 +91,13 @@ def _recipe(path: Path) -> VideoRecipe | None:
         return None
 
 
-def pictures(path: Path) -> Frames:
+def pictures(paths: Sequence[Path]) -> Frames:
     """Reference pictures (n h w 3), cropped to a square. Raises NotFoundError or MediaError."""
     import numpy as np
 
     from customttt import media
 
-    return np.stack([picture.pixels for picture in media.read_pictures([path], SIZE)])
+    return np.stack([picture.pixels for picture in media.read_pictures(list(paths), SIZE)])
 
 
 def clips(path: Path, shown: Sequence[Exhibit]) -> list[Frames | None]:

@@ -24,6 +24,8 @@ from customttt.errors import UsageError
 from customttt.library import Library
 from customttt.recipe import Ingredient, VideoRecipe
 
+pytestmark = pytest.mark.usefixtures("nobody")
+
 RECIPE = VideoRecipe(
     Ingredient("koala", "koala", "a" * 64), Ingredient("swimming", "swimming", "b" * 64), "on Mars", "tiny", "f",
     TTTConfig(), SampleConfig(motion_until=0.8, unconditional_scale=0.5),
@@ -89,7 +91,10 @@ def test_a_comparison_is_laid_out_and_not_made_twice(tmp_path: Path) -> None:
     command = ("compare", "koala", "swimming", "on Mars", "--seeds", 2, "--methods", "base,direct,switch", "-o", out)
     done = run(*command, "--json")
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout) == {"prompt": "A koala is swimming on Mars.", "scores": {}}
+    assert json.loads(done.stdout) == {
+        "prompt": "A koala is swimming on Mars.", "scores": {name: {} for name in ("base", "direct", "switch")}
+    }  # fmt: skip
+    assert "No CLIP-I: there are no pictures of the subject" in done.stderr
     cells = {f"{name}-seed{seed}.mp4" for name in ("base", "direct", "switch") for seed in (0, 1)}
     assert {path.name for path in out.iterdir()} == {*cells, "grid.png", "side-by-side.mp4", "compare.json"}
     before = {name: (out / name).stat().st_mtime_ns for name in cells}
@@ -130,6 +135,8 @@ def test_rivals_learn_once_for_all_prompts_and_tell_their_name(
     done = run(*command, "-o", tmp_path / "one")
     assert done.exit_code == 0, done.output
     assert "Method 3 of 3, 'dreamvideo': DreamVideo, simplified." in done.stderr
+    assert done.stdout.splitlines()[0].split() == ["method", "motion", "fidelity"], "the one that needs no hub"
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:4]] == ["full", "direct", "dreamvideo"]
     assert "dreamvideo: simplified: LoRAs for its adapters" in done.stderr
     made = {name: tmp_path / "one" / f"{name}-seed0.mp4" for name in ("full", "direct", "dreamvideo")}
     named = {name: VideoRecipe.from_dict(media.read_recipe(path)).rival for name, path in made.items()}
