@@ -158,7 +158,7 @@ def _influence(study: Study, kind: Kind, path: Path) -> list[str]:
     return [
         f"## Which blocks carry the {kind}",
         "",
-        f"Prompt influence over {len(INFLUENCE[kind][: study.size.pairings])} pairs of prompts and "
+        f"Prompt influence over {_count(len(INFLUENCE[kind][: study.size.prompts]), 'pair')} of prompts and "
         f"{_count(study.size.seeds, 'seed')}: how much likelier the judge finds what the second prompt says once "
         "only that block reads it.",
         "",

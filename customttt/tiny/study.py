@@ -100,6 +100,8 @@ class Size:
     """Of learning; None: the base's own."""
     ttt_steps: int | None = None
     """Of test-time training, where an arm has any; None: the arm's own."""
+    prompts: int | None = None
+    """Pairs of prompts for the influence of each block; None: all."""
 
     def cells(self) -> list[Cell]:
         """The first seed of everything comes first: a run that is stopped early says something of all pairings."""
@@ -111,7 +113,7 @@ class Size:
         ]
 
 
-QUICK = Size(pairings=2, scenes=1, seeds=1, steps=24, ttt_steps=6)
+QUICK = Size(pairings=2, scenes=1, seeds=1, steps=12, ttt_steps=3, prompts=1)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Study:
 
     def _influence(self, kind: Kind) -> tuple[list[influence.Pair], str]:
         """The pairs of prompts, and what the measurement is kept under."""
-        pairs = INFLUENCE[kind][: self.size.pairings]
+        pairs = INFLUENCE[kind][: self.size.prompts]
         return pairs, f"influence-{kind}-{len(pairs)}-{self.size.seeds}-{self.backbone.fingerprint}"
 
     @cached_property
