@@ -142,7 +142,7 @@ def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell], groups:
     first = next(iter(trained))
     lines = [f"Test-time training takes, in CPU time of the same run, over “{arms[first].title}”:", ""]
     for name, seconds in trained.items():
-        lines.append(f"- {arms[name].title}: {stats.ratio(seconds, trained[first], groups):.2f}")
+        lines.append(f"- {arms[name].title}: {stats.ratio(seconds, trained[first], groups):.3f}")
     return [*lines, ""]
 
 
