@@ -8,11 +8,11 @@ chosen by greedy forward selection; movement can be scored by tracks, as CLIP ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from itertools import count
+from itertools import count, product
 from math import ceil
 from typing import Any
 
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from customttt import diffusion, metrics, stats, tracks
 from customttt.backbones import Backbone, PromptEmbeds, Video
 from customttt.compose import to_frames
-from customttt.config import SampleConfig
+from customttt.config import SampleConfig, digest
 from customttt.errors import UsageError
+from customttt.ledger import Ledger
 from customttt.sampling import denoise
 from customttt.train import Progress, Report, silent
 
@@ -32,6 +33,8 @@ BLOCKS = range(9)
 TOGETHER = 4
 """Videos that go through a CPU at once; a GPU is busy with one."""
 Layers = frozenset[int]
+NULL: Layers = frozenset()
+"""No block reads p*."""
 
 
 @dataclass(frozen=True)
@@ -182,55 +185,61 @@ class Influence:
     effect: stats.Estimate
 
 
-Effects = Mapping[Layers, Sequence[float]]
-
-
 @dataclass
 class Study:
-    """Effects of sets of blocks over pairs and seeds; what was measured once is not rendered again."""
+    """Effects of sets of blocks over pairs and seeds; what is in the ledger is not rendered again."""
 
     backbone: Backbone
     pairs: Sequence[Pair]
     scorer: Scorer
     seeds: int = 3
     report: Report = silent
+    ledger: Ledger = field(default_factory=Ledger)
+    by: str = ""
+    """What the scorer is called in the ledger."""
 
     def __post_init__(self) -> None:
         if not self.pairs:
             raise UsageError("There is no pair of prompts to measure with.")
-        self._null: dict[tuple[Pair, int], float] = {}
-        self._effects: dict[Layers, list[float]] = {}
 
     def measure(self, layer_sets: Sequence[Layers]) -> list[Influence]:
         """One estimate a set, in their order; intervals are over pairs, whose seeds do not count as independent."""
-        new = [layers for layers in dict.fromkeys(layer_sets) if layers not in self._effects]
-        for layers in new:
-            self._effects[layers] = []
-        report = self._whole(len(new) + (not self._null))
-        for pair in self.pairs if new else ():
-            for seed in range(self.seeds):
-                self._render(pair, seed, new, report)
-        return [Influence(tuple(sorted(layers)), self._estimate(layers)) for layers in layer_sets]
-
-    def _whole(self, sets: int) -> Report:
-        """Counts the steps of so many sets over all pairs and seeds as those of one phase."""
-        each = ceil(sets / _together(self.backbone)) * self.backbone.defaults.sample.num_inference_steps
-        done, total = count(1), len(self.pairs) * self.seeds * each
-        return lambda _: self.report(Progress("measuring blocks", next(done), total))
-
-    def _render(self, pair: Pair, seed: int, new: Sequence[Layers], report: Report) -> None:
-        known = (pair, seed) in self._null
-        wanted = [*([] if known else [frozenset[int]()]), *new]
+        wanted = dict.fromkeys([NULL, *layer_sets])
+        missing = {
+            of: new
+            for of in self._all()
+            if (new := [layers for layers in wanted if self.ledger.get(self._key(of, layers)) is None])
+        }
+        report = self._whole([len(new) for new in missing.values()])
         sample = self.backbone.defaults.sample
-        scores = list(self.scorer(render(self.backbone, pair, wanted, sample, seed, report), pair, seed))
-        if not known:
-            self._null[pair, seed] = scores.pop(0)
-        for layers, score in zip(new, scores, strict=True):
-            self._effects[layers].append(score - self._null[pair, seed])
+        for (pair, seed), new in missing.items():
+            videos = render(self.backbone, pair, new, sample, seed, report)
+            for layers, score in zip(new, self.scorer(videos, pair, seed), strict=True):
+                self.ledger.put(self._key((pair, seed), layers), score=float(score))
+        return [Influence(tuple(sorted(layers)), self._effect(layers)) for layers in layer_sets]
 
-    def _estimate(self, layers: Layers) -> stats.Estimate:
-        groups = [pair.starred + pair.prompt for pair in self.pairs for _ in range(self.seeds)]
-        return stats.mean(self._effects[layers], groups)
+    def _all(self) -> list[tuple[Pair, int]]:
+        return list(product(self.pairs, range(self.seeds)))
+
+    def _key(self, of: tuple[Pair, int], layers: Layers) -> str:
+        pair, seed = of
+        sample = self.backbone.defaults.sample.changed()
+        made = [self.backbone.fingerprint, sample, self.by, pair.prompt, pair.starred, seed, sorted(layers)]
+        return f"score-{digest(made)[:16]}"
+
+    def _score(self, of: tuple[Pair, int], layers: Layers) -> float:
+        return float((self.ledger.get(self._key(of, layers)) or {})["score"])
+
+    def _effect(self, layers: Layers) -> stats.Estimate:
+        """Score minus null."""
+        effects = [self._score(of, layers) - self._score(of, NULL) for of in self._all()]
+        return stats.mean(effects, [pair.starred + pair.prompt for pair, _ in self._all()])
+
+    def _whole(self, sets: Sequence[int]) -> Report:
+        """Counts the steps of so many sets a pair and seed as those of one phase."""
+        batches = sum(ceil(some / _together(self.backbone)) for some in sets)
+        done, total = count(1), batches * self.backbone.defaults.sample.num_inference_steps
+        return lambda _: self.report(Progress("measuring blocks", next(done), total))
 
     def per_layer(self) -> list[Influence]:
         """Each block alone, and all of them together at the end."""
@@ -252,7 +261,7 @@ class Study:
         """Greedy forward selection: growing sets, up to the first with `share` of the effect of all blocks."""
         able = frozenset(readers(self.backbone))
         goal = share * self.measure([able])[0].effect.value
-        chosen: Layers = frozenset()
+        chosen = NULL
         steps: list[Influence] = []
         while chosen != able:
             found = self.measure([chosen | {layer} for layer in sorted(able - chosen)])

@@ -13,6 +13,7 @@ import typer
 
 from customttt.concept import Kind
 from customttt.errors import BaseUnavailableError, MediaError, NotFoundError, UsageError
+from customttt.ledger import Ledger
 from customttt.library import Library
 from customttt_cli import options, output
 
@@ -64,7 +65,10 @@ def influence(
     base: options.Base = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure how much each block of the base carries of what the second prompt says and the first does not."""
+    """Measure how much each block of the base carries of what the second prompt says and the first does not.
+
+    The same command goes on after a kill: what was scored is in the folder.
+    """
     texts, numbers = _read(prompt, starred, pairs), [_numbers(text) for text in layers or ()]
     output.quiet(bars=True)
     with output.waiting("Loading torch"):
@@ -80,7 +84,8 @@ def influence(
     output.say(f"Base: {name} ({why}); scored by {scored}")
     with output.loading(name):
         backbone, _ = learn.open_accelerated(name)
-    study = influence.Study(backbone, wanted, scorer(backbone), seeds)
+    ledger = Ledger(folder / "scores.jsonl")
+    study = influence.Study(backbone, wanted, scorer(backbone), seeds, ledger=ledger, by=scored)
     with output.progress() as report:
         study.report = report
         alone = study.per_layer()

@@ -16,6 +16,7 @@ from vision import save_clip
 from customttt import backbones, extractors, influence
 from customttt.backbones import Backbone, open_base
 from customttt.errors import UsageError
+from customttt.ledger import Ledger
 from customttt.library import Library
 from customttt.media import Frames
 from customttt.train import Progress
@@ -157,6 +158,29 @@ def test_by_clip_a_score_is_the_cosine_of_video_and_other_prompt() -> None:
     assert score(red, influence.Pair("Red.", "Blue."), 0) == pytest.approx([0.0])
 
 
+def test_a_killed_study_goes_on_where_it_was(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weights = {2: 0.2, 6: 0.5}
+    whole = study(backbone, monkeypatch, weights)
+    expected = whole.select(0.9)
+
+    def killed(videos: Tensor, *_: object) -> list[float]:
+        if len(first.rendered) > 12:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        return videos.tolist()  # type: ignore[no-any-return]
+
+    first = study(backbone, monkeypatch, weights)
+    first.ledger, first.scorer = Ledger(tmp_path / "scores.jsonl"), killed
+    with pytest.raises(KeyboardInterrupt):
+        first.select(0.9)
+    second = study(backbone, monkeypatch, weights)
+    second.ledger = Ledger(tmp_path / "scores.jsonl")
+    assert second.select(0.9) == expected
+    lost = 7  # the blocks of the pair and seed over which it was killed
+    assert len(first.rendered) + len(second.rendered) == len(whole.rendered) + lost  # type: ignore[attr-defined]
+
+
 def test_a_study_needs_a_pair(backbone: Backbone) -> None:
     with pytest.raises(UsageError, match="no pair"):
         influence.Study(backbone, [], lambda v, *_: v.tolist())
@@ -186,7 +210,7 @@ def test_a_study_leaves_numbers_chart_and_figure(judged_base: Path, tmp_path: Pa
     numbers = json.loads(done.stdout)
     assert len(numbers["per layer"]) == 8
     assert len(numbers["figure"]) == 4
-    assert {path.name for path in out.iterdir()} == {"influence.json", "chart.png", "figure.png"}
+    assert {path.name for path in out.iterdir()} == {"influence.json", "chart.png", "figure.png", "scores.jsonl"}
     found = Library().carrying(backbones.identify(str(judged_base)), "appearance")
     assert found == tuple(numbers["chosen"][-1]["layers"])
 

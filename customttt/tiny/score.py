@@ -27,9 +27,9 @@ from customttt.backbones import Backbone, Video
 from customttt.compose import to_frames
 from customttt.concept import Kind
 from customttt.config import digest
+from customttt.ledger import Ledger
 from customttt.tiny import TINY_PATH, judge, world
 from customttt.tiny.demo import PICTURE_SCENES, STILL
-from customttt.tiny.ledger import Ledger
 from customttt.tiny.lessons import MOVEMENTS, SCENES, Content, Say, School, held_out, render
 
 CARD, GALLERY = TINY_PATH / "MODEL_CARD.md", TINY_PATH / "learned.png"

@@ -26,11 +26,11 @@ from customttt import compose, influence, learn, lora, media, metrics, rivals, s
 from customttt.backbones import Backbone
 from customttt.concept import Kind
 from customttt.config import TrainConfig, digest
+from customttt.ledger import Ledger
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import judge, score, world
 from customttt.tiny.arms import BLOCKS, SUPPLEMENT, TABLES, Arm
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
-from customttt.tiny.ledger import Ledger
 from customttt.tiny.lessons import Content, Say, School, clip, keep, pictures, render, wording
 
 SUBJECTS = [
@@ -147,7 +147,8 @@ class Study:
         pairs, name = self._influence(kind)
         if self.ledger.get(name) is None:
             self.say(f"prompt influence of the {kind}")
-            measured = influence.Study(self.backbone, pairs, influence.by_texts(judge.shows), self.size.seeds)
+            scorer = influence.by_texts(judge.shows)
+            measured = influence.Study(self.backbone, pairs, scorer, self.size.seeds, ledger=self.ledger, by="judge")
             found = {"alone": measured.per_layer(), "chosen": measured.select()}
             self.ledger.put(name, **{key: [asdict(one) for one in some] for key, some in found.items()})
 

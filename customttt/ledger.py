@@ -1,4 +1,4 @@
-"""What a study has measured, by its key: one JSON line each, in a file small enough to be committed."""
+"""What was measured, by its key: one JSON line each, in a file small enough to be committed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 
 class Ledger:
-    """Append-only: a kill loses at most the line being written, and several processes may write to one file."""
+    """Append-only: a kill loses at most the line being written, and several processes may write to one file.
 
-    def __init__(self, path: Path) -> None:
+    Without a path it remembers only as long as it lives.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._known: dict[str, dict[str, Any]] = {}
         self._read = 0
@@ -23,6 +26,9 @@ class Ledger:
 
     def put(self, key: str, **values: Any) -> None:
         """Keep values under a key."""
+        if self.path is None:
+            self._known[key] = values
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             file.seek(max(0, file.tell() - 1))
@@ -30,7 +36,7 @@ class Ledger:
             file.write((b"" if whole else b"\n") + json.dumps({"key": key, **values}).encode() + b"\n")
 
     def _catch_up(self) -> None:
-        if not self.path.exists():
+        if self.path is None or not self.path.exists():
             return
         with self.path.open("rb") as file:
             file.seek(self._read)
