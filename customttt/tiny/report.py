@@ -53,10 +53,8 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
         "",
     ]
     if size.steps:
-        lines += [
-            f"**Too short to tell anything**: {size.steps} steps of learning, test-time training in {size.ttt_steps}.",
-            "",
-        ]
+        steps = f"{size.steps} steps of learning, {size.ttt_steps} of test-time training"
+        lines += [f"**Too short to tell anything**: {steps}.", ""]
     compared = [name for name in tables if name in TABLES]
     for name in compared:
         table = TABLES[name]
