@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from customttt import machine
 from customttt.errors import UsageError
 from customttt.tiny import TINY_PATH, world
 
@@ -284,7 +285,7 @@ def loss_of(judge: Judge, batch: dict[str, Tensor], generator: torch.Generator) 
     video[disordered] = video[disordered][:, :, order]
     pose = batch["pose"].clone()
     pose[disordered] = pose[disordered][:, order]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=machine.multiplies_bfloat16()):
         seen = judge(augment(video, generator))
     nothing = torch.zeros_like(warped)
     loss = F.cross_entropy(seen["noun"].float(), _smooth(batch["noun"], HEADS["noun"], warped))

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderTiny, UNetMotionModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from customttt.backbones import computing
 
 MAX_TOKENS = 32
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -28,6 +31,11 @@ SCHEDULER: dict[str, Any] = {
     "clip_sample": False,
     "set_alpha_to_one": True,
 }
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 while this lasts, where the device has it; on other CPUs it is imitated and several times slower."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=computing(device) != torch.float32)
 
 
 def build_tokenizer(folder: Path, corpus: Iterable[str]) -> CLIPTokenizer:

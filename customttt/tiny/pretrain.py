@@ -209,7 +209,7 @@ def averages(state: State) -> Iterator[None]:
     for name, network in state.trained().items():
         network.load_state_dict(averaged(state, name))
     try:
-        with torch.no_grad(), torch.autocast(state.device.type, torch.bfloat16):
+        with torch.no_grad(), models.autocast(state.device):
             yield
     finally:
         for name, network in state.trained().items():
@@ -252,7 +252,7 @@ def run_stage(state: State, budget: float, loss_of: Callable[[State], Tensor], h
         rate = learning_rate(state, budget)
         for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        with torch.autocast(state.device.type, torch.bfloat16):
+        with models.autocast(state.device):
             loss = loss_of(state)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -343,7 +343,7 @@ def encode_clips(state: State, count: int, generator: torch.Generator) -> dict[s
     for done in range(0, count, 64):
         clips = world.sample(64, generator)
         images = clips.video.transpose(1, 2).flatten(0, 1).to(state.device)
-        with torch.autocast(state.device.type, torch.bfloat16):
+        with models.autocast(state.device):
             latents = state.vae.encode(images).latents.float().cpu()
         parts["latents"].append(latents.view(64, 8, models.LATENT_CHANNELS, 16, 16).transpose(1, 2).half())
         parts["weight"].append((1 + SUBJECT_WEIGHT * F.avg_pool2d(clips.mask, 4)).half())

@@ -28,7 +28,7 @@ from customttt.compose import to_frames
 from customttt.concept import Kind
 from customttt.config import digest
 from customttt.ledger import Ledger
-from customttt.tiny import TINY_PATH, judge, world
+from customttt.tiny import TINY_PATH, judge, models, world
 from customttt.tiny.demo import PICTURE_SCENES, STILL
 from customttt.tiny.lessons import MOVEMENTS, SCENES, Content, Say, School, held_out, render
 
@@ -67,7 +67,7 @@ def generate(
         prompts = [content.prompt for content in contents[start : start + 8]]
         noise = torch.randn(len(prompts), *shape, generator=generator).to(backbone.device)
         embeds = backbone.embed(prompts), backbone.embed([""] * len(prompts))
-        with torch.autocast(backbone.device.type, torch.bfloat16):  # as in pretraining
+        with models.autocast(backbone.device):  # as in pretraining
             latents = sampling.denoise_in_phases(backbone, noise, *embeds, sample, scales, report)
         videos.append(backbone.decode(latents).cpu())
     return torch.cat(videos)
