@@ -3,7 +3,7 @@
 Ten pairings of a held-out subject with a held-out movement, five scenes, three seeds; every arm renders them from the
 same noise, and the judge, who knows the truth, scores them. Every LoRA, adaptation and cell is kept in `--out`, so a
 killed run goes on, and two processes share the work: `--share 1/2` beside `--share 2/2`. It makes the tables that the
-supplement has, or those of `--tables`. `--quick` goes through all of it in a few minutes, too few to learn anything.
+supplement has, or those of `--tables`. `--quick` goes through all of it in minutes, too few to learn anything.
 """
 
 from __future__ import annotations
