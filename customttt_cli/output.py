@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,8 +93,14 @@ def _stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], dim: Sequence[bool]) -> None:
-    """A table on stdout; the rows marked `dim` are shown in red. Piped, it is as wide as it needs to be."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], dim: Sequence[bool]) -> None:
+    """A table on stdout; a terminal is shown the rows marked `dim` in red. Piped, it is as wide as it needs to be."""
+    _state["results"] = True
+    if not sys.stdout.isatty():  # without rich, which takes a third of the time of a `list` of a hundred
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+        for row in (columns, *rows):
+            print("  ".join(map(str.ljust, row, widths)).rstrip())
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -102,8 +108,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], dim: Sequence[b
     grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row, marked in zip(rows, dim, strict=True):
         grid.add_row(*map(Text, row), style="red" if marked else "")
-    _state["results"] = True
-    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(grid)
+    Console(highlight=False).print(grid)
 
 
 def interactive() -> bool:
