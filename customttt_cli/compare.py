@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,15 +15,16 @@ from customttt.errors import CustomTTTError, UsageError
 from customttt.library import Library
 from customttt.recipe import Rival, VideoRecipe
 from customttt_cli import evaluate, exhibits, options, output, pairs, relearn, render
+from customttt_cli.exhibits import Exhibit
 from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
-    from customttt.media import Frames
     from customttt.rivals import Material
 
 EXAMPLE = 'Example: customttt compare koala swimming "on Mars" --seeds 3 --images ./imgs --clip clip.mp4'
 CELL = 128
 Cells = dict[str, dict[int, Path]]
+Shown = dict[str, list[Exhibit]]
 Scores = dict[str, dict[str, dict[str, Any]]]
 """Estimates by method and by what was measured."""
 
@@ -69,8 +71,9 @@ def compare(
             continue
         made[wanted] = name
         cells[name] = _cells(library, pair, wanted, name, wish.seeds(recipe), folder, material)
-    _lay_out(cells, recipe.sample.fps, folder)
-    scores = _scores(cells, images if material else None, clip if material else None)
+    shown = {name: [exhibits.read(path, None, name) for path in paths.values()] for name, paths in cells.items()}
+    _lay_out(shown, recipe.sample.fps, folder)
+    scores = _scores(shown, images if material else None, clip if material else None)
     text = json.dumps({"prompt": recipe.target_prompt, "scores": scores}, indent=1)
     (folder / "compare.json").write_text(text)
     _tell(scores)
@@ -140,10 +143,9 @@ def _is_made(path: Path, recipe: VideoRecipe) -> bool:
         return False
 
 
-def _scores(cells: Cells, images: Sequence[Path] | None, clip: Path | None) -> Scores:
+def _scores(shown: Shown, images: Sequence[Path] | None, clip: Path | None) -> Scores:
     """What `evaluate` measures, by method, with intervals over seeds; what it cannot measure says why."""
-    shown = [exhibits.read(path, None, name) for name, paths in cells.items() for path in paths.values()]
-    candidates, rows, groups = evaluate.measured(shown, images or (), clip)
+    candidates, rows, groups = evaluate.measured(list(chain.from_iterable(shown.values())), images or (), clip)
     for row in rows:
         if row.missing:
             output.say(f"No {row.what}: {row.missing}.")
@@ -153,20 +155,14 @@ def _scores(cells: Cells, images: Sequence[Path] | None, clip: Path | None) -> S
     }
 
 
-def _frames(path: Path) -> Frames:
-    from customttt import media
-
-    return media.read_frames(path)[0]
-
-
-def _lay_out(cells: Cells, fps: int, folder: Path) -> None:
+def _lay_out(shown: Shown, fps: int, folder: Path) -> None:
     """A grid of the first seed's frames, and a video with a row a method and a column a seed."""
     import numpy as np
 
     from customttt import media, sheets
     from customttt.compare import METHODS
 
-    videos = {name: [_frames(path) for path in paths.values()] for name, paths in cells.items()}
+    videos = {name: [one.frames for one in some] for name, some in shown.items()}
     rows = [(METHODS[name].title, some[0]) for name, some in videos.items()]
     media.write_png(folder / "grid.png", sheets.contact_sheet(rows, CELL))
     count = min(len(video) for some in videos.values() for video in some)
