@@ -142,10 +142,7 @@ def _by_features(
 
 
 def by_tracks(candidates: Sequence[Candidate], report: Report = silent) -> list[Row]:
-    """Motion fidelity by points that are followed through every video and its clip.
-
-    A video in which no point can be followed scores 0, as one without movement does (ours).
-    """
+    """Motion fidelity by points that are followed through every video and its clip."""
     why = lacking(candidates, None).get(FIDELITY) or tracks.obstacle()
     if why:
         return [Row(FIDELITY, tracks.name(), missing=why)]
@@ -155,8 +152,7 @@ def by_tracks(candidates: Sequence[Candidate], report: Report = silent) -> list[
         truth = _tracks(candidate.clip)
         if not len(truth):
             return [Row(FIDELITY, tracks.name(), missing="no point of the clip can be followed to its end")]
-        made = _tracks(candidate.frames)
-        values.append(metrics.motion_fidelity(made, truth) if len(made) else 0.0)
+        values.append(metrics.motion_fidelity(_tracks(candidate.frames), truth))
         report(Progress("following points", step, len(candidates)))
     return [Row(FIDELITY, tracks.name(), tuple(values))]
 

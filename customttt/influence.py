@@ -8,10 +8,9 @@ chosen by greedy forward selection; movement can be scored by tracks, as CLIP ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import count, product
 from math import ceil
 from typing import Any
@@ -49,8 +48,9 @@ class Pair:
             raise UsageError(f"Both prompts are {self.prompt!r}; the second must say something else.")
 
 
-Scorer = Callable[[Video, Pair, int], Sequence[float]]
-"""(videos of one pair and seed, the pair, the seed) to how much each shows of what p* says; higher is more."""
+Scorer = Callable[[Video, Sequence[Layers], Pair, int], Sequence[float]]
+"""(videos of one pair and seed, whose sets of blocks read p*, the pair, the seed) to how much each shows of what p*
+says; higher is more."""
 
 
 def readers(backbone: Backbone) -> dict[int, list[nn.Module]]:
@@ -100,12 +100,12 @@ def reading(
             handle.remove()
 
 
-def check_layers(backbone: Backbone, layers: Layers) -> None:
-    """Raise UsageError for a block that does not exist or reads no text."""
-    known = readers(backbone)
-    if bad := sorted(layers - known.keys()):
-        able = ", ".join(map(str, known))
-        raise UsageError(f"Layer {bad[0]} of {backbone.name} reads no prompt; those that do are {able}.")
+def check_layers(base: str, able: Iterable[int], layer_sets: Sequence[Layers]) -> None:
+    """Raise UsageError for a block that is not one of those `able` to read a prompt."""
+    known = sorted(set(able))
+    if bad := sorted(NULL.union(*layer_sets).difference(known)):
+        those = ", ".join(map(str, known))
+        raise UsageError(f"Layer {bad[0]} of {base} reads no prompt; those that do are {those}.")
 
 
 @torch.no_grad()
@@ -118,8 +118,7 @@ def render(
     report: Report = silent,
 ) -> Float[Tensor, "b 3 f h w"]:
     """V_{p*->layers, p->others} of the same noise for every set of blocks; the empty set is V_p, the null."""
-    for layers in layer_sets:
-        check_layers(backbone, layers)
+    check_layers(backbone.name, readers(backbone), layer_sets)
     shape = backbone.latent_shape(sample.num_frames, sample.size)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
     prompt, starred, empty = (backbone.embed([text]) for text in (pair.prompt, pair.starred, ""))
@@ -143,13 +142,13 @@ def _together(backbone: Backbone) -> int:
 
 def by_texts(shows: Callable[[Video, str, str], Sequence[float]]) -> Scorer:
     """By what reads p and p* itself, as the judge of `tiny` does."""
-    return lambda videos, pair, _: shows(videos, pair.prompt, pair.starred)
+    return lambda videos, _, pair, __: shows(videos, pair.prompt, pair.starred)
 
 
 def by_clip(model: metrics.Features) -> Scorer:
     """CLIP-T of each video and p*, which the supplement's Table 2 has for subjects and for movements [S]."""
 
-    def score(videos: Video, pair: Pair, _: int) -> list[float]:
+    def score(videos: Video, _: Sequence[Layers], pair: Pair, __: int) -> list[float]:
         text = model.text_features([pair.starred])[0]
         return [metrics.text_alignment(model.image_features(to_frames(video[None])), text) for video in videos]
 
@@ -157,22 +156,20 @@ def by_clip(model: metrics.Features) -> Scorer:
 
 
 def by_tracks(backbone: Backbone) -> Scorer:
-    """Motion fidelity of each video to that of the same noise whose every block reads p* (ours).
-
-    A video in which no point can be followed scores 0.
-    """
+    """Motion fidelity of each video to that of the same noise whose every block reads p* (ours)."""
     able = frozenset(readers(backbone))
+    truths: dict[tuple[Pair, int], metrics.Tracks] = {}
 
     def follow(video: Float[Tensor, "3 f h w"]) -> metrics.Tracks:
         return torch.from_numpy(tracks.follow(to_frames(video[None])))
 
-    @cache
-    def whole(pair: Pair, seed: int) -> metrics.Tracks:
-        return follow(render(backbone, pair, [able], backbone.defaults.sample, seed)[0])
-
-    def score(videos: Video, pair: Pair, seed: int) -> list[float]:
-        truth, made = whole(pair, seed), [follow(video) for video in videos]
-        return [metrics.motion_fidelity(one, truth) if len(one) and len(truth) else 0.0 for one in made]
+    def score(videos: Video, layer_sets: Sequence[Layers], pair: Pair, seed: int) -> list[float]:
+        made = [follow(video) for video in videos]
+        if able in layer_sets:
+            truths[pair, seed] = made[list(layer_sets).index(able)]
+        elif (pair, seed) not in truths:  # scored before a kill
+            truths[pair, seed] = follow(render(backbone, pair, [able], backbone.defaults.sample, seed)[0])
+        return [metrics.motion_fidelity(one, truths[pair, seed]) for one in made]
 
     return score
 
@@ -214,7 +211,7 @@ class Study:
         sample = self.backbone.defaults.sample
         for (pair, seed), new in missing.items():
             videos = render(self.backbone, pair, new, sample, seed, report)
-            for layers, score in zip(new, self.scorer(videos, pair, seed), strict=True):
+            for layers, score in zip(new, self.scorer(videos, new, pair, seed), strict=True):
                 self.ledger.put(self._key((pair, seed), layers), score=float(score))
         return [Influence(tuple(sorted(layers)), self._effect(layers)) for layers in layer_sets]
 

@@ -84,8 +84,10 @@ def motion_fidelity(tracks: Float[Tensor, "m f 2"], truth: Float[Tensor, "n f 2"
     1/n sum_tau max_tau~ corr(tau, tau~), where corr is `displacement_agreement`. CustomTTT's own equation was not at
     hand. Ours: half of that sum, so that a video held against itself scores 1; and tracks that do not move (`REACH`)
     are left out, as a still background would find itself and drown the rest. Two videos without any movement agree
-    (1), a still one shares nothing with a moving one (0).
+    (1), a still one shares nothing with a moving one (0), nor does one in which no point can be followed (0).
     """
+    if not len(tracks) or not len(truth):
+        return 0.0
     moving, moved = (some[_moves(some)] for some in (tracks, truth))
     if not len(moving) or not len(moved):
         return float(len(moving) == len(moved))

@@ -79,7 +79,9 @@ def influence(
     judged = backbones.defaults(name).judged
     about = _judged_kind(wanted, kind, score) if judged else kind and kind.value
     by = None if judged else score or (Score.TRACKS if kind is options.Kind.MOTION else Score.CLIP)
-    _check_layers(name, shown)
+    if shown:  # the shapes of the base tell which blocks read a prompt
+        readers = [place.layer for place in backbones.places(name).values() if place.kind == "appearance"]
+        influence.check_layers(name, readers, shown)
     scorer, scored = _scorer(by)
     output.say(f"Base: {name} ({why}); scored by {scored}")
     with output.loading(name):
@@ -111,16 +113,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     if found is None:
         raise UsageError("--layers auto is for learning; give the numbers of blocks, such as 2,6.")
     return found
-
-
-def _check_layers(base: str, sets: Sequence[Layers]) -> None:
-    """Raise UsageError for a block that reads no prompt, which the shapes of the base tell."""
-    from customttt import backbones
-
-    able = {place.layer for place in backbones.places(base).values() if place.kind == "appearance"} if sets else set()
-    if bad := sorted(frozenset().union(*sets) - able):
-        known = ", ".join(map(str, sorted(able)))
-        raise UsageError(f"Layer {bad[0]} of {base} reads no prompt; those that do are {known}.")
 
 
 def _judged_kind(pairs: Sequence[Pair], given: options.Kind | None, score: Score | None) -> Kind | None:

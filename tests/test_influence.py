@@ -62,7 +62,7 @@ def test_blocks_without_text_are_known(backbone: Backbone) -> None:
     assert set(influence.readers(backbone)) == {0, 1, 2, 4, 6, 7, 8}
     for bad in (3, 9):
         with pytest.raises(UsageError, match=f"Layer {bad} of .* reads no prompt"):
-            influence.check_layers(backbone, layers(bad))
+            influence.render(backbone, PAIR, [layers(bad)], backbone.defaults.sample, 0)
 
 
 def test_equal_prompts_are_no_pair() -> None:
@@ -137,9 +137,13 @@ def test_by_tracks_the_video_that_reads_the_other_prompt_everywhere_moves_as_its
     sample = backbone.defaults.sample
     videos = influence.render(backbone, PAIR, [able], sample, 0)
     noise = torch.rand(videos.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    same, other = influence.by_tracks(backbone)(torch.cat([videos, noise]), PAIR, 0)
+    score = influence.by_tracks(backbone)
+    same, other = score(torch.cat([videos, noise]), [able, layers(2)], PAIR, 0)
     assert same in (0.0, 1.0), "0 where nothing in it can be followed"
     assert other <= same
+    assert influence.by_tracks(backbone)(noise, [layers(2)], PAIR, 0) == [other], (
+        "after a kill that video is made again"
+    )
 
 
 def test_by_clip_a_score_is_the_cosine_of_video_and_other_prompt() -> None:
@@ -154,8 +158,8 @@ def test_by_clip_a_score_is_the_cosine_of_video_and_other_prompt() -> None:
 
     red = torch.tensor([1.0, -1, -1]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 4, 4)
     score = influence.by_clip(Model())
-    assert score(red, influence.Pair("Blue.", "Red."), 0) == pytest.approx([1.0])
-    assert score(red, influence.Pair("Red.", "Blue."), 0) == pytest.approx([0.0])
+    assert score(red, [layers(2)], influence.Pair("Blue.", "Red."), 0) == pytest.approx([1.0])
+    assert score(red, [layers(2)], influence.Pair("Red.", "Blue."), 0) == pytest.approx([0.0])
 
 
 def test_a_killed_study_goes_on_where_it_was(
