@@ -43,6 +43,15 @@ def test_a_second_run_makes_nothing_again(small: study.Study) -> None:
     assert {path: path.stat().st_mtime_ns for path in small.out.rglob("*.*")} == made
 
 
+def test_who_comes_first_learns_for_the_others(small: study.Study) -> None:
+    cells, arm = [study.Cell(0, scene, 0) for scene in study.SCENES[:2]], arms.TABLES["ttt"]["paper"]
+    first, second = small._costs([(cell, arm) for cell in cells])
+    assert first == pytest.approx(1 + 2 * 2 * study.LEARNING_STEP + 2 * study.TTT_STEP)
+    assert second == 1
+    small.run(["ttt"])
+    assert small._costs([(cells[1], arm)]) == [1]
+
+
 def test_two_processes_share_the_work(small: study.Study) -> None:
     first, second = small.size.cells()
     small.run(["ttt"], (1, 2))

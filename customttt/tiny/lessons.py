@@ -114,12 +114,16 @@ class School:
 
         The world renders them anew for each seed of learning.
         """
-        key = digest([self.backbone.fingerprint, config.changed()])[:16]
-        path = self.folder / f"{kind}-{of.file_name}-{key}.safetensors"
+        path = self.path(kind, of, config)
         if not path.exists():
             self.say(f"learning the {kind} {of.file_name} in blocks {','.join(map(str, config.layers))}")
             keep(self._learn(kind, of, config).weights, path)
         return lora.load(path)
+
+    def path(self, kind: Kind, of: Content, config: TrainConfig) -> Path:
+        """Where that LoRA is kept: named by all that makes it."""
+        key = digest([self.backbone.fingerprint, config.changed()])[:16]
+        return self.folder / f"{kind}-{of.file_name}-{key}.safetensors"
 
     def _learn(self, kind: Kind, of: Content, config: TrainConfig) -> learn.Learned:
         seed, words, given = SEED + config.seed, wording(kind, of), (config, self.accelerator)

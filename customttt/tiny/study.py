@@ -68,6 +68,8 @@ INFLUENCE: dict[Kind, list[influence.Pair]] = {
     ],
 }  # fmt: skip
 """Prompts, and what some blocks read instead: another subject, or another movement of the same."""
+LEARNING_STEP, TTT_STEP = 1 / 15, 1 / 3
+"""How long a step of learning and one of test-time training take beside a video, for the time left alone."""
 KINDS: tuple[Kind, Kind] = ("appearance", "motion")
 Subject = tuple[str, tuple[str, str]]
 
@@ -134,13 +136,35 @@ class Study:
         for cell, arm in product(mine, arms.values()):
             wanted.setdefault(self.video(cell, arm), (cell, arm))
         todo = [(cell, arm) for cell, arm in wanted.values() if self.scores(cell, arm) is None]
-        began = time.monotonic()
+        began, costs = time.monotonic(), self._costs(todo)
         for done, (cell, arm) in enumerate(todo, 1):
             self._render(cell, arm)
-            left = (time.monotonic() - began) / done * (len(todo) - done) / 60
+            left = (time.monotonic() - began) / sum(costs[:done]) * sum(costs[done:]) / 60
             self.say(f"{done} of {len(todo)}: {arm.title}; {cell}; {left:.0f} minutes left")
         for kind in KINDS[share[0] - 1 :: share[1]] if BLOCKS in tables else ():
             self.measure_influence(kind)
+
+    def _costs(self, todo: Sequence[tuple[Cell, Arm]]) -> list[float]:
+        """How long each takes beside a video whose weights are at hand: those who come first learn for the others."""
+        costs, known = [], set[Path]()
+        for cell, arm in todo:
+            needed = self._needed(cell, arm)
+            new = {path for path in needed.keys() - known if not path.exists()}
+            known |= new
+            costs.append(1 + sum(needed[path] for path in new))
+        return costs
+
+    def _needed(self, cell: Cell, arm: Arm) -> dict[Path, float]:
+        """The weights that a video is rendered with, and how many videos could be rendered while they are made."""
+        learning = {kind: self._config(kind, arm).steps * LEARNING_STEP for kind in KINDS}
+        if arm.rival:
+            return {self._rival(cell, self._material(cell, arm).key(arm.rival)): sum(learning.values())}
+        found = {
+            self._school.path(kind, self._content(kind, cell), self._config(kind, arm)): cost
+            for kind, cost in learning.items()
+        }
+        recipe = self._recipe(cell, arm)
+        return found | ({self._adapted(cell, arm, recipe): recipe.ttt.steps * TTT_STEP} if recipe.ttt.steps else {})
 
     def measure_influence(self, kind: Kind) -> None:
         """What each block carries alone, and the smallest set that carries nine tenths; measured once."""
@@ -208,15 +232,19 @@ class Study:
         media.write_video(path, frames, recipe.sample.fps, recipe.to_dict())
         self.ledger.put(path.stem, arm=arm.title, of=asdict(cell), scores=judged(frames, cell))
 
-    def _taught(self, cell: Cell, arm: Arm) -> rivals.Taught:
-        """What a rival learns from the pairing's pictures and clip, with the same budget."""
+    def _material(self, cell: Cell, arm: Arm) -> rivals.Material:
+        """What a rival learns from: the pairing's pictures and clip, and the budget of all others."""
         seen, moves = pictures(*cell.subject), clip(cell.movement)
         words = {kind: wording(kind, self._content(kind, cell)) for kind in KINDS}
-        material = rivals.Material(
+        return rivals.Material(
             learn.manifest(self.backbone, seen, words["appearance"], self._config("appearance", arm)),
             learn.manifest(self.backbone, moves, words["motion"], self._config("motion", arm)),
             seen, moves, self.backbone.defaults,
         )  # fmt: skip
+
+    def _taught(self, cell: Cell, arm: Arm) -> rivals.Taught:
+        """What a rival has learned."""
+        material = self._material(cell, arm)
         path, full = (self._rival(cell, material.key(rival)) for rival in (arm.rival, "full"))
         if not path.exists():
             self.say(f"{arm.rival} learns {cell.subject} and {cell.movement}")
@@ -256,8 +284,11 @@ class Study:
         return [self._config(kind, arm).changed() for kind in KINDS]
 
     def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> lora.Weights:
-        school = School(self.backbone, self.accelerator, self.out / "loras", self.say)
-        return school.learned(kind, self._content(kind, cell), self._config(kind, arm))
+        return self._school.learned(kind, self._content(kind, cell), self._config(kind, arm))
+
+    @property
+    def _school(self) -> School:
+        return School(self.backbone, self.accelerator, self.out / "loras", self.say)
 
     def _content(self, kind: Kind, cell: Cell) -> Content:
         """What a concept of the pairing is learned from."""
