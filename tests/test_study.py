@@ -72,6 +72,16 @@ def test_the_report_holds_means_intervals_and_pictures(small: study.Study, tmp_p
     }  # fmt: skip
 
 
+def test_a_sheet_stays_where_not_all_of_its_videos_are_at_hand(small: study.Study, tmp_path: Path) -> None:
+    small.run(["ttt"])
+    report.write(small, ["ttt"], tmp_path / "study.md", "python -m customttt.tiny.study")
+    whole = (tmp_path / "study-0.png").read_bytes()
+    small.video(study.Cell(0, study.SCENES[0], 0), arms.DIRECT).unlink()
+    report.write(small, ["ttt"], tmp_path / "study.md", "python -m customttt.tiny.study")
+    assert (tmp_path / "study-0.png").read_bytes() == whole
+    assert "(study-0.png)" in (tmp_path / "study.md").read_text()
+
+
 def test_an_arm_that_has_hardly_begun_does_not_shrink_its_table(small: study.Study, tmp_path: Path) -> None:
     whole = replace(small, size=replace(small.size, scenes=3))
     whole.run(["ttt"])

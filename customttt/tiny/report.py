@@ -185,13 +185,14 @@ def _pictures(study: Study, arms: Mapping[str, Arm], path: Path) -> list[str]:
     lines = ["## What it looks like", ""]
     for pairing in range(min(SHEETS, study.size.pairings)):
         cell = Cell(pairing, SCENES[pairing % study.size.scenes], 0)
-        made = {arm.title: video for arm in arms.values() if (video := study.video(cell, arm)).exists()}
+        scored = {arm.title: study.video(cell, arm) for arm in arms.values() if study.scores(cell, arm)}
+        made = {title: video for title, video in scored.items() if video.exists()}
         noun, look = cell.subject
         words = world.noun_phrase(noun, look, name_look=True)
         file = path.parent / f"{path.stem}-{pairing}.png"
-        if made:
+        if made and (made == scored or not file.exists()):
             media.write_png(file, _sheet(cell, made, f"{words} {cell.movement} {cell.scene}"))
-        if file.exists():  # an earlier run's, where this one goes on from its ledger alone
+        if file.exists():  # an earlier run's, where this one went on from its ledger alone
             lines += [f"![{words}, {cell.movement} {cell.scene}, by every arm]({file.name})", ""]
     return lines
 
