@@ -27,9 +27,9 @@ SHEETS = 4
 ALONE = {"appearance": "identity", "motion": "track"}
 """Arms in which one LoRA acts alone, and the measure of what it does."""
 KEPT = 0.95
-ALSO_FROM = ("untrained", "ours")
-"""Arms from which differences are shown besides those from a table's first: what test-time training adds to ours, and
-what the others have less."""
+ALSO_FROM = ("untrained", "ours", "s26t25")
+"""Arms from which differences are shown besides those from a table's first: what test-time training adds to ours, what
+the others have less, and what the paper's layers have more than others of its table."""
 Scores = dict[str, list[dict[str, float]]]
 
 
