@@ -18,6 +18,7 @@ from customttt import extractors, media
 from customttt.config import SampleConfig, TTTConfig
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import known
+from customttt_cli import exhibits
 
 
 def recipe(base: str, seed: int = 0, scene: str = "on Mars") -> dict[str, Any]:
@@ -127,7 +128,8 @@ def test_compare_and_evaluate_score_alike(tmp_path: Path) -> None:
 
     cells = {seed: made(tmp_path / f"base-seed{seed}.mp4", "tiny", seed) for seed in (0, 1)}
     (tmp_path / "compare.json").write_text("{}")
-    scores = _scores({"base": cells}, [], cells[0])["base"]
+    shown = {"base": [exhibits.read(path, None, "base") for path in cells.values()]}
+    scores = _scores(shown, [], cells[0])["base"]
     found = rows(tmp_path, "--clip", cells[0])
     assert set(scores) == {*known.SHOWS.values(), known.MOVES_LIKE}
     assert all(scores[what] == pytest.approx(found[what]["scores"]["base"], abs=1e-5) for what in scores)
