@@ -12,15 +12,18 @@ from customttt.backbones import open_base
 from customttt.tiny import pretrain
 
 CPU = torch.device("cpu")
+CLIPS = 8
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No sheets, a checkpoint after every step, and a stage that is one step long."""
+    """No sheets, a checkpoint after every step, a stage that is one step long, and few clips to a step."""
     monkeypatch.setattr(pretrain, "write_sheet", lambda *_: None)
     monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(pretrain, "EMA_EVERY", 1)
     monkeypatch.setattr(pretrain, "VALIDATION_BATCHES", 1)
+    monkeypatch.setattr(pretrain, "VALIDATION_CLIPS", CLIPS)
+    monkeypatch.setattr(pretrain, "BATCHES", {"crop": 8, "image": 4, "clip": 2})
     monkeypatch.setattr(pretrain, "SHARES", {"vae": 1e-9, "image": 1e-9, "clip": 1e-9})
 
 
@@ -36,7 +39,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(tmp_path: Path, mo
 
     monkeypatch.setattr(pretrain, "run_stage", killed)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.train(state, 1.0, 64)
+        pretrain.train(state, 1.0, CLIPS)
     again = pretrain.create(tmp_path, CPU)
     assert (again.stage, again.steps["vae"]) == ("image", 1)
     assert all(torch.equal(a, b) for a, b in zip(again.vae.parameters(), state.vae.parameters(), strict=True))
@@ -44,7 +47,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(tmp_path: Path, mo
     assert all(torch.equal(again.average[name], value) for name, value in state.average.items())
 
     monkeypatch.setattr(pretrain, "run_stage", whole_stage)
-    pretrain.train(again, 1.0, 64)
+    pretrain.train(again, 1.0, CLIPS)
     assert again.steps == {"vae": 1, "image": 1, "clip": 1}
     pretrain.export(again, tmp_path / "base")
     assert open_base(str(tmp_path / "base"), CPU).latent_shape(8, 64) == (8, 8, 16, 16)
@@ -63,7 +66,7 @@ def test_a_run_can_begin_with_what_another_exported(tmp_path: Path) -> None:
     assert pretrain.create(second.folder, CPU).tokenizer.get_vocab() == first.tokenizer.get_vocab()
     assert torch.equal(second.unet.conv_in.bias, first.unet.conv_in.bias.float())
     assert {one.dtype for one in second.unet.parameters()} == {torch.float32}
-    pretrain.train(second, 1.0, 64)
+    pretrain.train(second, 1.0, CLIPS)
     assert second.steps == {"vae": 0, "image": 1, "clip": 1}
 
 
@@ -71,7 +74,7 @@ def test_a_run_can_begin_with_what_another_exported(tmp_path: Path) -> None:
 def test_the_validation_loss_is_of_the_averaged_weights_and_always_the_same(tmp_path: Path) -> None:
     state = pretrain.create(tmp_path, CPU)
     state.stage = "clip"
-    held_out = pretrain.encode_clips(state, 64, torch.Generator().manual_seed(1))
+    held_out = pretrain.encode_clips(state, CLIPS, torch.Generator().manual_seed(1))
     losses = {"clip": partial(pretrain.diffusion_loss, cache=held_out, mode="clip")}
     drawn = state.generator.get_state()
     first = pretrain.validate(state, losses)

@@ -341,11 +341,11 @@ def encode_clips(state: State, count: int, generator: torch.Generator) -> dict[s
     """`count` clips of the world as latents, with the truth about them."""
     parts: dict[str, list[Tensor]] = {key: [] for key in ("latents", "weight", "noun", "look", "movement", "scene")}
     for done in range(0, count, 64):
-        clips = world.sample(64, generator)
+        clips = world.sample(n := min(64, count - done), generator)
         images = clips.video.transpose(1, 2).flatten(0, 1).to(state.device)
         with models.autocast(state.device):
             latents = state.vae.encode(images).latents.float().cpu()
-        parts["latents"].append(latents.view(64, 8, models.LATENT_CHANNELS, 16, 16).transpose(1, 2).half())
+        parts["latents"].append(latents.view(n, 8, models.LATENT_CHANNELS, 16, 16).transpose(1, 2).half())
         parts["weight"].append((1 + SUBJECT_WEIGHT * F.avg_pool2d(clips.mask, 4)).half())
         for key in ("noun", "look", "movement", "scene"):
             parts[key].append(getattr(clips, key).to(torch.uint8))
