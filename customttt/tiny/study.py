@@ -2,8 +2,9 @@
 
 Ten pairings of a held-out subject with a held-out movement, five scenes, three seeds; every arm renders them from the
 same noise, and the judge, who knows the truth, scores them. Every LoRA, adaptation and cell is kept in `--out`, so a
-killed run goes on, and two processes share the work: `--share 1/2` beside `--share 2/2`. It makes the tables that the
-supplement has, or those of `--tables`. `--quick` goes through all of it in minutes, too few to learn anything.
+killed run goes on, and two processes share the work: `--share 1/2` beside `--share 2/2`. `--share 3/10` is all of the
+third pairing; other machines' scores are joined by appending their `ledger.jsonl` to one file. It makes the tables that
+the supplement has, or those of `--tables`. `--quick` goes through all of it in minutes, too few to learn anything.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class Study:
         """The weights that a video is rendered with, and how many videos could be rendered while they are made."""
         learning = {kind: self._config(kind, arm).steps * LEARNING_STEP for kind in KINDS}
         if arm.rival:
-            return {self._rival(cell, self._material(cell, arm).key(arm.rival)): sum(learning.values())}
+            return {self._rival(cell, arm.rival): sum(learning.values())}
         found = {
             self._school.path(kind, self._content(kind, cell), self._config(kind, arm)): cost
             for kind, cost in learning.items()
@@ -232,28 +233,33 @@ class Study:
         media.write_video(path, frames, recipe.sample.fps, recipe.to_dict())
         self.ledger.put(path.stem, arm=arm.title, of=asdict(cell), scores=judged(frames, cell))
 
-    def _material(self, cell: Cell, arm: Arm) -> rivals.Material:
-        """What a rival learns from: the pairing's pictures and clip, and the budget of all others."""
-        seen, moves = pictures(*cell.subject), clip(cell.movement)
+    @cached_property
+    def _materials(self) -> list[rivals.Material]:
+        """By pairing: what a rival learns from, its pictures and its clip, in the budget of all others."""
+        return [self._material(Cell(pairing, "", 0)) for pairing in range(self.size.pairings)]
+
+    def _material(self, cell: Cell) -> rivals.Material:
+        seen, moves, anyone = pictures(*cell.subject), clip(cell.movement), Arm("a rival")
         words = {kind: wording(kind, self._content(kind, cell)) for kind in KINDS}
         return rivals.Material(
-            learn.manifest(self.backbone, seen, words["appearance"], self._config("appearance", arm)),
-            learn.manifest(self.backbone, moves, words["motion"], self._config("motion", arm)),
+            learn.manifest(self.backbone, seen, words["appearance"], self._config("appearance", anyone)),
+            learn.manifest(self.backbone, moves, words["motion"], self._config("motion", anyone)),
             seen, moves, self.backbone.defaults,
         )  # fmt: skip
 
     def _taught(self, cell: Cell, arm: Arm) -> rivals.Taught:
         """What a rival has learned."""
-        material = self._material(cell, arm)
-        path, full = (self._rival(cell, material.key(rival)) for rival in (arm.rival, "full"))
+        path, full = self._rival(cell, arm.rival), self._rival(cell, "full")
         if not path.exists():
             self.say(f"{arm.rival} learns {cell.subject} and {cell.movement}")
             everywhere = lora.split(lora.load(full))[0] if full.exists() else None
+            material = self._materials[cell.pairing]
             taught = rivals.teach(arm.rival, self.backbone, material, self.accelerator, subject=everywhere)
             keep(taught.to_weights(), path)
         return rivals.Taught.from_weights(lora.load(path))
 
-    def _rival(self, cell: Cell, key: str) -> Path:
+    def _rival(self, cell: Cell, rival: str) -> Path:
+        key = self._materials[cell.pairing].key(rival)
         return self.out / "rivals" / f"{cell.pairing}-{key[:16]}.safetensors"
 
     def _adapt(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> compose.LoraPair:
