@@ -137,6 +137,8 @@ class TTTConfig(_Settings):
     how its frames differ, and not who it shows (ours)."""
     student_motion: bool = False
     """Whether the student's motion modules see the appearance reference, whose frames are independent [O]."""
+    student_rests: bool = False
+    """Whether a LoRA of the student rests at the noise at which it rests in sampling (ours), or both act at any [S]."""
     target: Literal["noise", "teacher"] = "noise"
     """What the student predicts on a noised reference: the noise that was added [S], or what its teacher predicts
     there while it reads the teacher's own prompt (ours)."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, get_args
 
 from customttt.concept import Concept, Kind
 from customttt.config import SampleConfig, TTTConfig, digest
@@ -50,6 +51,25 @@ def sentence(subject: str, verb: str = "", scene: str = "") -> str:
 def training_prompt(kind: Kind, phrase: str) -> str:
     """What a concept is learned with where nothing else is said: "A koala.", "Something is swimming."."""
     return sentence(with_article(phrase)) if kind == "appearance" else sentence("something", phrase)
+
+
+def renoised(shown: Kind, ttt: TTTConfig, sample: SampleConfig) -> list[tuple[frozenset[Kind], tuple[float, float]]]:
+    """Between which shares of the noise that teacher's reference is noised again, and whose LoRAs act on it there.
+
+    Both of the student's at any noise, as published. With `student_rests`, in parts, as in sampling, and without those
+    parts in which nothing could be learned. Raises UsageError if none is left.
+    """
+    low, high = ttt.renoise_appearance if shown == "appearance" else ttt.renoise_motion
+    joins, rests = (1 - sample.appearance_from, 1 - sample.motion_until) if ttt.student_rests else (1.0, 0.0)
+    found = []
+    for begin, end in pairwise(sorted({low, high, *(edge for edge in (joins, rests) if low < edge < high)})):
+        acts: dict[Kind, bool] = {"appearance": end <= joins, "motion": begin >= rests}
+        acting = frozenset(kind for kind, here in acts.items() if here)
+        if acting and (shown == "motion" or "appearance" in acting):  # motion modules are off for still pictures
+            found.append((acting, (begin, end)))
+    if not found:
+        raise UsageError(f"The {shown} reference is noised again from {low:g} to {high:g}, where no LoRA acts on it.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,8 @@ class VideoRecipe:
                 f"The recipe is that of '{self.rival.name}', which knows no test-time training; "
                 f"leave out --ttt-steps {self.ttt.steps}."
             )
+        for shown in get_args(Kind) if self.ttt.steps else ():
+            renoised(shown, self.ttt, self.sample)
         for scale in (self.appearance.scale, self.motion.scale):
             if not 0 <= scale <= 4:
                 raise UsageError(f"The scale {scale:g} is out of range; a LoRA acts at 0 to 4, 1 as it was learned.")
@@ -143,6 +165,8 @@ class VideoRecipe:
             parts.append(self.sample.num_inference_steps)
         if self.sample.unconditional_scale < 1:
             parts.append(self.sample.unconditional_scale)
+        if self.ttt.student_rests:
+            parts += [self.sample.appearance_from, self.sample.motion_until]
         return digest(parts)
 
     def with_seed(self, seed: int) -> VideoRecipe:

@@ -26,6 +26,7 @@ from customttt import diffusion, lora, losses
 from customttt.backbones import Backbone, PromptEmbeds
 from customttt.concept import Kind
 from customttt.config import SampleConfig, TTTConfig
+from customttt.recipe import renoised
 from customttt.sampling import denoise
 from customttt.thrift import Ladder, Terms
 from customttt.train import Report, noised, optimize, silent
@@ -73,7 +74,7 @@ def adapt(
     students += lora.restore(backbone.unet, "motion_student", motion)
     spatial = Teacher(backbone, "appearance", prompts.doings, prompts.empty, config, sample, generator)
     temporal = Teacher(backbone, "motion", prompts.objects, prompts.empty, config, sample, generator)
-    student = Student(backbone, prompts.student, config, generator, ladder)
+    student = Student(backbone, prompts.student, config, sample, generator, ladder)
 
     def terms_at(step: int) -> Terms:
         yield from student.keeps(spatial, step, config.appearance_weight)
@@ -150,6 +151,7 @@ class Student:
     backbone: Backbone
     prompt: PromptEmbeds
     config: TTTConfig
+    sample: SampleConfig
     generator: torch.Generator
     ladder: Ladder
 
@@ -157,7 +159,7 @@ class Student:
         """Appearance or temporal preservation: the error on what the teacher showed, noised again."""
         config, reference = self.config, teacher.show(step)
         copies = reference.latents.expand(config.batch_size, -1, -1, -1, -1)
-        within = config.renoise_appearance if teacher.kind == "appearance" else config.renoise_motion
+        acting, within = self._part(teacher.kind)
         noisy, target, timesteps = noised(self.backbone, copies, self.generator, within)
         if config.target == "teacher":
             target = teacher.predict(reference, noisy, timesteps)
@@ -165,7 +167,7 @@ class Student:
         still = teacher.kind == "appearance" and not config.student_motion
         unet, prompt = self.backbone.unet, self.prompt.expand(len(noisy), -1, -1)
         with (
-            lora.active(unet, appearance_student=1.0, motion_student=1.0),
+            lora.active(unet, **{f"{kind}_student": 1.0 for kind in acting}),
             self.backbone.without_motion() if still else nullcontext(),
         ):
             for part, share in self.ladder.parts():
@@ -174,6 +176,15 @@ class Student:
                     yield weight * share * losses.denoising(prediction, target[part])
                 else:
                     yield weight * share * losses.motion(prediction, target[part], anchor, config.debias, config.plain)
+
+    def _part(self, shown: Kind) -> tuple[frozenset[Kind], tuple[float, float]]:
+        """Which LoRAs act on what that teacher showed, and between which shares of the noise; drawn where there are
+        several such parts."""
+        parts = renoised(shown, self.config, self.sample)
+        if len(parts) == 1:
+            return parts[0]
+        lengths = torch.tensor([high - low for _, (low, high) in parts])
+        return parts[int(torch.multinomial(lengths, 1, generator=self.generator))]
 
 
 def reference_timesteps(

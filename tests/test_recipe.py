@@ -9,7 +9,16 @@ import pytest
 
 from customttt.config import SampleConfig, TTTConfig
 from customttt.errors import UsageError
-from customttt.recipe import Ingredient, Rival, VideoRecipe, check_prompt, phrase_of, sentence, with_article
+from customttt.recipe import (
+    Ingredient,
+    Rival,
+    VideoRecipe,
+    check_prompt,
+    phrase_of,
+    renoised,
+    sentence,
+    with_article,
+)
 
 
 def recipe(prompt: str = "on Mars", **options: object) -> VideoRecipe:
@@ -72,7 +81,8 @@ def test_seed_scene_scale_and_guidance_do_not_train_again(change: dict[str, obje
 @pytest.mark.parametrize(
     "change",
     [{"ttt": TTTConfig(steps=5)}, {"motion": Ingredient("swimming", "swimming", "c" * 64)}, {"base_fingerprint": "x"},
-     {"sample": SampleConfig(num_frames=8)}, {"sample": SampleConfig(unconditional_scale=0.5)}],
+     {"sample": SampleConfig(num_frames=8)}, {"sample": SampleConfig(unconditional_scale=0.5)},
+     {"ttt": TTTConfig(student_rests=True)}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_what_training_depends_on_trains_again(change: dict[str, object]) -> None:
@@ -106,3 +116,29 @@ def test_a_rival_s_recipe_survives_json_and_is_no_other_method_s() -> None:
 def test_a_rival_knows_no_test_time_training() -> None:
     with pytest.raises(UsageError, match="'full', which knows no test-time training"):
         recipe(rival=Rival("full", "c" * 64))
+
+
+def test_a_student_that_rests_trains_again_where_sampling_changes() -> None:
+    rests = recipe(ttt=TTTConfig(student_rests=True))
+    later = replace(rests, sample=rests.sample.but(appearance_from=0.3))
+    assert later.adaptation_key() != rests.adaptation_key()
+
+
+def test_where_nothing_could_be_learned_is_refused() -> None:
+    late = TTTConfig(renoise_appearance=(0.7, 1.0), student_rests=True)
+    with pytest.raises(UsageError, match="The appearance reference is noised again"):
+        recipe(ttt=late, sample=SampleConfig(appearance_from=0.4))
+    recipe(ttt=late.but(steps=0), sample=SampleConfig(appearance_from=0.4))
+
+
+def test_the_parts_of_the_noise_are_those_of_sampling_where_the_student_rests() -> None:
+    rests, both = SampleConfig(appearance_from=0.25, motion_until=0.5), frozenset({"appearance", "motion"})
+    plain, resting = TTTConfig(), TTTConfig(student_rests=True)
+    everywhere = [(both, (0.0, 1.0))]
+    assert renoised("appearance", plain, rests) == renoised("motion", plain, rests) == everywhere
+    assert renoised("appearance", resting, SampleConfig()) == renoised("motion", resting, SampleConfig()) == everywhere
+    alone = [(frozenset({"appearance"}), (0.0, 0.5)), (both, (0.5, 0.75))]
+    assert renoised("appearance", resting, rests) == alone  # it has nothing to learn where it rests
+    assert renoised("motion", resting, rests) == [*alone, (frozenset({"motion"}), (0.75, 1.0))]
+    gap = SampleConfig(appearance_from=0.75, motion_until=0.5)
+    assert [where for _, where in renoised("motion", resting, gap)] == [(0.0, 0.25), (0.5, 1.0)]

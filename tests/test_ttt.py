@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,10 @@ def prompts(backbone: Backbone) -> ttt.Prompts:
 Pair = tuple[lora.Weights, lora.Weights]
 
 
-def adapt(backbone: Backbone, pair: Pair, config: TTTConfig = CONFIG) -> tuple[lora.Weights, lora.Weights, list[float]]:
-    return ttt.adapt(backbone, *pair, prompts(backbone), config, SAMPLE, Accelerator(cpu=True))
+def adapt(
+    backbone: Backbone, pair: Pair, config: TTTConfig = CONFIG, sample: SampleConfig = SAMPLE
+) -> tuple[lora.Weights, lora.Weights, list[float]]:
+    return ttt.adapt(backbone, *pair, prompts(backbone), config, sample, Accelerator(cpu=True))
 
 
 def same(first: lora.Weights, second: lora.Weights) -> bool:
@@ -121,3 +124,30 @@ def test_a_full_reference_schedule_ends_clean_and_a_truncated_one_where_the_samp
     steps = inference_timesteps(backbone.schedule, 10).tolist()
     truncated = ttt.reference_timesteps(backbone.schedule, CONFIG.but(reference_schedule="truncated"), SAMPLE)
     assert truncated == (steps[:2], steps[2])
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [((0.6, 1.0), {"motion_student"}), ((0.3, 0.6), {"appearance_student", "motion_student"}),
+     ((0.0, 0.3), {"appearance_student"})],
+    ids=str,
+)  # fmt: skip
+def test_a_lora_rests_in_the_student_where_it_rests_in_sampling(
+    backbone: Backbone, pair: Pair, monkeypatch: pytest.MonkeyPatch, shown: tuple[float, float], expected: set[str]
+) -> None:
+    acted: list[set[str]] = []
+    real = lora.active
+
+    def watched(unet: torch.nn.Module, **scales: float) -> AbstractContextManager[None]:
+        acted.append({name for name in scales if name.endswith("student")})
+        return real(unet, **scales)
+
+    monkeypatch.setattr(lora, "active", watched)
+    rests = SAMPLE.but(appearance_from=0.4, motion_until=0.7)
+    adapt(
+        backbone,
+        pair,
+        CONFIG.but(steps=1, renoise_appearance=(0.3, 0.6), renoise_motion=shown, student_rests=True),
+        rests,
+    )
+    assert [one for one in acted if one] == [{"appearance_student", "motion_student"}, expected]

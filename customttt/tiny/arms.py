@@ -124,6 +124,14 @@ def _guided(arm: Arm, scale: float) -> Arm:
     return _sampled(arm, f"{arm.title}, {scale:.0%} in the unconditional half", unconditional_scale=scale)
 
 
+def _resting(waits: float, times: float) -> Arm:
+    """Ours, with a student whose LoRAs rest where they rest in sampling, at so many times the learning rate."""
+    title = f"each rests in the student as in sampling, appearance from {waits:.0%}, {times:g} times the learning rate"
+    ranges = {"renoise_appearance": (0.0, 1 - waits), "renoise_motion": (0.1, 1 - waits)}
+    arm = _trained(OURS, title, {"learning_rate": times}, student_rests=True, **ranges)
+    return _sampled(arm, title, appearance_from=waits)
+
+
 LEARNING: dict[str, Learning] = {
     "the motion at all noise": THROUGHOUT,
     "the motion in the upper 40 % of the noise": {"motion": {"noise": (0.6, 1.0)}},
@@ -177,7 +185,11 @@ TABLES: dict[str, dict[str, Arm]] = {
         for i, (title, learning) in enumerate(LEARNING.items())
     },
     "own": {"ours": OURS, "untrained": UNTRAINED}
-    | {f"own{i}": _trained(OURS, title, **changes) for i, (title, changes) in enumerate(OURS_CHOICES.items())},
+    | {f"own{i}": _trained(OURS, title, **changes) for i, (title, changes) in enumerate(OURS_CHOICES.items())}
+    | {
+        f"resting{waits}-{times}": _resting(waits, times)
+        for waits, times in ((0.4, 1), (0.4, 3), (0.27, 2), (0.27, 3), (0.0, 2), (0.0, 3))
+    },
     "choices": {"paper": replace(PUBLISHED, title="the paper's recipe")}
     | {f"choice{i}": _trained(PUBLISHED, title, **changes) for i, (title, changes) in enumerate(CHOICES.items())},
 }
