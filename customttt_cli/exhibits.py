@@ -68,6 +68,10 @@ def read(path: Path, prompt: str | None, column: str = ALL) -> Exhibit:
     try:
         frames, fps = media.read_frames(path)
     except MediaError:  # of another program
+        if path.is_dir():
+            raise MediaError(
+                f"Folder '{path}' holds neither a video's frames nor a comparison; give videos, such as {path}/*.mp4."
+            ) from None
         count = media.count_frames(path, MOST_FRAMES)
         if not count:
             raise MediaError(f"'{path.name}' has no frames; give a video.") from None
