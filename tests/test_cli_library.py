@@ -188,8 +188,8 @@ def test_list_imports_neither_torch_nor_numpy() -> None:
 
 
 @pytest.mark.usefixtures("home")
-def test_a_hundred_concepts_are_listed_in_little_more_than_the_libraries_take(tmp_path: Path) -> None:
-    """Three times at most: how fast or busy this machine is says nothing about the program."""
+def test_a_hundred_concepts_are_listed_in_three_times_what_the_libraries_take(tmp_path: Path) -> None:
+    """At most: how fast or busy this machine is says nothing about the program."""
     for number in range(100):
         add(f"concept-{number}")
     kept = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}

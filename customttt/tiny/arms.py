@@ -188,7 +188,7 @@ TABLES: dict[str, dict[str, Arm]] = {
     | {f"own{i}": _trained(OURS, title, **changes) for i, (title, changes) in enumerate(OURS_CHOICES.items())}
     | {
         f"resting{waits}-{times}": _resting(waits, times)
-        for waits, times in ((0.4, 1), (0.4, 3), (0.27, 2), (0.27, 3), (0.0, 2), (0.0, 3))
+        for waits, times in ((0.4, 1), (0.4, 2), (0.4, 3), (0.27, 2), (0.27, 3), (0.0, 2), (0.0, 3))
     },
     "choices": {"paper": replace(PUBLISHED, title="the paper's recipe")}
     | {f"choice{i}": _trained(PUBLISHED, title, **changes) for i, (title, changes) in enumerate(CHOICES.items())},
