@@ -130,7 +130,7 @@ def test_a_full_reference_schedule_ends_clean_and_a_truncated_one_where_the_samp
     ("shown", "expected"),
     [((0.6, 1.0), {"motion_student"}), ((0.3, 0.6), {"appearance_student", "motion_student"}),
      ((0.0, 0.3), {"appearance_student"})],
-    ids=str,
+    ids=["early", "both", "late"],
 )  # fmt: skip
 def test_a_lora_rests_in_the_student_where_it_rests_in_sampling(
     backbone: Backbone, pair: Pair, monkeypatch: pytest.MonkeyPatch, shown: tuple[float, float], expected: set[str]
