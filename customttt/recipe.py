@@ -53,20 +53,29 @@ def training_prompt(kind: Kind, phrase: str) -> str:
     return sentence(with_article(phrase)) if kind == "appearance" else sentence("something", phrase)
 
 
-def renoised(shown: Kind, ttt: TTTConfig, sample: SampleConfig) -> list[tuple[frozenset[Kind], tuple[float, float]]]:
-    """Between which shares of the noise that teacher's reference is noised again, and whose LoRAs act on it there.
+def stretches(sample: SampleConfig) -> list[tuple[frozenset[Kind], tuple[float, float]]]:
+    """Whose LoRAs act from which share of the denoising to which: both from 0 to 1 unless the settings let one rest."""
+    joins, rests = sample.appearance_from, sample.motion_until
+    found = []
+    for begin, end in pairwise(sorted({0.0, joins, rests, 1.0})):
+        acts: dict[Kind, bool] = {"appearance": begin >= joins, "motion": end <= rests}
+        found.append((frozenset(kind for kind, here in acts.items() if here), (begin, end)))
+    return found
 
-    Both of the student's at any noise, as published. With `student_rests`, in parts, as in sampling, and without those
-    parts in which nothing could be learned. Raises UsageError if none is left.
+
+def renoised(shown: Kind, ttt: TTTConfig, sample: SampleConfig) -> list[tuple[frozenset[Kind], tuple[float, float]]]:
+    """Whose LoRAs of the student act between which shares of the noise, where that teacher's reference is noised again.
+
+    Both at any noise, as published. With `student_rests`, each where it acts in sampling, and without those parts in
+    which nothing could be learned. Raises UsageError if none is left.
     """
     low, high = ttt.renoise_appearance if shown == "appearance" else ttt.renoise_motion
-    joins, rests = (1 - sample.appearance_from, 1 - sample.motion_until) if ttt.student_rests else (1.0, 0.0)
     found = []
-    for begin, end in pairwise(sorted({low, high, *(edge for edge in (joins, rests) if low < edge < high)})):
-        acts: dict[Kind, bool] = {"appearance": end <= joins, "motion": begin >= rests}
-        acting = frozenset(kind for kind, here in acts.items() if here)
-        if acting and (shown == "motion" or "appearance" in acting):  # motion modules are off for still pictures
-            found.append((acting, (begin, end)))
+    for acting, (begin, end) in reversed(stretches(sample if ttt.student_rests else sample.as_published())):
+        part = max(low, 1 - end), min(high, 1 - begin)
+        taught = acting if shown == "motion" else acting & {shown}  # motion modules are off for still pictures
+        if taught and part[0] < part[1]:
+            found.append((acting, part))
     if not found:
         raise UsageError(f"The {shown} reference is noised again from {low:g} to {high:g}, where no LoRA acts on it.")
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from torch import Tensor
 from customttt import diffusion, lora
 from customttt.backbones import Backbone
 from customttt.config import SampleConfig
+from customttt.recipe import stretches
 from customttt.train import Progress, Report, silent
 
 
@@ -100,11 +100,10 @@ def phases(
     The appearance waits for a motion only; alone it acts from the start.
     """
     count = len(timesteps)
-    joins = int(sample.appearance_from * count) if scales.get("motion") else 0
-    rests = int(sample.motion_until * count)
     found = []
-    for begin, end in pairwise(sorted({0, joins, rests, count})):
-        resting = {name for name, rest in (("appearance", begin < joins), ("motion", begin >= rests)) if rest}
-        acting = {name: scale for name, scale in scales.items() if name not in resting}
-        found.append((acting, timesteps[begin:end], timesteps[end] if end < count else -1))
+    for kinds, shares in stretches(sample if scales.get("motion") else sample.but(appearance_from=0.0)):
+        begin, end = (int(share * count) for share in shares)
+        if begin < end:
+            acting: dict[str, float] = {name: scale for name, scale in scales.items() if name in kinds}
+            found.append((acting, timesteps[begin:end], timesteps[end] if end < count else -1))
     return found
