@@ -116,6 +116,8 @@ class TTTConfig(_Settings):
     """Optimizer steps; 0 composes the two LoRAs as they are [S]."""
     learning_rate: float = 1e-6
     """Lion [S]."""
+    motion_rate: float = 1.0
+    """Learning rate of the motion's LoRA, over that of the appearance's (ours)."""
     reference_steps: int = 5
     """f: DDIM steps a teacher takes to make its reference [S]."""
     reference_schedule: Literal["full", "truncated"] = "full"
@@ -163,7 +165,7 @@ class TTTConfig(_Settings):
         )  # fmt: skip
 
     def __post_init__(self) -> None:
-        _at_least(1e-12, learning_rate=self.learning_rate)
+        _at_least(1e-12, learning_rate=self.learning_rate, motion_rate=self.motion_rate)
         _at_least(0, ttt_steps=self.steps, references=self.references)
         _at_least(0, appearance_weight=self.appearance_weight, motion_weight=self.motion_weight)
         _at_least(0, debias=self.debias, plain=self.plain)

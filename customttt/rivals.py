@@ -264,7 +264,7 @@ def _invert(lesson: Lesson, said: Sequence[str], steps: int) -> WordEmbedding:
             yield losses.denoising(prediction, target)
 
     train.optimize(
-        [word], terms_at, phase="learning the word", steps=steps, learning_rate=config.learning_rate,
+        [([word], config.learning_rate)], terms_at, phase="learning the word", steps=steps,
         accelerator=lesson.accelerator, ladder=Ladder(backbone.blocks), report=lesson.report,
         keeper=lesson.stages("word"), generator=generator,
     )  # fmt: skip

@@ -47,12 +47,11 @@ def silent(_: Progress) -> None:
 
 
 def optimize(
-    parameters: list[nn.Parameter],
+    groups: Sequence[tuple[list[nn.Parameter], float]],
     terms_at: Callable[[int], Terms],
     *,
     phase: str,
     steps: int,
-    learning_rate: float,
     accelerator: Accelerator,
     ladder: Ladder,
     falling: bool = False,
@@ -60,14 +59,16 @@ def optimize(
     keeper: Keeper = FORGETFUL,
     generator: torch.Generator | None = None,
 ) -> list[float]:
-    """Minimize the sum of `terms_at(step)` over `parameters` with Lion (arXiv 2302.06675) and return every loss.
+    """Minimize the sum of `terms_at(step)` with Lion (arXiv 2302.06675) and return every loss.
 
-    With `falling` the learning rate falls evenly to nothing. A keeper, which needs the generator that `terms_at` draws
-    from, lets a killed run go on; a ladder lets a step that ran out of memory start again with less. Raises
-    DivergedError as soon as a loss is not a finite number, and OutOfMemoryError on the last rung; what was kept before
-    stays kept.
+    `groups` are parameters, and the learning rate of each group. With `falling` it falls evenly to nothing. A keeper,
+    which needs the generator that `terms_at` draws from, lets a killed run go on; a ladder lets a step that ran out of
+    memory start again with less. Raises DivergedError as soon as a loss is not a finite number, and OutOfMemoryError on
+    the last rung; what was kept before stays kept.
     """
-    lion = Lion(parameters, lr=learning_rate, betas=LION_BETAS, weight_decay=LION_WEIGHT_DECAY)
+    parameters = [one for some, _ in groups for one in some]
+    given = [{"params": some, "lr": rate} for some, rate in groups]
+    lion = Lion(given, betas=LION_BETAS, weight_decay=LION_WEIGHT_DECAY)
     optimizer = accelerator.prepare(lion)  # in half precision it undoes the scale of the loss
     generator = generator or torch.Generator()
     with lora.trainable(parameters):
@@ -81,11 +82,11 @@ def optimize(
                 report(Progress(phase, step, steps, note=f"Memory ran out at step {step + 1}; now {ladder.rung}."))
                 optimizer.zero_grad()
                 set_randomness(random, generator)
-            value = _finite(loss, phase, step, learning_rate, keeper.steps)
+            value = _finite(loss, phase, step, groups[0][1], keeper.steps)
             keeper.offer(parameters, optimizer, random, history)
             history.append(value)
-            for group in optimizer.param_groups if falling else ():
-                group["lr"] = learning_rate * (1 - step / steps)
+            for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True) if falling else ():
+                group["lr"] = rate * (1 - step / steps)
             optimizer.step()
             optimizer.zero_grad()
             report(Progress(phase, step + 1, steps, value))
@@ -227,7 +228,7 @@ def learn(
             torch.manual_seed(config.seed)  # dropout
             unet.train()
             history = optimize(
-                parameters, terms_at, phase=phase, steps=config.steps, learning_rate=config.learning_rate,
+                [(parameters, config.learning_rate)], terms_at, phase=phase, steps=config.steps,
                 falling=config.falling, accelerator=accelerator, report=report, keeper=keeper, generator=generator,
                 ladder=ladder,
             )  # fmt: skip

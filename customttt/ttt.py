@@ -70,8 +70,10 @@ def adapt(
     generator, ladder = torch.Generator().manual_seed(seed), Ladder(backbone.blocks, config.batch_size, rung)
     lora.restore(backbone.unet, "appearance_teacher", appearance)
     lora.restore(backbone.unet, "motion_teacher", motion)
-    students = lora.restore(backbone.unet, "appearance_student", appearance)
-    students += lora.restore(backbone.unet, "motion_student", motion)
+    students = [
+        (lora.restore(backbone.unet, "appearance_student", appearance), config.learning_rate),
+        (lora.restore(backbone.unet, "motion_student", motion), config.learning_rate * config.motion_rate),
+    ]
     spatial = Teacher(backbone, "appearance", prompts.doings, prompts.empty, config, sample, generator)
     temporal = Teacher(backbone, "motion", prompts.objects, prompts.empty, config, sample, generator)
     student = Student(backbone, prompts.student, config, sample, generator, ladder)
@@ -82,9 +84,8 @@ def adapt(
 
     try:
         history = optimize(
-            students, terms_at, phase="test-time training", steps=config.steps,
-            learning_rate=config.learning_rate, accelerator=accelerator, ladder=ladder, report=report,
-            generator=generator,
+            students, terms_at, phase="test-time training", steps=config.steps, accelerator=accelerator,
+            ladder=ladder, report=report, generator=generator,
         )  # fmt: skip
         adapted = lora.state(backbone.unet, "appearance_student"), lora.state(backbone.unet, "motion_student")
         return *adapted, history

@@ -116,6 +116,16 @@ def test_every_open_choice_runs_and_matters(backbone: Backbone, pair: Pair, chan
     assert not (same(usual[0], changed[0]) and same(usual[1], changed[1]))
 
 
+def test_the_motion_may_learn_at_a_rate_of_its_own(backbone: Backbone, pair: Pair) -> None:
+    usual, faster = (
+        adapt(backbone, pair, CONFIG.but(steps=1)),
+        adapt(backbone, pair, CONFIG.but(steps=1, motion_rate=3.0)),
+    )
+    assert same(usual[0], faster[0])
+    for name, before in pair[1].items():
+        assert torch.allclose(faster[1][name] - before, 3 * (usual[1][name] - before), atol=1e-6)
+
+
 def test_a_full_reference_schedule_ends_clean_and_a_truncated_one_where_the_sampler_would_be(
     backbone: Backbone,
 ) -> None:
