@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from customttt import media, sheets, stats
@@ -30,14 +31,15 @@ KEPT = 0.95
 ALSO_FROM = ("untrained", "ours", "s26t25")
 """Arms from which differences are shown besides those from a table's first: what test-time training adds to ours, what
 the others have less, and what the paper's layers have more than others of its table."""
-Scores = dict[str, list[dict[str, float]]]
+Scores = dict[str, dict[Cell, dict[str, float]]]
+"""By arm: what the judge says of its videos."""
 
 
 def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None:
     """Write the report to `path` and its pictures beside it.
 
-    An arm that has less than half as many videos as another of its table is named and left out, and so is a cell that
-    one of the other arms lacks.
+    Of a run that was stopped early, an arm has the scenes and seeds of which all pairings are made, and arms are
+    compared over the videos that both have.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     size = study.size
@@ -57,15 +59,7 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
         lines += [f"**Too short to tell anything**: {steps}.", ""]
     compared = [name for name in tables if name in TABLES]
     for name in compared:
-        table = TABLES[name]
-        made = {key: {cell for cell in size.cells() if study.scores(cell, arm)} for key, arm in table.items()}
-        most = max(map(len, made.values()))
-        arms = {key: arm for key, arm in table.items() if 2 * len(made[key]) >= most > 0}
-        cells = [cell for cell in size.cells() if all(cell in made[key] for key in arms)]
-        if arms and cells:
-            lines += _table(study, TITLES[name], arms, cells)
-            left = [f"{arm.title} ({len(made[key])} of {most})" for key, arm in table.items() if key not in arms]
-            lines += _missing(study, left, cells)
+        lines += _table(study, TITLES[name], TABLES[name])
     for kind in INFLUENCE:
         lines += _influence(study, kind, path)
     lines += _pictures(study, TABLES[compared[0]], path) if compared else []
@@ -76,46 +70,71 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _table(study: Study, title: str, arms: Mapping[str, Arm], cells: Sequence[Cell]) -> list[str]:
+def _table(study: Study, title: str, table: Mapping[str, Arm]) -> list[str]:
     """One table of means, and one of paired differences from its first arm and from ALSO_FROM."""
-    scores: Scores = {
-        name: [found for cell in cells if (found := study.scores(cell, arm))] for name, arm in arms.items()
-    }
-    groups = [str(cell.pairing) for cell in cells]
-    first = next(iter(arms))
-    head = ["| |" + "|".join(MEASURES.values()) + "|", "|---|" + "---|" * len(MEASURES)]
-    lines = [f"## {title}", "", f"{len(cells)} videos an arm.", "", *head]
+    found = {name: _made(study, arm) for name, arm in table.items()}
+    pairings = {cell.pairing for made in found.values() for cell in made}
+    scores = {name: whole for name, made in found.items() if (whole := _whole(made, pairings))}
+    arms = {name: table[name] for name in scores}
+    if not arms:
+        return []
+    measures = "|".join(MEASURES.values()) + "|"
+    lines = [f"## {title}", "", f"| |videos|{measures}", "|---|---|" + "---|" * len(MEASURES)]
     for name, arm in arms.items():
-        means = (stats.mean([one[key] for one in scores[name]], groups) for key in MEASURES)
-        lines.append(f"| {arm.title} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
-    truth = [_truth(cell) for cell in cells]
-    means = (stats.mean([one[key] for one in truth], groups) for key in MEASURES)
-    lines.append("| *the world's own renders* | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+        lines.append(_means(arm.title, scores[name]))
+    truth = {cell: _truth(cell) for made in scores.values() for cell in made}
+    lines.append(_means("*the world's own renders*", truth))
+    first = next(iter(arms))
     for base in dict.fromkeys(name for name in (first, *ALSO_FROM) if name in arms):
-        lines += ["", f"Differences from “{arms[base].title}”, paired video by video:", "", *head]
+        head = [f"Differences from “{arms[base].title}”, paired video by video:", "", f"| |{measures}"]
+        lines += ["", *head, "|---|" + "---|" * len(MEASURES)]
         for name, arm in arms.items():
-            if name != base:
-                pairs = list(zip(scores[name], scores[base], strict=True))
-                means = (stats.mean([one[key] - other[key] for one, other in pairs], groups) for key in MEASURES)
+            if name != base and scores[name].keys() & scores[base].keys():
+                means = (_difference(*_shared(scores, name, base, key)) for key in MEASURES)
                 lines.append(f"| {arm.title} | " + " | ".join(f"{mean:+.2f}" for mean in means) + " |")
-    return [*lines, "", *_kept(arms, scores, groups), *_costs(study, arms, cells, groups)]
+    left = [f"{arm.title} ({len(found[name])})" for name, arm in table.items() if name not in arms]
+    missing = [f"Not in the table, as no scene of theirs is made of all pairings: {', '.join(left)}.", ""]
+    return [*lines, "", *(missing if left else []), *_kept(arms, scores), *_costs(study, arms, scores)]
 
 
-def _missing(study: Study, arms: Sequence[str], cells: Sequence[Cell]) -> list[str]:
-    """What a run that was stopped early has not measured."""
-    whole = study.size.cells()
-    lines = [f"Not in the table, as too few of their videos are made: {', '.join(arms)}.", ""] if arms else []
-    if len(cells) < len(whole):
-        lines += [f"These are {len(cells)} of {len(whole)} videos an arm; the same command goes on from here.", ""]
-    return lines
+def _made(study: Study, arm: Arm) -> dict[Cell, dict[str, float]]:
+    """What the judge says of an arm's videos, as far as they are made."""
+    return {cell: scores for cell in study.size.cells() if (scores := study.scores(cell, arm))}
 
 
-def _kept(arms: Mapping[str, Arm], scores: Scores, groups: Sequence[str]) -> list[str]:
+def _whole(made: Mapping[Cell, dict[str, float]], pairings: set[int]) -> dict[Cell, dict[str, float]]:
+    """Those of a scene and seed of which all pairings are made, so that each counts as much as the others."""
+    return {
+        cell: scores
+        for cell, scores in made.items()
+        if all(replace(cell, pairing=pairing) in made for pairing in pairings)
+    }
+
+
+def _means(title: str, made: Mapping[Cell, dict[str, float]]) -> str:
+    """A row of a table."""
+    groups = [str(cell.pairing) for cell in made]
+    means = (stats.mean([one[key] for one in made.values()], groups) for key in MEASURES)
+    return f"| {title} | {len(made)} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |"
+
+
+def _shared(scores: Scores, one: str, other: str, measure: str) -> tuple[list[float], list[float], list[str]]:
+    """A measure of two arms, video by video of those that both have, and the pairings."""
+    cells = [cell for cell in scores[one] if cell in scores[other]]
+    return (
+        [scores[one][cell][measure] for cell in cells],
+        [scores[other][cell][measure] for cell in cells],
+        [str(cell.pairing) for cell in cells],
+    )
+
+
+def _difference(values: Sequence[float], others: Sequence[float], groups: Sequence[str]) -> stats.Estimate:
+    """The mean of how much more the first are."""
+    return stats.mean([one - other for one, other in zip(values, others, strict=True)], groups)
+
+
+def _kept(arms: Mapping[str, Arm], scores: Scores) -> list[str]:
     """What each way of acting together keeps of what the two LoRAs do alone, where the table has those two."""
-
-    def of(name: str, measure: str) -> list[float]:
-        return [one[measure] for one in scores[name]]
-
     if not ALONE.keys() <= arms.keys():
         return []
     lines = [
@@ -125,14 +144,15 @@ def _kept(arms: Mapping[str, Arm], scores: Scores, groups: Sequence[str]) -> lis
         "|---|" + "---|" * len(ALONE),
     ]
     for name, arm in arms.items():
-        if name not in ALONE:
-            shares = (stats.ratio(of(name, key), of(alone, key), groups) for alone, key in ALONE.items())
+        if name not in ALONE and all(scores[name].keys() & scores[alone].keys() for alone in ALONE):
+            shares = (stats.ratio(*_shared(scores, name, alone, key)) for alone, key in ALONE.items())
             lines.append(f"| {arm.title} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
     return [*lines, ""]
 
 
-def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell], groups: Sequence[str]) -> list[str]:
+def _costs(study: Study, arms: Mapping[str, Arm], scores: Scores) -> list[str]:
     """How long test-time training took in each arm, as a ratio to the first that has any."""
+    cells = {cell.pairing: cell for made in scores.values() for cell in made}.values()  # it knows no scene and no seed
     spent = {name: [study.seconds(cell, arm) for cell in cells] for name, arm in arms.items()}
     trained = {name: [s for s in seconds if s is not None] for name, seconds in spent.items() if None not in seconds}
     if len(trained) < 2:
@@ -140,7 +160,7 @@ def _costs(study: Study, arms: Mapping[str, Arm], cells: Sequence[Cell], groups:
     first = next(iter(trained))
     lines = [f"Test-time training takes, in CPU time of the same run, over “{arms[first].title}”:", ""]
     for name, seconds in trained.items():
-        lines.append(f"- {arms[name].title}: {stats.ratio(seconds, trained[first], groups):.3f}")
+        lines.append(f"- {arms[name].title}: {stats.ratio(seconds, trained[first]):.3f}")
     return [*lines, ""]
 
 
@@ -156,8 +176,8 @@ def _influence(study: Study, kind: Kind, path: Path) -> list[str]:
     return [
         f"## Which blocks carry the {kind}",
         "",
-        f"Prompt influence over {_count(len(INFLUENCE[kind][: study.size.prompts]), 'pair')} of prompts and "
-        f"{_count(study.size.seeds, 'seed')}: how much likelier the judge finds what the second prompt says once "
+        f"Prompt influence over {_count(len(INFLUENCE[kind][: study.size.prompts]), 'pair')} of prompts, "
+        f"{_count(last.effect.n, 'video')} a block: how much likelier the judge finds what the second prompt says once "
         "only that block reads it.",
         "",
         "| block | score minus null |",

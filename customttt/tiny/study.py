@@ -169,7 +169,7 @@ class Study:
 
     def measure_influence(self, kind: Kind) -> None:
         """What each block carries alone, and the smallest set that carries nine tenths; measured once."""
-        pairs, name = self._influence(kind)
+        pairs, name = self._influence(kind, self.size.seeds)
         if self.ledger.get(name) is None:
             self.say(f"prompt influence of the {kind}")
             scorer = influence.by_texts(judge.shows)
@@ -178,17 +178,18 @@ class Study:
             self.ledger.put(name, **{key: [asdict(one) for one in some] for key, some in found.items()})
 
     def carried(self, kind: Kind) -> dict[str, list[influence.Influence]] | None:
-        """What `measure_influence` found; None where it has not."""
-        known = self.ledger.get(self._influence(kind)[1])
+        """What `measure_influence` found over these seeds, or over the most known; None where it has not."""
+        names = (self._influence(kind, seeds)[1] for seeds in range(self.size.seeds, 0, -1))
+        known = next((found for name in names if (found := self.ledger.get(name))), None)
         return known and {
             key: [influence.Influence(tuple(one["layers"]), stats.Estimate(**one["effect"])) for one in some]
             for key, some in known.items()
         }
 
-    def _influence(self, kind: Kind) -> tuple[list[influence.Pair], str]:
+    def _influence(self, kind: Kind, seeds: int) -> tuple[list[influence.Pair], str]:
         """The pairs of prompts, and what the measurement is kept under."""
         pairs = INFLUENCE[kind][: self.size.prompts]
-        return pairs, f"influence-{kind}-{len(pairs)}-{self.size.seeds}-{self.backbone.fingerprint}"
+        return pairs, f"influence-{kind}-{len(pairs)}-{seeds}-{self.backbone.fingerprint}"
 
     @cached_property
     def ledger(self) -> Ledger:
