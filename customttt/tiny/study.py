@@ -204,7 +204,8 @@ class Study:
     def video(self, cell: Cell, arm: Arm) -> Path:
         """Where a cell's video is kept: named by all that makes it."""
         recipe = self._recipe(cell, arm)
-        short = recipe.to_dict() | {"ttt": recipe.ttt.changed(), "sample": recipe.sample.changed()}
+        ttt = recipe.ttt.changed() if recipe.ttt.steps else {}
+        short = recipe.to_dict() | {"ttt": ttt, "sample": recipe.sample.changed()}
         parts = [short, self._configs(arm), arm.rival]
         key = digest(parts)[:16]
         return self.out / "cells" / f"{cell.pairing}-{cell.seed}-{key}.mp4"
