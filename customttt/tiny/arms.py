@@ -49,11 +49,6 @@ METHOD_ARMS = {
 }  # fmt: skip
 
 
-def _throughout(recipe: VideoRecipe) -> VideoRecipe:
-    """The base's own test-time training, and everything else as published."""
-    return replace(recipe.as_published(), ttt=recipe.ttt)
-
-
 def _trained(arm: Arm, title: str, times: Mapping[str, float] | None = None, **changes: Any) -> Arm:
     """The same with another title and some of its test-time training changed, or made so many `times` as large."""
 
@@ -99,6 +94,7 @@ OURS_CHOICES = ASKED | {
     "the plain term beside the debiased one": {"plain": 1.0},
     "other animals in the motion teacher's prompt": {"subject_moves": False},
     "the teacher's prediction as target": {"target": "teacher"},
+    "both LoRAs act in the student at any noise, at one rate": {"student_rests": False, "motion_rate": 1.0, **SPLIT},
 }
 """What is asked of ours: some take back to the paper's what is ours."""
 
@@ -125,10 +121,10 @@ def _guided(arm: Arm, scale: float) -> Arm:
 
 
 def _resting(waits: float, times: float) -> Arm:
-    """Ours, with a student whose LoRAs rest where they rest in sampling, at so many times the learning rate."""
+    """Ours, with another share of the denoising for the motion alone, and one learning rate, so many times as high."""
     title = f"each rests in the student as in sampling, appearance from {waits:.0%}, {times:g} times the learning rate"
     ranges = {"renoise_appearance": (0.0, 1 - waits), "renoise_motion": (0.1, 1 - waits)}
-    arm = _trained(OURS, title, {"learning_rate": times}, student_rests=True, **ranges)
+    arm = _trained(OURS, title, {"learning_rate": times}, motion_rate=1.0, **ranges)
     return _sampled(arm, title, appearance_from=waits)
 
 
@@ -155,7 +151,6 @@ TABLES: dict[str, dict[str, Arm]] = {
         "paper": replace(PUBLISHED, title="f = 5, the paper's"),
         "f10": _trained(PUBLISHED, "f = 10", reference_steps=10),
         "ours": OURS,
-        "throughout": Arm("ours, both LoRAs throughout", _throughout, THROUGHOUT),
     },
     "layers": {
         "direct": replace(DIRECT, title="the base's own layers"),
