@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from customttt import media, sheets, stats
@@ -192,6 +193,7 @@ def _influence(study: Study, kind: Kind, path: Path) -> list[str]:
     ]
 
 
+@cache
 def _truth(cell: Cell) -> dict[str, float]:
     """What the judge says of the world's own render of a cell."""
     noun, look = cell.subject
