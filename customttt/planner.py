@@ -125,7 +125,7 @@ def composing(
     """Of test-time training and of rendering here. Raises BaseUnavailableError or UsageError."""
     device, ladder = machine.device(), rungs(min(appearance.layers + motion.layers), config.batch_size)
     # a step on which one LoRA rests costs less: rehearsed is one on which both act
-    one = config.but(steps=1, reference_steps=1, references=0, learning_rate=1.0, student_rests=False)
+    one = config.but(steps=1, reference_steps=1, references=0, learning_rate=1.0, motion_rate=1.0, student_rests=False)
     denoising = denoising_step(base, sample, device)
     rendering = (denoising * sample.num_inference_steps + decoding(base, sample, device)) * videos
     pairs = min(config.references or config.steps, config.steps)
