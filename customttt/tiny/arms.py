@@ -66,7 +66,6 @@ SPLIT = {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.5, 1.0)}
 ASKED: dict[str, dict[str, Any]] = {
     "a third of the learning rate": {"times": {"learning_rate": 1 / 3}},
     "three times the learning rate": {"times": {"learning_rate": 3}},
-    "ten times the learning rate": {"times": {"learning_rate": 10}},
     "references: the sampler's first 5 steps": {"reference_schedule": "truncated"},
     "teachers without guidance": {"reference_guidance": 1.0},
     "motion modules on in the appearance branch": {"student_motion": True},
@@ -74,6 +73,7 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 """What the paper leaves open, one at a time (design: the open choices), of both recipes."""
 CHOICES = ASKED | {
+    "ten times the learning rate": {"times": {"learning_rate": 10}},
     "references from a pool of 4": {"references": 4},
     "noised again in the upper half": {"renoise_appearance": (0.5, 1.0), "renoise_motion": (0.5, 1.0)},
     "noised again in the lower half": {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.0, 0.5)},
@@ -85,9 +85,7 @@ CHOICES = ASKED | {
 }
 """What is asked of the paper's recipe."""
 OURS_CHOICES = ASKED | {
-    "six times the learning rate": {"times": {"learning_rate": 6}},
     "three times the steps": {"times": {"steps": 3}},
-    "three times the learning rate, f = 15": {"times": {"learning_rate": 3, "reference_steps": 3}},
     "a fresh reference every step": {"references": 0},
     "noised again at any level": {"renoise_appearance": (0.0, 1.0), "renoise_motion": (0.0, 1.0)},
     "the plain temporal term": {"plain": 1.0, "debias": 0.0},
@@ -120,14 +118,16 @@ def _guided(arm: Arm, scale: float) -> Arm:
     return _sampled(arm, f"{arm.title}, {scale:.0%} in the unconditional half", unconditional_scale=scale)
 
 
-def _resting(waits: float, times: float) -> Arm:
-    """Ours, with another share of the denoising for the motion alone, and one learning rate, so many times as high."""
-    title = f"each rests in the student as in sampling, appearance from {waits:.0%}, {times:g} times the learning rate"
+def _resting(waits: float, times: float, motion_rate: float = 1.0) -> Arm:
+    """Ours, with another share of the denoising for the motion alone, and other learning rates."""
+    title = f"appearance from {waits:.0%}, {times:g} and {times * motion_rate:g} times the learning rate"
     ranges = {"renoise_appearance": (0.0, 1 - waits), "renoise_motion": (0.1, 1 - waits)}
-    arm = _trained(OURS, title, {"learning_rate": times}, motion_rate=1.0, **ranges)
+    arm = _trained(OURS, title, {"learning_rate": times}, motion_rate=motion_rate, **ranges)
     return _sampled(arm, title, appearance_from=waits)
 
 
+RESTING = ((0.4, 1, 1), (0.4, 2, 1), (0.4, 3, 1), (0.27, 1, 3), (0.27, 2, 1), (0.27, 3, 1), (0.0, 2, 1))
+"""From where the appearance acts, how many times its learning rate, and over that the motion's."""
 LEARNING: dict[str, Learning] = {
     "the motion at all noise": THROUGHOUT,
     "the motion in the upper 40 % of the noise": {"motion": {"noise": (0.6, 1.0)}},
@@ -180,11 +180,9 @@ TABLES: dict[str, dict[str, Arm]] = {
         for i, (title, learning) in enumerate(LEARNING.items())
     },
     "own": {"ours": OURS, "untrained": UNTRAINED}
+    | {name: METHOD_ARMS[name] for name in ("appearance", "motion")}
     | {f"own{i}": _trained(OURS, title, **changes) for i, (title, changes) in enumerate(OURS_CHOICES.items())}
-    | {
-        f"resting{waits}-{times}": _resting(waits, times)
-        for waits, times in ((0.4, 1), (0.4, 2), (0.4, 3), (0.27, 2), (0.27, 3), (0.0, 2), (0.0, 3))
-    },
+    | {f"resting{i}": _resting(*settings) for i, settings in enumerate(RESTING)},
     "choices": {"paper": replace(PUBLISHED, title="the paper's recipe")}
     | {f"choice{i}": _trained(PUBLISHED, title, **changes) for i, (title, changes) in enumerate(CHOICES.items())},
 }
