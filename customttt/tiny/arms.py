@@ -126,7 +126,7 @@ def _resting(waits: float, times: float, motion_rate: float = 1.0) -> Arm:
     return _sampled(arm, title, appearance_from=waits)
 
 
-RESTING = ((0.4, 1, 1), (0.4, 2, 1), (0.4, 3, 1), (0.27, 1, 3), (0.27, 2, 1), (0.27, 3, 1), (0.0, 2, 1))
+RESTING = ((0.4, 1, 3.0), (0.4, 1, 1.0), (0.4, 2, 1.0), (0.4, 3, 1.0), (0.27, 2, 1.0), (0.27, 3, 1.0), (0.0, 2, 1.0))
 """From where the appearance acts, how many times its learning rate, and over that the motion's."""
 LEARNING: dict[str, Learning] = {
     "the motion at all noise": THROUGHOUT,
