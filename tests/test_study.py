@@ -143,12 +143,12 @@ def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest
         {
             "the base's own way, no test-time training",
             "the base's own way, no test-time training, 50% in the unconditional half",
-            "the base's own", "appearance from 40%, motion until 67%", "ours without test-time training",
+            "the base's own", "appearance from 27%, motion until 67%", "ours without test-time training",
         },
         {"CustomTTT as published", "the paper's recipe"},
         {"CustomTTT, ours", "ours"},
         {"both LoRAs throughout", "both LoRAs, no test-time training, 50% in the unconditional half"},
-        {"appearance from 40%, motion until 67%, learned at all noise", "the motion at all noise"},
+        {"appearance from 27%, motion until 67%, learned at all noise", "the motion at all noise"},
     ]  # fmt: skip
 
 

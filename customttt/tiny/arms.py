@@ -162,11 +162,11 @@ TABLES: dict[str, dict[str, Arm]] = {
     "rest": {"throughout": replace(_rests(0.0, 1.0), title="both LoRAs throughout")}
     | {
         f"rest{waits}-{until}": _rests(waits, until)
-        for waits, until in ((0.0, 0.4), (0.0, 0.67), (0.0, 0.8), (0.2, 1.0), (0.2, 0.67), (0.4, 0.67))
+        for waits, until in ((0.0, 0.4), (0.0, 0.67), (0.0, 0.8), (0.27, 1.0), (0.27, 0.67), (0.4, 0.67))
     }
     | {
         f"own{waits}-{until}": _rests(waits, until, {})
-        for waits in (0.2, 0.4, 0.53, 0.6)
+        for waits in (0.27, 0.4, 0.53, 0.6)
         for until in (0.67, 0.74, 0.8)
     },
     "guidance": {
