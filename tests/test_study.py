@@ -64,7 +64,7 @@ def test_the_report_holds_means_intervals_and_pictures(small: study.Study, tmp_p
     report.write(small, ["ttt", arms.BLOCKS], tmp_path / "docs" / "study.md", "python -m customttt.tiny.study")
     text = (tmp_path / "docs" / "study.md").read_text()
     assert "| brief | 2 | 1.50 (1.00 to 2.00) |" in text
-    assert "| brief | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |" in text  # as much as each LoRA does alone
+    assert "| brief | 2 | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |" in text  # as much as each LoRA does alone
     assert "+0.00 (+0.00 to +0.00)" in text
     assert "nine tenths of what all blocks do: 0 (0.00" in text
     assert {path.name for path in (tmp_path / "docs").glob("*.png")} == {

@@ -139,15 +139,16 @@ def _kept(arms: Mapping[str, Arm], scores: Scores) -> list[str]:
     if not ALONE.keys() <= arms.keys():
         return []
     lines = [
-        f"Of what each LoRA does alone this much is kept; the target is {KEPT:.0%} of both:",
+        f"Of what each LoRA does alone in the same videos this much is kept; the target is {KEPT:.0%} of both:",
         "",
-        "| |" + "|".join(f"{MEASURES[key]}, of “{arms[name].title}”" for name, key in ALONE.items()) + "|",
-        "|---|" + "---|" * len(ALONE),
+        "| |videos|" + "|".join(f"{MEASURES[key]}, of “{arms[name].title}”" for name, key in ALONE.items()) + "|",
+        "|---|---|" + "---|" * len(ALONE),
     ]
     for name, arm in arms.items():
         if name not in ALONE and all(scores[name].keys() & scores[alone].keys() for alone in ALONE):
-            shares = (stats.ratio(*_shared(scores, name, alone, key)) for alone, key in ALONE.items())
-            lines.append(f"| {arm.title} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+            shared = [_shared(scores, name, alone, key) for alone, key in ALONE.items()]
+            shares = " | ".join(f"{stats.ratio(*both):.2f}" for both in shared)
+            lines.append(f"| {arm.title} | {len(shared[0][0])} | {shares} |")
     return [*lines, ""]
 
 
