@@ -66,6 +66,7 @@ def test_the_report_holds_means_intervals_and_pictures(small: study.Study, tmp_p
     assert "| brief | 2 | 1.50 (1.00 to 2.00) |" in text
     assert "| brief | 2 | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |" in text  # as much as each LoRA does alone
     assert "+0.00 (+0.00 to +0.00)" in text
+    assert "swimming | 1 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 |" in text  # pairing by pairing
     assert "nine tenths of what all blocks do: 0 (0.00" in text
     assert {path.name for path in (tmp_path / "docs").glob("*.png")} == {
         "study-0.png", "study-1.png", "study-influence-appearance.png", "study-influence-motion.png"

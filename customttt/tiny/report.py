@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 from customttt import media, sheets, stats
 from customttt.compose import to_frames
@@ -28,6 +29,7 @@ TITLES = {
 SHEETS = 4
 ALONE = {"appearance": "identity", "motion": "track"}
 """Arms in which one LoRA acts alone, and the measure of what it does."""
+RIGHT = ("subject", "movement", "all")
 KEPT = 0.95
 ALSO_FROM = ("untrained", "ours", "s26t25")
 """Arms from which differences are shown besides those from a table's first: what test-time training adds to ours, what
@@ -61,6 +63,7 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
     compared = [name for name in tables if name in TABLES]
     for name in compared:
         lines += _table(study, TITLES[name], TABLES[name])
+    lines += _by_pairing(study) if "ttt" in compared else []
     for kind in INFLUENCE:
         lines += _influence(study, kind, path)
     lines += _pictures(study, TABLES[compared[0]], path) if compared else []
@@ -152,6 +155,35 @@ def _kept(arms: Mapping[str, Arm], scores: Scores) -> list[str]:
     return [*lines, ""]
 
 
+def _by_pairing(study: Study) -> list[str]:
+    """Ours beside each LoRA alone, pairing by pairing: where what is missing is lost."""
+    ours, *alone = (_made(study, TABLES["ttt"][name]) for name in ("ours", *ALONE))
+    cells = [cell for cell in ours if all(cell in made for made in alone)]
+    if not cells:
+        return []
+    heads = [head for name, key in ALONE.items() for head in (f"{MEASURES[key]}, {name} LoRA alone", "ours")]
+    heads += [f"ours: {MEASURES[key]}" for key in RIGHT]
+    lines = [
+        "## Where it is lost, pairing by pairing",
+        "",
+        f"| |videos|{'|'.join(heads)}|",
+        "|---|---|" + "---|" * len(heads),
+    ]
+    for pairing in sorted({cell.pairing for cell in cells}):
+        some = [cell for cell in cells if cell.pairing == pairing]
+        shown = [(made, key) for one, key in zip(alone, ALONE.values(), strict=True) for made in (one, ours)]
+        shown += [(ours, key) for key in RIGHT]
+        means = " | ".join(f"{fmean(made[cell][key] for cell in some):.2f}" for made, key in shown)
+        lines.append(f"| {_named(some[0])} | {len(some)} | {means} |")
+    return [*lines, ""]
+
+
+def _named(cell: Cell) -> str:
+    """What a pairing's videos show, wherever."""
+    noun, look = cell.subject
+    return f"{world.noun_phrase(noun, look, name_look=True)}, {cell.movement}"
+
+
 def _costs(study: Study, arms: Mapping[str, Arm], scores: Scores) -> list[str]:
     """How long test-time training took in each arm, as a ratio to the first that has any."""
     cells = {cell.pairing: cell for made in scores.values() for cell in made}.values()  # it knows no scene and no seed
@@ -210,13 +242,12 @@ def _pictures(study: Study, arms: Mapping[str, Arm], path: Path) -> list[str]:
         cell = Cell(pairing, SCENES[pairing % study.size.scenes], 0)
         scored = {arm.title: study.video(cell, arm) for arm in arms.values() if study.scores(cell, arm)}
         made = {title: video for title, video in scored.items() if video.exists()}
-        noun, look = cell.subject
-        words = world.noun_phrase(noun, look, name_look=True)
+        words = _named(cell)
         file = path.parent / f"{path.stem}-{pairing}.png"
         if made and (made == scored or not file.exists()):
-            media.write_png(file, _sheet(cell, made, f"{words} {cell.movement} {cell.scene}"))
+            media.write_png(file, _sheet(cell, made, f"{words} {cell.scene}"))
         if file.exists():  # an earlier run's, where this one went on from its ledger alone
-            lines += [f"![{words}, {cell.movement} {cell.scene}, by every arm]({file.name})", ""]
+            lines += [f"![{words} {cell.scene}, by every arm]({file.name})", ""]
     return lines
 
 
