@@ -59,7 +59,10 @@ def test_two_processes_share_the_work(small: study.Study) -> None:
     assert small.scores(second, arms.DIRECT) is None
 
 
-def test_the_report_holds_means_intervals_and_pictures(small: study.Study, tmp_path: Path) -> None:
+def test_the_report_holds_means_intervals_and_pictures(
+    small: study.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "LEARNED", 1.5)
     small.run(["ttt", arms.BLOCKS])
     report.write(small, ["ttt", arms.BLOCKS], tmp_path / "docs" / "study.md", "python -m customttt.tiny.study")
     text = (tmp_path / "docs" / "study.md").read_text()
@@ -67,6 +70,7 @@ def test_the_report_holds_means_intervals_and_pictures(small: study.Study, tmp_p
     assert "| brief | 2 | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |" in text  # as much as each LoRA does alone
     assert "+0.00 (+0.00 to +0.00)" in text
     assert "swimming | 1 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 |" in text  # pairing by pairing
+    assert "In the 1 pairing whose motion was learned" in text
     assert "nine tenths of what all blocks do: 0 (0.00" in text
     assert {path.name for path in (tmp_path / "docs").glob("*.png")} == {
         "study-0.png", "study-1.png", "study-influence-appearance.png", "study-influence-motion.png"
