@@ -159,8 +159,8 @@ def _kept(arms: Mapping[str, Arm], scores: Scores) -> list[str]:
 
 def _by_pairing(study: Study) -> list[str]:
     """Ours beside each LoRA alone, pairing by pairing: where what is missing is lost."""
-    ours, *alone = (_made(study, TABLES["ttt"][name]) for name in ("ours", *ALONE))
-    cells = [cell for cell in ours if all(cell in made for made in alone)]
+    scores = {name: _made(study, TABLES["ttt"][name]) for name in ("ours", *ALONE)}
+    cells = [cell for cell in scores["ours"] if all(cell in scores[name] for name in ALONE)]
     if not cells:
         return []
     heads = [head for name, key in ALONE.items() for head in (f"{MEASURES[key]}, {name} LoRA alone", "ours")]
@@ -173,19 +173,16 @@ def _by_pairing(study: Study) -> list[str]:
     ]
     by_pairing = {at: [cell for cell in cells if cell.pairing == at] for at in sorted({c.pairing for c in cells})}
     for some in by_pairing.values():
-        shown = [(made, key) for one, key in zip(alone, ALONE.values(), strict=True) for made in (one, ours)]
-        shown += [(ours, key) for key in RIGHT]
-        means = " | ".join(f"{fmean(made[cell][key] for cell in some):.2f}" for made, key in shown)
+        shown = [(name, key) for alone, key in ALONE.items() for name in (alone, "ours")]
+        shown += [("ours", key) for key in RIGHT]
+        means = " | ".join(f"{fmean(scores[name][cell][key] for cell in some):.2f}" for name, key in shown)
         lines.append(f"| {_named(some[0])} | {len(some)} | {means} |")
-    tracks = {pairing: fmean(alone[1][cell]["track"] for cell in some) for pairing, some in by_pairing.items()}
-    learned = [cell for cell in cells if tracks[cell.pairing] >= LEARNED]
-    if 0 < len(learned) < len(cells):
-        groups = [str(cell.pairing) for cell in learned]
-        identity, track = (
-            stats.ratio([ours[cell][key] for cell in learned], [made[cell][key] for cell in learned], groups)
-            for made, key in zip(alone, ALONE.values(), strict=True)
-        )
-        count = _count(len(set(groups)), "pairing")
+    tracks = {at: fmean(scores["motion"][cell]["track"] for cell in some) for at, some in by_pairing.items()}
+    known = [at for at, track in tracks.items() if track >= LEARNED]
+    if 0 < len(known) < len(tracks):
+        learned = {name: {cell: made[cell] for cell in cells if cell.pairing in known} for name, made in scores.items()}
+        identity, track = (stats.ratio(*_shared(learned, "ours", name, key)) for name, key in ALONE.items())
+        count = _count(len(known), "pairing")
         lines += [
             "",
             f"In the {count} whose motion was learned, with a correlation of the track of at least {LEARNED} alone, "
