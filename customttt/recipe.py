@@ -5,6 +5,7 @@ It is written into the video's own metadata, and `compose --recipe` renders the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -17,6 +18,8 @@ from customttt.errors import UsageError
 FORMAT_VERSION = 1
 MAX_PROMPT_LENGTH = 1000
 DETERMINERS = {"a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "one", "two", "some"}
+VOWEL_SOUND = re.compile(r"(?!uni(?![nm])|ufo|us[aeiu]|eu|one\b)[aeiou]", re.IGNORECASE)
+"""How a word begins that wants "an": a unicorn and a UFO do not."""
 
 
 def check_prompt(prompt: str) -> None:
@@ -38,7 +41,7 @@ def with_article(noun: str) -> str:
     """`koala` as "a koala", `my dog` as it is."""
     if noun.split(maxsplit=1)[0].lower() in DETERMINERS:
         return noun
-    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+    return f"{'an' if VOWEL_SOUND.match(noun) else 'a'} {noun}"
 
 
 def sentence(subject: str, verb: str = "", scene: str = "") -> str:
