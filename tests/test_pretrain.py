@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from customttt.backbones import open_base
-from customttt.tiny import pretrain
+from customttt.errors import UsageError
+from customttt.tiny import captions, codec, models, pretrain, world
 
 CPU = torch.device("cpu")
-CLIPS = 8
+MOMENT = 1e-9
+"""Minutes: a stage is one step long."""
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No sheets, a checkpoint after every step, a stage that is one step long, and few clips to a step."""
+    """No sheets, a checkpoint after every step, and few clips to a step."""
     monkeypatch.setattr(pretrain, "write_sheet", lambda *_: None)
     monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(pretrain, "EMA_EVERY", 1)
     monkeypatch.setattr(pretrain, "VALIDATION_BATCHES", 1)
-    monkeypatch.setattr(pretrain, "VALIDATION_CLIPS", CLIPS)
-    monkeypatch.setattr(pretrain, "BATCHES", {"crop": 8, "image": 4, "clip": 2})
-    monkeypatch.setattr(pretrain, "SHARES", {"vae": 1e-9, "image": 1e-9, "clip": 1e-9})
+    monkeypatch.setattr(pretrain, "VALIDATION_CLIPS", 4)
+    sizes = pretrain.Sizes({"crop": 4, "frame": 2, "clip": 1}, 2, clips=4, chunk=4, renew_every=1)
+    monkeypatch.setattr(pretrain, "SIZES", {"cpu": sizes})
+
+
+def narrow_base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An exported base with half as many latents as now."""
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "LATENT_CHANNELS", 8)
+        run = pretrain.create(folder / "narrow", CPU)
+        run.vae.register_to_config(scaling_factor=2.5)
+        pretrain.export(run, folder / "base")
+    return folder / "base"
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = pretrain.create(tmp_path, CPU)
+    run = pretrain.create(tmp_path, CPU)
     whole_stage = pretrain.run_stage
 
-    def killed(state: pretrain.State, *arguments: object) -> None:
-        if state.stage == "image":
+    def killed(run: pretrain.Run, *arguments: object) -> None:
+        if run.stage == "still":
             raise KeyboardInterrupt
-        whole_stage(state, *arguments)  # type: ignore[arg-type]
+        whole_stage(run, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pretrain, "run_stage", killed)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.train(state, 1.0, CLIPS)
+        pretrain.train(run, MOMENT)
     again = pretrain.create(tmp_path, CPU)
-    assert (again.stage, again.steps["vae"]) == ("image", 1)
-    assert all(torch.equal(a, b) for a, b in zip(again.vae.parameters(), state.vae.parameters(), strict=True))
-    assert again.average.keys() == state.average.keys()
-    assert all(torch.equal(again.average[name], value) for name, value in state.average.items())
+    assert (again.stage, again.steps["codec"]) == ("still", 1)
+    assert again.scale == pytest.approx(run.scale)
+    assert again.scale != 1.0
+    assert all(torch.equal(a, b) for a, b in zip(again.vae.parameters(), run.vae.parameters(), strict=True))
+    assert again.optimizer is not None
+    assert run.optimizer is not None
+    assert all(torch.equal(again.optimizer.average[name], value) for name, value in run.optimizer.average.items())
 
     monkeypatch.setattr(pretrain, "run_stage", whole_stage)
-    pretrain.train(again, 1.0, CLIPS)
-    assert again.steps == {"vae": 1, "image": 1, "clip": 1}
+    pretrain.train(again, MOMENT)
+    assert again.steps == {"codec": 1, "still": 1, "clip": 1}
     pretrain.export(again, tmp_path / "base")
-    assert open_base(str(tmp_path / "base"), CPU).latent_shape(8, 64) == (8, 8, 16, 16)
+    assert open_base(str(tmp_path / "base"), CPU).latent_shape(8, 128) == (16, 8, 16, 16)
 
 
 @pytest.mark.usefixtures("quick")
@@ -58,71 +72,121 @@ def test_a_run_can_begin_with_what_another_exported(tmp_path: Path) -> None:
     first = pretrain.create(tmp_path / "first", CPU)
     with torch.no_grad():
         first.unet.conv_in.bias.fill_(0.5)
+    assert first.optimizer is not None
+    first.optimizer.take_over(first.trained())
     pretrain.export(first, tmp_path / "base")
-    second = pretrain.create(tmp_path / "second", CPU)
-    pretrain.start_from(second, tmp_path / "base")
-    assert second.stage == "image"
+    second = pretrain.create(tmp_path / "second", CPU, tmp_path / "base")
+    assert second.stage == "still"
     assert second.tokenizer.get_vocab() == first.tokenizer.get_vocab()
     assert pretrain.create(second.folder, CPU).tokenizer.get_vocab() == first.tokenizer.get_vocab()
     assert torch.equal(second.unet.conv_in.bias, first.unet.conv_in.bias.float())
-    assert {one.dtype for one in second.unet.parameters()} == {torch.float32}
-    pretrain.train(second, 1.0, CLIPS)
-    assert second.steps == {"vae": 0, "image": 1, "clip": 1}
+    pretrain.train(second, MOMENT)
+    assert second.steps == {"codec": 0, "still": 1, "clip": 1}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_base_of_fewer_latents_is_widened_and_what_it_knew_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = narrow_base(tmp_path, monkeypatch)
+    old = open_base(str(base), CPU)
+    run = pretrain.create(tmp_path / "wide", CPU, base)
+    assert (run.stage, run.scale) == ("codec", 2.5)
+    video = world.sample(1, torch.Generator().manual_seed(0), num_frames=2).video
+    latents = run.vae.encode(video[0].transpose(0, 1)).latents * run.scale
+    assert torch.allclose(latents[:, :8], old.encode(video)[0].transpose(0, 1), atol=2e-3)
+    timesteps, embeds = torch.tensor([500]), torch.zeros(1, 32, 128)
+    wide = pretrain.predict(run, latents.transpose(0, 1)[None], timesteps, embeds)
+    assert torch.allclose(wide[:, :8], old.predict(old.encode(video), timesteps, embeds), atol=2e-2)
+    assert not wide[:, 8:].any()
+    pretrain.train(run, MOMENT)
+    assert run.steps == {"codec": 1, "still": 1, "clip": 1}
+    assert run.scale == 2.5
+
+
+@pytest.mark.usefixtures("quick")
+def test_widening_is_not_gone_on_with_without_the_base_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = pretrain.create(tmp_path / "wide", CPU, narrow_base(tmp_path, monkeypatch))
+    pretrain.save(run)
+    with pytest.raises(UsageError, match="--start"):
+        pretrain.create(tmp_path / "wide", CPU)
+
+
+def test_settled_latents_are_uncorrelated_and_pictures_stay() -> None:
+    torch.manual_seed(0)
+    whole = models.build_vae()
+    with torch.no_grad():
+        whole.encoder.layers[-1].weight.mul_(0.1)  # where the decoder's bound on latents does not bend them yet
+    frames = world.sample(4, torch.Generator().manual_seed(0), num_frames=4).video.transpose(1, 2).flatten(0, 1)
+    with torch.no_grad():
+        latents = whole.encoder(frames)
+        before = whole.decoder(latents)
+        codec.settle(whole, latents, 8)
+        settled = whole.encoder(frames)
+        after = whole.decoder(settled)
+    assert torch.allclose(settled[:, :8], latents[:, :8], atol=1e-5)
+    rows = settled.transpose(0, 1).flatten(1)
+    related = torch.corrcoef(rows)[8:]
+    related[:, 8:] -= torch.eye(8)
+    assert related.abs().max() < 0.02
+    usual = (rows[:8] - rows[:8].mean(1, keepdim=True)).std()
+    assert torch.allclose(rows[8:].std(1), codec.DETAIL * usual, rtol=0.05)
+    assert (before - after).abs().mean() < 0.05 * before.std()
 
 
 @pytest.mark.usefixtures("quick")
 def test_the_validation_loss_is_of_the_averaged_weights_and_always_the_same(tmp_path: Path) -> None:
-    state = pretrain.create(tmp_path, CPU)
-    state.stage = "clip"
-    held_out = pretrain.encode_clips(state, CLIPS, torch.Generator().manual_seed(1))
-    losses = {"clip": partial(pretrain.diffusion_loss, cache=held_out, mode="clip")}
-    drawn = state.generator.get_state()
-    first = pretrain.validate(state, losses)
-    assert torch.equal(state.generator.get_state(), drawn)
-    pretrain.update_average(state)
+    run = pretrain.create(tmp_path, CPU)
+    pretrain._enter(run, "clip")
+    assert run.optimizer is not None
+    work = pretrain.unet_work(run)
+    first = work.validate()
     with torch.no_grad():
-        state.unet.conv_out.bias.fill_(1.0)
-    assert pretrain.validate(state, losses) == first
-    assert (state.unet.conv_out.bias == 1).all()
-    state.average.clear()
-    assert pretrain.validate(state, losses)["validation clip"] > first["validation clip"]
+        run.optimizer.weight["unet.conv_out.bias"].fill_(1.0)
+        run.unet.conv_out.bias.fill_(1.0)
+    assert work.validate() == first
+    assert (run.unet.conv_out.bias == 1).all()
+    run.optimizer.average["unet.conv_out.bias"].fill_(1.0)
+    assert work.validate()["validation clip"] > first["validation clip"]
 
 
 def test_crops_lie_on_the_subjects() -> None:
-    crops = pretrain.Crops(torch.Generator().manual_seed(0), clips=32)
+    crops = codec.Crops(torch.Generator().manual_seed(0), clips=16, chunk=8)
     images, masks = crops.draw(64)
-    assert images.shape == (64, 3, 32, 32)
+    assert images.shape == (64, 3, codec.CROP, codec.CROP)
     assert (masks.amax((1, 2, 3)) > 0.5).float().mean() > 0.9
 
 
-def test_the_learning_rate_warms_up_and_then_falls(tmp_path: Path) -> None:
-    state = pretrain.create(tmp_path, CPU)
-    rates = []
-    for steps, seconds in ((0, 0.0), (100, 10.0), (200, 20.0), (5000, 50.0), (9000, 100.0)):
-        state.steps["vae"], state.seconds["vae"] = steps, seconds
-        rates.append(pretrain.learning_rate(state, 100.0))
-    assert rates[0] == 0
-    assert rates[1] < rates[2] > rates[3] > rates[4] > 0
+def test_the_learning_rate_warms_up_stays_and_falls_to_nothing() -> None:
+    rates = [
+        pretrain.learning_rate(p, n, 1.0) for p, n in ((0.0, 0), (0.1, 100), (0.4, 900), (0.75, 2000), (1.0, 3000))
+    ]
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
 
 
 def test_crops_of_latents_hold_the_subject() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.ones(64, 1, 1, 16, 16)
     places = torch.randint(0, 16, (64, 2), generator=generator)
-    weight[torch.arange(64), 0, 0, places[:, 0], places[:, 1]] = 6.0
-    latents, cut = pretrain.crop_around(weight.repeat(1, 3, 1, 1, 1), weight, generator)
+    weight[torch.arange(64), 0, 0, places[:, 1], places[:, 0]] = 6.0
+    latents, cut = pretrain.crop_around(weight.repeat(1, 3, 1, 1, 1), weight, places.float(), generator)
     assert latents.shape == (64, 3, 1, 8, 8)
     assert torch.equal(latents[:, :1], cut)
     assert (cut.amax((1, 2, 3, 4)) == 6).all()
 
 
-def test_muon_moves_a_convolution_by_an_orthogonal_step() -> None:
-    convolution = torch.nn.Conv2d(4, 6, 3)
-    before = convolution.weight.detach().clone()
-    convolution(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))).square().sum().backward()
-    optimizer = pretrain.Muon([convolution.weight])
-    optimizer.param_groups[0].update(lr=1.0, weight_decay=0.0)
-    optimizer.step()
-    moved = torch.linalg.svdvals((convolution.weight - before).detach().flatten(1))
-    assert moved.max() / moved.min() < 2.0
-    assert convolution.weight.grad is None
+def test_a_caption_fits_into_the_tokens_that_are_read(tmp_path: Path) -> None:
+    words = models.build_tokenizer(tmp_path, captions.corpus())
+    texts = captions.captions(world.draw(400, torch.Generator().manual_seed(0), pairs=0.5), torch.Generator())
+    assert max(len(words(text).input_ids) for text in texts) <= models.MAX_TOKENS
+
+
+def test_half_of_the_clips_are_seen_where_tracks_are_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pretrain.SIZES, "cpu", replace(pretrain.SIZES["cpu"], clips=4, chunk=4))
+    run = pretrain.create(tmp_path, CPU)
+    cache = pretrain.Cache(run, 4, run.generator, run.captioner)
+    noisy = sum(int((cache.draw("clip", 8)["timesteps"] >= 500).sum()) for _ in range(50)) / 400
+    assert noisy == pytest.approx(0.75, abs=0.05)
+    assert cache.draw("crop", 8)["latents"].shape == (8, 16, 1, 8, 8)

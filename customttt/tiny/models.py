@@ -12,7 +12,7 @@ from diffusers import AutoencoderTiny, UNetMotionModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from customttt.backbones import computing
+from customttt.backbones import computing, precision
 
 MAX_TOKENS = 32
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -34,8 +34,10 @@ SCHEDULER: dict[str, Any] = {
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 while this lasts, where the device has it; on other CPUs it is imitated and several times slower."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=computing(device) != torch.float32)
+    """bfloat16 while this lasts on a CPU that has it; on others it is imitated and several times slower, and on a GPU
+    the networks are in it themselves.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=computing(device) != precision(device))
 
 
 def build_tokenizer(folder: Path, corpus: Iterable[str]) -> CLIPTokenizer:
@@ -71,25 +73,25 @@ def build_text_encoder(vocab_size: int) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-LATENT_CHANNELS = 8
+LATENT_CHANNELS, LATENT_SIZE = 16, 16
 
 
 def build_vae() -> AutoencoderTiny:
-    """64 x 64 pixels to 16 x 16 latents of 8 channels.
+    """128 x 128 pixels to 16 x 16 latents of 16 channels.
 
     The architecture of TAESD, which has no group norms: it learns true colours in minutes where `AutoencoderKL` was
     still grey (LOG.md).
     """
     return AutoencoderTiny(
-        encoder_block_out_channels=(32,) * 3, decoder_block_out_channels=(32,) * 3, num_encoder_blocks=(1, 2, 3),
-        num_decoder_blocks=(3, 2, 1), latent_channels=LATENT_CHANNELS,
+        encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(48,) * 4, num_encoder_blocks=(1, 1, 2, 3),
+        num_decoder_blocks=(3, 3, 2, 1), latent_channels=LATENT_CHANNELS,
     )  # fmt: skip
 
 
 def build_unet(block_out_channels: tuple[int, int, int, int] = (64, 128, 192, 192)) -> UNetMotionModel:
     """Nine blocks, text in layers 0, 1, 2, 4, 6, 7 and 8, motion modules everywhere but in the middle."""
     unet = UNetMotionModel(
-        sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+        sample_size=LATENT_SIZE, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
         block_out_channels=block_out_channels, layers_per_block=1, norm_num_groups=16,
         cross_attention_dim=128, num_attention_heads=4, motion_num_attention_heads=4, use_motion_mid_block=False,
     )  # fmt: skip
