@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from customttt import compose, learn, media, sheets
@@ -18,11 +17,12 @@ from customttt.concept import Concept
 from customttt.library import Library
 from customttt.recipe import Ingredient, VideoRecipe, sentence, with_article
 from customttt.tiny import TINY_PATH
+from customttt.tiny.world import Look
 from customttt.train import Report
 
 INPUTS = TINY_PATH / "demo"
 APPEARANCE, MOTION, SCENE = "demo-koala", "demo-swimming", "on Mars"
-LOOK = ("purple", "crown")
+LOOK = Look("purple", "crown")
 STILL = "standing still"
 PICTURE_SCENES = ["on the grass", "on the beach", "in the city", "in the snow", "at night"]
 CLIP_NOUN, CLIP_SCENE = "dog", "in the desert"
@@ -103,26 +103,14 @@ def captions(noun: str, scene: str) -> tuple[str, str]:
 
 def render_inputs(folder: Path = INPUTS) -> None:
     """Render the pictures and the clip from the world's held-out look and movement, with a fixed seed."""
-    from customttt.tiny import world
+    from customttt.tiny.lessons import Content, render
 
-    generator = torch.Generator().manual_seed(7)
-    scenes, movements = list(world.SCENES), list(world.MOVEMENTS)
-
-    def index(value: str, values: list[str], count: int = 1) -> torch.Tensor:
-        return torch.full((count,), values.index(value))
-
-    places = torch.tensor([scenes.index(scene) for scene in PICTURE_SCENES])
-    stills = world.render(
-        index("koala", world.NOUNS, len(places)), torch.full((len(places),), world.LOOKS.index(LOOK)),
-        index(STILL, movements, len(places)), places, generator, num_frames=1, size=PIXELS,
-    )  # fmt: skip
+    shown = [Content("koala", STILL, scene, LOOK) for scene in PICTURE_SCENES]
+    stills = render(shown, 7, num_frames=1, size=PIXELS)
     for number, (image, scene) in enumerate(zip(stills.video, PICTURE_SCENES, strict=True), 1):
         media.write_png(folder / "koala" / f"{number}.png", compose.to_frames(image[None])[0])
         (folder / "koala" / f"{number}.txt").write_text("\n".join([*captions("koala", scene), ""]))
-    swim = world.render(
-        index(CLIP_NOUN, world.NOUNS), torch.tensor([0]), index("swimming", movements), index(CLIP_SCENE, scenes),
-        generator, size=PIXELS, vary=0.0,
-    )  # fmt: skip
+    swim = render([Content(CLIP_NOUN, "swimming", CLIP_SCENE)], 7, size=PIXELS, vary=0.0)
     media.write_video(folder / "swimming.mp4", compose.to_frames(swim.video), 8, {"made by": "customttt.tiny.demo"})
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Int
+from torch import Tensor
 
 from customttt import learn, lora, media
 from customttt.backbones import Backbone
@@ -17,9 +19,11 @@ from customttt.concept import Kind
 from customttt.config import TrainConfig, digest
 from customttt.recipe import sentence, with_article
 from customttt.tiny import world
+from customttt.tiny.captions import noun_phrase, pair_sentence
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, captions
+from customttt.tiny.movements import HELD_OUT_MOVEMENTS, MOVEMENTS
+from customttt.tiny.scenes import SCENES
 
-SCENES, MOVEMENTS = list(world.SCENES), list(world.MOVEMENTS)
 SEED = 78
 """Of the first renders that are learned from; the n-th seed of learning sees those of the n-th seed after it."""
 Say = Callable[[str], None]
@@ -32,37 +36,53 @@ class Content:
     noun: str
     movement: str
     scene: str
-    look: tuple[str, str] = ("", "")
+    look: world.Look = world.PLAIN
+    other: Content | None = None
+    """A second subject, in the same scene."""
 
     @property
     def prompt(self) -> str:
-        return sentence(world.noun_phrase(self.noun, self.look, name_look=True), self.movement, self.scene)
+        subject = noun_phrase(self.noun, self.look)
+        if self.other is None:
+            return sentence(subject, self.movement, self.scene)
+        second = noun_phrase(self.other.noun, self.other.look)
+        return pair_sentence(subject, second, self.movement, self.other.movement, self.scene)
 
     @property
     def file_name(self) -> str:
         """What a file about it is called."""
-        return "-".join([self.noun, self.movement, *self.look]).replace(" ", "_").strip("-")
+        return "-".join(part for part in (self.noun, self.movement, *self.look) if part).replace(" ", "_")
 
 
-def render(contents: Sequence[Content], seed: int, *, num_frames: int = 8, vary: float = 1.0) -> world.Clips:
+def render(
+    contents: Sequence[Content],
+    seed: int,
+    *,
+    num_frames: int = world.FRAMES,
+    size: int = world.SIZE,
+    vary: float = 1.0,
+) -> world.Clips:
     """The world's own clips of these contents."""
-    noun, look, movement, scene = (
-        torch.tensor(indices)
-        for indices in zip(
-            *(
-                (
-                    world.NOUNS.index(c.noun),
-                    world.LOOKS.index(c.look),
-                    MOVEMENTS.index(c.movement),
-                    SCENES.index(c.scene),
-                )
-                for c in contents
-            ),
-            strict=True,
-        )
-    )
     generator = torch.Generator().manual_seed(seed)
-    return world.render(noun, look, movement, scene, generator, num_frames=num_frames, vary=vary)
+    return world.render(indices(contents), generator, num_frames=num_frames, size=size, vary=vary)
+
+
+def indices(contents: Sequence[Content]) -> world.Contents:
+    """The same in the world's numbers; what says no movement stands still."""
+
+    def both(values: Callable[[Content], str], names: Iterable[str], absent: int = 0) -> Int[Tensor, "b s"]:
+        known = {name: index for index, name in enumerate(names)}
+        rows = [[known[values(c)], known[values(c.other)] if c.other else absent] for c in contents]
+        return torch.tensor(rows)
+
+    return world.Contents(
+        both(lambda c: c.noun, world.NOUNS, world.ABSENT),
+        both(lambda c: c.look.colour, world.COLOURS),
+        both(lambda c: c.look.hat, world.HATS),
+        both(lambda c: c.look.pattern, world.PATTERNS),
+        both(lambda c: c.movement or STILL, MOVEMENTS),
+        torch.tensor([list(SCENES).index(content.scene) for content in contents]),
+    )
 
 
 def held_out(kind: str) -> list[Content]:
@@ -74,10 +94,10 @@ def held_out(kind: str) -> list[Content]:
         ]
     if kind == "noun":
         return [Content(noun, "", "") for noun in world.HELD_OUT_NOUNS]
-    return [Content(CLIP_NOUN, movement, CLIP_SCENE) for movement in world.HELD_OUT_MOVEMENTS]
+    return [Content(CLIP_NOUN, movement, CLIP_SCENE) for movement in HELD_OUT_MOVEMENTS]
 
 
-def pictures(noun: str, look: tuple[str, str], seed: int = SEED) -> list[media.Picture]:
+def pictures(noun: str, look: world.Look, seed: int = SEED) -> list[media.Picture]:
     """Five still pictures of a subject. What their captions say is not learned as the subject: where it is, and that it
     stands still. A second one leaves that out, so that the looks are not learned as those of who stands still."""
     shown = [Content(noun, STILL, scene, look) for scene in PICTURE_SCENES]
