@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from customttt import diffusion, lora, ttt
 from customttt.backbones import Backbone, Video
+from customttt.concept import Kind
+from customttt.config import SampleConfig
 from customttt.media import Frames
 from customttt.recipe import VideoRecipe
 from customttt.sampling import denoise_in_phases
@@ -46,7 +50,8 @@ def render(
     """The frames of one seed, uint8 (f h w c). Same recipe, same frames, bit for bit on a CPU."""
     lora.restore(backbone.unet, "appearance", pair[0])
     lora.restore(backbone.unet, "motion", pair[1])
-    noise, prompt, empty = initial_noise(backbone, recipe), backbone.embed([recipe.target_prompt]), backbone.embed([""])
+    noise = initial_noise(backbone, recipe.sample, recipe.seed)
+    prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
     scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
     try:
         with accelerator.autocast():
@@ -56,10 +61,33 @@ def render(
     return to_frames(backbone.decode(latents), recipe.sample.magnify)
 
 
-def initial_noise(backbone: Backbone, recipe: VideoRecipe) -> diffusion.Latents:
+@torch.no_grad()
+def try_out(
+    backbone: Backbone,
+    kind: Kind,
+    weights: lora.Weights,
+    prompt: str,
+    sample: SampleConfig,
+    accelerator: Accelerator,
+    seeds: Sequence[int],
+    report: Report = silent,
+) -> list[Frames]:
+    """Videos of what one LoRA alone makes of a prompt, one a seed."""
+    lora.restore(backbone.unet, kind, weights)
+    noise = torch.cat([initial_noise(backbone, sample, seed) for seed in seeds])
+    prompts, empty = (backbone.embed([text] * len(seeds)) for text in (prompt, ""))
+    try:
+        with accelerator.autocast():
+            latents = denoise_in_phases(backbone, noise, prompts, empty, sample, {kind: 1.0}, report)
+    finally:
+        lora.remove(backbone.unet, kind)
+    return [to_frames(backbone.decode(one)) for one in latents.split(1)]
+
+
+def initial_noise(backbone: Backbone, sample: SampleConfig, seed: int) -> diffusion.Latents:
     """Noise of one video; drawn on the CPU, so that a seed means the same on every device."""
-    shape = backbone.latent_shape(recipe.sample.num_frames, recipe.sample.size)
-    generator = torch.Generator().manual_seed(recipe.seed)
+    shape = backbone.latent_shape(sample.num_frames, sample.size)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *shape, generator=generator).to(backbone.device)
 
 

@@ -14,7 +14,7 @@ from customttt.config import SampleConfig, TrainConfig
 from customttt.errors import DamagedError, LockedError, NotFoundError, UsageError
 from customttt.library import Library
 from customttt.recipe import check_prompt
-from customttt_cli import output, showing
+from customttt_cli import output, showing, trial
 from customttt_cli.sources import Look, Material, Source
 
 if TYPE_CHECKING:
@@ -86,9 +86,7 @@ def learn(lesson: Lesson, source: Source) -> None:
         (output.result if lesson.dry_run else output.say)(line)
     if not lesson.dry_run:
         keeper = keeping(library, key, kept, _changeable(plan))
-        concept = _carry_out(library, lesson, plan, material, keeper, forecast.position)
-        library.remove_unfinished(key)
-        _tell(library, concept, lesson)
+        _carry_out(library, lesson, plan, material, keeper, forecast.position, key)
 
 
 def _forecast(library: Library, lesson: Lesson, plan: Plan, material: Material) -> Forecast:
@@ -234,7 +232,9 @@ def _describe(lesson: Lesson, plan: Plan, material: Material) -> list[str]:
     ]
 
 
-def _carry_out(library: Library, lesson: Lesson, plan: Plan, material: Material, keeper: Keeper, rung: int) -> Concept:
+def _carry_out(
+    library: Library, lesson: Lesson, plan: Plan, material: Material, keeper: Keeper, rung: int, key: str
+) -> None:
     from customttt import learn as learning
 
     with output.loading(plan.base):
@@ -244,12 +244,13 @@ def _carry_out(library: Library, lesson: Lesson, plan: Plan, material: Material,
             backbone, wording=plan.words, config=plan.config, accelerator=accelerator, report=report, keeper=keeper,
             rung=rung,
         )  # fmt: skip
-    return learned.add_to(library, force=lesson.force)
-
-
-def _tell(library: Library, concept: Concept, lesson: Lesson) -> None:
-    loss = showing.losses(concept.losses)
-    output.say(f"Learned '{concept.name}' in {output.duration(concept.seconds)}; loss {loss}.")
+    concept = learned.add_to(library, force=lesson.force)
+    library.remove_unfinished(key)
+    output.say(
+        f"Learned '{concept.name}' in {output.duration(concept.seconds)}; loss {showing.losses(concept.losses)}."
+    )
+    if material.clip is not None:
+        trial.try_out(backbone, accelerator, learned, material.clip)
     output.say(f"Next: {_next_command(library, concept)}")
     _result(library, concept, lesson)
 

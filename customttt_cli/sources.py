@@ -12,6 +12,7 @@ from customttt.config import SampleConfig
 
 if TYPE_CHECKING:
     from customttt.learn import Learned
+    from customttt.media import Frames
 
 LOOK_SIZE, LOOK_FPS = 64, 8.0
 
@@ -33,6 +34,8 @@ class Material:
     digest: str
     """Of pixels and captions, see `Concept.inputs`."""
     teach: Callable[..., Learned]
+    clip: Frames | None = None
+    """Of a movement."""
 
 
 class Source(Protocol):
@@ -88,7 +91,7 @@ class Movement:
         wanted = sample.num_frames if self.frames is None else self.frames
         clip = media.read_clip(self.path, wanted, sample.fps, sample.size, self.start, self.end)
         summary = f"{count(wanted, 'frame')} at {clip.fps:.3g} a second, {sample.size} x {sample.size}"
-        return Material(summary, wanted, learn.clip_digest(clip), partial(learn.motion, clip=clip))
+        return Material(summary, wanted, learn.clip_digest(clip), partial(learn.motion, clip=clip), clip.frames)
 
 
 def count(number: int, noun: str) -> str:
