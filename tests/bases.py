@@ -15,7 +15,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "appearance": {"layers": [2, 6], "learning_rate": 1e-4, "steps": 3, "rank": 2, "batch_size": 1},
     "motion": {"layers": [2, 5], "learning_rate": 1e-4, "steps": 3, "rank": 2, "batch_size": 1},
     "ttt": {"steps": 2, "learning_rate": 1e-4, "reference_steps": 1, "reference_guidance": 1.0},
-    "sample": {"num_frames": 4, "num_inference_steps": 2, "guidance_scale": 2.0, "size": 32, "magnify": 1},
+    "sample": {"num_frames": 4, "num_inference_steps": 2, "guidance_scale": 2.0, "size": 64, "magnify": 1},
 }
 CORPUS = ["a koala is swimming on mars.", "something is standing still under water.", "a man is running."]
 
@@ -31,7 +31,7 @@ def unet_3d() -> UNet3DConditionModel:
 def build_tiny_random(folder: Path, seed: int = 0, *, three_d: bool = False) -> Path:
     """Write a diffusers folder of the architecture of `tiny`, or of ModelScope with its VAE and text encoder.
 
-    4 frames of 32 x 32 pixels, a few steps of everything.
+    4 frames of 64 x 64 pixels, a few steps of everything.
     """
     motion = {**SETTINGS["motion"], "layers": [2, 4]} if three_d else SETTINGS["motion"]
     with torch.random.fork_rng(devices=[]):

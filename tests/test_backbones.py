@@ -162,7 +162,7 @@ def test_an_image_unet_with_a_motion_adapter_loads(tiny_random_base: Path, tmp_p
     shutil.rmtree(copy / "unet")
     channels = (32, 32, 32, 32)
     UNet2DConditionModel(
-        sample_size=16, in_channels=8, out_channels=8, block_out_channels=channels, layers_per_block=1,
+        sample_size=16, in_channels=16, out_channels=16, block_out_channels=channels, layers_per_block=1,
         norm_num_groups=16, cross_attention_dim=128, attention_head_dim=4,
     ).save_pretrained(copy / "unet")  # fmt: skip
     MotionAdapter(
@@ -170,7 +170,7 @@ def test_an_image_unet_with_a_motion_adapter_loads(tiny_random_base: Path, tmp_p
         use_motion_mid_block=False,
     ).save_pretrained(copy / "motion_adapter")  # fmt: skip
     loaded = open_base(str(copy), torch.device("cpu"))
-    assert predict(loaded, torch.zeros(1, *loaded.latent_shape(2, 64))).shape == (1, 8, 2, 16, 16)
+    assert predict(loaded, torch.zeros(1, *loaded.latent_shape(2, 64))).shape == (1, 16, 2, 8, 8)
     assert_places_are_the_modules(loaded)
 
 

@@ -173,7 +173,7 @@ def test_the_table_tells_what_every_base_needs_and_why_it_cannot_run(monkeypatch
     monkeypatch.setattr(machine, "gpus", list)
     done = run("bases")
     assert done.exit_code == 0, done.output
-    for words in ("tiny", "8 of 64 x 64", "CC-BY-NC-4.0", "3.7 GB", "7 GB", "needs a CUDA GPU with 7 GB"):
+    for words in ("tiny", "8 of 128 x 128", "CC-BY-NC-4.0", "3.7 GB", "7 GB", "needs a CUDA GPU with 7 GB"):
         assert words in done.stdout
     assert "Without --base, tiny is used" in done.stderr
     found = {one["name"]: one for one in json.loads(run("bases", "--json").stdout)}

@@ -45,7 +45,7 @@ def test_two_names_and_a_scene_become_a_video(here: Path, tiny_random_base: Path
     assert done.exit_code == 0, done.output
     assert done.stdout == "koala-swimming.mp4\n"
     frames, fps = media.read_frames(here / "koala-swimming.mp4")
-    assert (frames.shape, fps) == ((4, 32, 32, 3), 8)
+    assert (frames.shape, fps) == ((4, 64, 64, 3), 8)
     made = media.read_recipe(here / "koala-swimming.mp4")
     assert "torch" in made["versions"]
     recipe = VideoRecipe.from_dict(made)

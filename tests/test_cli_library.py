@@ -92,7 +92,7 @@ def test_show_tells_how_a_video_was_made(tmp_path: Path) -> None:
     assert run("compose", "koala", "swimming", "on Mars", "--no-ttt", "-o", video).exit_code == 0
     done = run("show", video)
     assert done.exit_code == 0
-    for words in ("A koala is swimming on Mars.", "none", "2 steps, guidance 2, seed 0", "4 of 32 x 32"):
+    for words in ("A koala is swimming on Mars.", "none", "2 steps, guidance 2, seed 0", "4 of 64 x 64"):
         assert words in done.stdout
     assert f"customttt compose --recipe {video}" in done.stderr
     assert json.loads(run("show", video, "--json").stdout) == media.read_recipe(video)

@@ -112,6 +112,6 @@ def test_the_whole_story_runs_on_a_base_of_the_other_family(
     assert done.exit_code == 0, done.output
     assert "Test-time training: step 2 of 2" in done.stderr
     frames, _ = media.read_frames(tmp_path / "out.mp4")
-    assert frames.shape == (4, 32, 32, 3)
+    assert frames.shape == (4, 64, 64, 3)
     done = run("compose", "koala", "swimming", "--base", "tiny", "-o", tmp_path / "no.mp4")
     assert done.exit_code == 10, done.output

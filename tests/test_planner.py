@@ -34,7 +34,7 @@ def kept_in_reality(base: Path, kind: str) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    noisy, embeds = torch.randn(4, *backbone.latent_shape(4, 64)), backbone.embed(["A koala."] * 4)
+    noisy, embeds = torch.randn(4, *backbone.latent_shape(4, 128)), backbone.embed(["A koala."] * 4)
     with lora.trainable(parameters), lora.active(backbone.unet, **{kind: 1.0}):
         half = torch.autocast("cpu", computing(CPU), enabled=computing(CPU) != torch.float32)
         with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -51,20 +51,20 @@ def resident(base: Path) -> int:
 
 def test_the_memory_of_a_step_is_foretold(any_base: Path) -> None:
     """Within a fifth; what is there beyond the kept is what one operation needs beside them."""
-    foretold = planner.lesson(str(any_base), "motion", CONFIG, 4, 64, 0, CPU).memory - resident(any_base)
+    foretold = planner.lesson(str(any_base), "motion", CONFIG, 4, 128, 0, CPU).memory - resident(any_base)
     assert foretold == pytest.approx(kept_in_reality(any_base, "motion"), rel=0.2)
 
 
 def test_the_operations_of_a_step_are_foretold(any_base: Path) -> None:
-    backbone, sample = open_base(str(any_base), CPU), SampleConfig(num_frames=4, size=64, guidance_scale=1)
-    latents, embeds = torch.randn(1, *backbone.latent_shape(4, 64)), torch.randn(1, planner.TOKENS, 128)
+    backbone, sample = open_base(str(any_base), CPU), SampleConfig(num_frames=4, size=128, guidance_scale=1)
+    latents, embeds = torch.randn(1, *backbone.latent_shape(4, 128)), torch.randn(1, planner.TOKENS, 128)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone.predict(latents, torch.tensor([500]), embeds)
     assert planner.denoising_step(str(any_base), sample, CPU).flops == counter.get_total_flops()
 
 
 def test_recomputing_blocks_needs_less_memory_and_more_work(any_base: Path) -> None:
-    plain, saving = (planner.lesson(str(any_base), "motion", CONFIG, 4, 64, position, CPU) for position in (0, 7))
+    plain, saving = (planner.lesson(str(any_base), "motion", CONFIG, 4, 128, position, CPU) for position in (0, 7))
     assert saving.memory - resident(any_base) < 0.5 * (plain.memory - resident(any_base))
     assert plain.flops < saving.flops < 1.5 * plain.flops
 
@@ -76,7 +76,7 @@ def test_the_lowest_rung_that_fits_is_chosen(monkeypatch: pytest.MonkeyPatch) ->
 
     def chosen(gigabytes: float) -> planner.Forecast:
         monkeypatch.setattr(machine, "free_memory", lambda _: int(gigabytes * planner.MARGIN * 1e9))
-        return planner.learning("tiny", "motion", CONFIG.but(steps=10), 4, 64)
+        return planner.learning("tiny", "motion", CONFIG.but(steps=10), 4, 128)
 
     assert [chosen(free).position for free in (30, 20.1, 19.1, 18.5, 12.1)] == [0, 0, 1, 2, 8]
     assert chosen(12.1).rung == ladder[8]
@@ -87,7 +87,7 @@ def test_the_lowest_rung_that_fits_is_chosen(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_test_time_training_and_rendering_are_foretold(tiny_random_base: Path) -> None:
     adapters = planner.Adapter((2, 6), 2), planner.Adapter((2, 5), 2)
-    sample = SampleConfig(num_frames=4, size=32, num_inference_steps=5)
+    sample = SampleConfig(num_frames=4, size=128, num_inference_steps=5)
 
     def composing(config: TTTConfig, videos: int = 1) -> planner.Forecast:
         return planner.composing(str(tiny_random_base), *adapters, config, sample, videos)
@@ -101,9 +101,9 @@ def test_test_time_training_and_rendering_are_foretold(tiny_random_base: Path) -
 
 def test_what_cannot_be_learned_is_told_before_anything_is_loaded(tiny_random_base: Path) -> None:
     with pytest.raises(UsageError, match="Layer 3"):
-        planner.learning(str(tiny_random_base), "appearance", CONFIG.but(layers=(3,)), 1, 32)
+        planner.learning(str(tiny_random_base), "appearance", CONFIG.but(layers=(3,)), 1, 64)
     with pytest.raises(UsageError, match="at most 32"):
-        planner.learning(str(tiny_random_base), "motion", CONFIG, 33, 32)
+        planner.learning(str(tiny_random_base), "motion", CONFIG, 33, 64)
 
 
 def test_the_gpu_that_a_known_base_needs_is_what_the_planner_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def adapt(backbone: Backbone, rung: int, report: Any, **options: Any) -> Any:
 
     embeds = [backbone.embed([text]) for text in ("A koala is running.", "A dog is swimming.", "A koala.", "")]
     config = TTTConfig(**{"steps": 2, "learning_rate": 1e-3, "reference_steps": 1, "batch_size": 2, **options})
-    sample = SampleConfig(num_frames=4, size=32)
+    sample = SampleConfig(num_frames=4, size=64)
     *pair, losses = ttt.adapt(
         backbone, fresh("appearance"), fresh("motion"), ttt.Prompts(*embeds), config, sample, Accelerator(cpu=True),
         report=report, rung=rung,

@@ -15,7 +15,7 @@ from customttt.config import SampleConfig, TTTConfig
 from customttt.diffusion import inference_timesteps
 
 CONFIG = TTTConfig(steps=2, learning_rate=1e-3, reference_steps=2, reference_guidance=2.0)
-SAMPLE = SampleConfig(num_frames=4, size=32, num_inference_steps=10)
+SAMPLE = SampleConfig(num_frames=4, size=64, num_inference_steps=10)
 
 
 @pytest.fixture(scope="module")
