@@ -81,7 +81,7 @@ def try_out(
             latents = denoise_in_phases(backbone, noise, prompts, empty, sample, {kind: 1.0}, report)
     finally:
         lora.remove(backbone.unet, kind)
-    return [to_frames(backbone.decode(one)) for one in latents.split(1)]
+    return [to_frames(backbone.decode(one)) for one in torch.split(latents, 1)]
 
 
 def initial_noise(backbone: Backbone, sample: SampleConfig, seed: int) -> diffusion.Latents:

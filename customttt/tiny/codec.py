@@ -95,7 +95,7 @@ def decibels(
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Peak signal-to-noise ratio of each clip, whole and under its subject."""
     frames = video.transpose(1, 2).flatten(0, 1)
-    parts = (codec.decode(codec.encode(some).latents).sample for some in frames.to(codec.dtype).split(16))
+    parts = (codec.decode(codec.encode(some).latents).sample for some in torch.split(frames.to(codec.dtype), 16))
     decoded = torch.cat([part.float().clamp(-1, 1) for part in parts])
     error = ((decoded - frames) / 2).square().view(len(video), -1, *frames.shape[1:])
     covered = mask.unsqueeze(2).expand_as(error)

@@ -32,7 +32,8 @@ def orthogonal(momentum: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).float()
+    found: Tensor = (x.mT if tall else x).float()
+    return found
 
 
 def is_inner(name: str, weight: Tensor) -> bool:
@@ -175,7 +176,7 @@ class Replayed:
 
 def _capture(function: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
     """Run `function` three times to warm up, then record it; None where CUDA cannot record it."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):

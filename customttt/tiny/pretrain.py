@@ -308,7 +308,7 @@ def codec_work(run: Run) -> Work:
             return
         turned = models.build_vae().to(run.device)
         turned.load_state_dict({name.removeprefix("vae."): value for name, value in optimizer.average.items()})
-        frames = crops.draw(64 * sizes.codec_batch)[0].split(sizes.codec_batch)
+        frames = torch.split(crops.draw(64 * sizes.codec_batch)[0], sizes.codec_batch)
         with torch.no_grad():
             latents = torch.cat([turned.encoder(some) for some in frames])
         codec.settle(turned, latents, run.narrow.config.latent_channels)
@@ -343,7 +343,7 @@ def encode_clips(run: Run, count: int, generator: torch.Generator, captioner: to
     clips = world.sample(count, generator)
     frames = clips.video.transpose(1, 2).flatten(0, 1).to(run.vae.dtype)
     with models.autocast(run.device):
-        latents = torch.cat([run.vae.encode(some).latents for some in frames.split(run.sizes.codec_batch)])
+        latents = torch.cat([run.vae.encode(some).latents for some in torch.split(frames, run.sizes.codec_batch)])
     texts = [captions.captions(clips.contents, captioner) for _ in range(VARIANTS)]
     return {
         "latents": latents.view(count, world.FRAMES, *latents.shape[1:]).transpose(1, 2).bfloat16().contiguous(),
@@ -502,7 +502,7 @@ def write_sheet(run: Run) -> None:
             wanted, free = predict(run, torch.cat([noisy, noisy]), batch, embeds).chunk(2)
             noisy = diffusion.ddim_step(run.schedule, diffusion.guide(wanted, free, SHEET_GUIDANCE), noisy, step, after)
         latents = (noisy / run.scale).transpose(1, 2).flatten(0, 1).to(run.vae.dtype)
-        images = torch.cat([run.vae.decode(some).sample.float() for some in latents.split(64)])
+        images = torch.cat([run.vae.decode(some).sample.float() for some in torch.split(latents, 64)])
     grid = images.view(count, frames, 3, world.SIZE, world.SIZE).permute(0, 3, 1, 4, 2)
     pixels = ((grid.clamp(-1, 1) + 1) * 127.5).byte().cpu().numpy()
     pixels = pixels.reshape(count * world.SIZE, frames * world.SIZE, 3)

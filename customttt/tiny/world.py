@@ -109,6 +109,10 @@ class Contents:
     def __getitem__(self, rows: Tensor | slice) -> Contents:
         return Contents(*(part[rows] for part in vars(self).values()))
 
+    def subjects(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Nouns, colours, hats and patterns, each (b s)."""
+        return self.noun, self.colour, self.hat, self.pattern
+
     def to(self, device: torch.device | str) -> Contents:
         return Contents(*(part.to(device) for part in vars(self).values()))
 
@@ -275,8 +279,8 @@ def render(
         rows = (contents.noun[:, s] != ABSENT).nonzero()[:, 0]
         if not len(rows):
             continue
-        looks = (getattr(contents, part)[rows, s] for part in ("noun", "colour", "hat", "pattern"))
-        sprites = dress(*looks, strange[rows, s], round(size * 0.75))
+        noun, colour, hat, pattern = (part[rows, s] for part in contents.subjects())
+        sprites = dress(noun, colour, hat, pattern, strange[rows, s], round(size * 0.75))
         layer = _place(sprites, pose[rows, s], flip[rows, s], size)
         frames[rows] = layer[:, :, :3] + frames[rows] * (1 - layer[:, :, 3:])
         mask[rows] = torch.maximum(mask[rows], layer[:, :, 3])
