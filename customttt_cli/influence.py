@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from customttt.backbones import Backbone
     from customttt.influence import Influence, Layers, Pair, Scorer, Study
 
-CARRIED: dict[str, Kind] = {"noun": "appearance", "movement": "motion"}
+CARRIED: dict[str, Kind] = {
+    "noun": "appearance", "colour": "appearance", "hat": "appearance", "pattern": "appearance", "movement": "motion"
+}  # fmt: skip
 """What a layer carries, by what the judge reads it from."""
 EXAMPLE = 'Example: customttt influence "A koala." "A tiger." --seeds 3'
 
@@ -124,8 +126,8 @@ def _judged_kind(pairs: Sequence[Pair], given: options.Kind | None, score: Score
 
     if score:
         raise UsageError(f"tiny's own judge scores its world; leave --score {score.value} to other bases.")
-    heads = {head for pair in pairs for head in judge.new_words(pair.prompt, pair.starred)}
-    found = CARRIED.get(heads.pop()) if len(heads) == 1 else None
+    kinds = {CARRIED.get(head) for pair in pairs for head in judge.new_words(pair.prompt, pair.starred)}
+    found = kinds.pop() if len(kinds) == 1 else None
     if given and given.value != found:
         raise UsageError(f"--kind is {given.value}, but these prompts differ in {found or 'more, or in the scene'}.")
     return found

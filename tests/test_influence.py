@@ -30,7 +30,7 @@ def backbone(tiny_random_base: Path) -> Backbone:
 
 
 def predict(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
-    shape = backbone.latent_shape(2, 32)
+    shape = backbone.latent_shape(2, 64)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).expand(len(prompts), *shape)
     with torch.no_grad():
         return backbone.predict(noise, torch.full((len(prompts),), 500), backbone.embed(prompts))
@@ -74,7 +74,7 @@ def test_the_videos_of_one_seed_differ_in_what_is_read_alone(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(influence, "TOGETHER", 2)
-    sample = backbone.defaults.sample.but(num_frames=2, size=32, num_inference_steps=2)
+    sample = backbone.defaults.sample.but(num_frames=2, size=64, num_inference_steps=2)
     able = frozenset(influence.readers(backbone))
     videos = influence.render(backbone, PAIR, [layers(), able, layers(6)], sample, 0)
     again = influence.render(backbone, influence.Pair(PAIR.starred, "x"), [layers()], sample, 0)
@@ -255,7 +255,7 @@ def test_bad_studies_are_refused_before_anything_is_loaded(tiny_random_base: Pat
     assert_one_sentence(run("influence", "A koala.", *out), 2, "Give two prompts")
     assert_one_sentence(run("influence", "A koala.", "A koala.", *out), 2, "must say something else")
     assert_one_sentence(
-        run("influence", "A koala.", "A zebra.", "--base", "tiny", *out), 2, "'A zebra.' names no subject"
+        run("influence", "A koala.", "A wombat.", "--base", "tiny", *out), 2, "'A wombat.' names no subject"
     )
     assert_one_sentence(run("influence", "--pairs", bad, *out), 2, "is no pair")
     assert_one_sentence(run("influence", "--pairs", tmp_path / "none.tsv", *out), 3, "There is no file")
