@@ -8,18 +8,24 @@ import pytest
 import torch
 
 from customttt import metrics, stats
-from customttt.tiny import judge, lessons, score, world
+from customttt.errors import UsageError
+from customttt.tiny import judge, judge_training, lessons, score, spoil, world
+from customttt.tiny.judge_training import UNKNOWN, random_clips, truth
+from customttt.tiny.lessons import Content
+from customttt.tiny.movements import HELD_OUT_MOVEMENTS
+from customttt.tiny.scenes import SCENES, paint
+from customttt.tiny.world import Look
 
-POOL = judge.Pool
+HEADS = [head for head in judge.NAMES if head != "scene"]
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(scope="module")
-def clips() -> world.Clips:
-    return judge.random_clips(64, generator(20_000))
+@pytest.fixture(scope="module", params=[0.0, 1.0], ids=["alone", "of two"])
+def clips(request: pytest.FixtureRequest) -> world.Clips:
+    return random_clips(48, generator(20_000), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -27,22 +33,41 @@ def opinion(clips: world.Clips) -> judge.Opinion:
     return judge.load().look(clips.video)
 
 
-@pytest.mark.parametrize("head", list(judge.HEADS))
+def both(opinion: judge.Opinion, head: str) -> torch.Tensor:
+    """What is thought of the leftmost and of the other subject."""
+    return torch.stack([getattr(opinion, head), getattr(opinion.second, head)], 1)
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_the_judge_names_what_a_render_shows(clips: world.Clips, opinion: judge.Opinion, head: str) -> None:
-    assert (getattr(opinion, head).argmax(-1) == getattr(clips, head)).float().mean() >= 0.9
+    label = truth(clips.contents)[head]
+    known = label != UNKNOWN
+    assert (both(opinion, head).argmax(-1) == label)[known].float().mean() >= 0.9
 
 
-def test_the_judge_finds_the_subject(clips: world.Clips, opinion: judge.Opinion) -> None:
-    assert ((opinion.position - clips.pose[..., :2]).norm(dim=-1) / 2).mean() < 0.03
+def test_the_judge_names_the_scene_and_counts_the_subjects(clips: world.Clips, opinion: judge.Opinion) -> None:
+    labels = truth(clips.contents)
+    assert (opinion.scene.argmax(-1) == labels["scene"]).float().mean() >= 0.97
+    assert ((opinion.two > 0.5) == (labels["two"] == 1)).float().mean() >= 0.95
+
+
+def test_the_judge_finds_the_subjects(clips: world.Clips, opinion: judge.Opinion) -> None:
+    off = (both(opinion, "position") - clips.pose[..., :2]).norm(dim=-1)[clips.contents.noun != world.ABSENT]
+    assert off.mean() / 2 < 0.03
+
+
+def test_hats_and_colours_are_hardly_ever_seen_where_there_are_none() -> None:
+    plain = [Content(noun, "jumping", scene) for noun, scene in zip(world.NOUNS, list(SCENES) * 8, strict=False)]
+    seen = judge.load().look(lessons.render(plain, 3).video)
+    for head in ("hat", "colour", "pattern"):
+        assert sum(name not in ("", judge.UNSURE) for name in seen.names(head)) <= 3
 
 
 def test_the_judge_is_unsure_where_there_is_no_subject_to_tell(clips: world.Clips) -> None:
-    told = judge.load().look(judge.warp(clips.video, generator())).names("noun")
+    told = judge.load().look(spoil.warp(clips.video, generator())).names("noun")
     assert told.count(judge.UNSURE) > len(told) / 2
-    empty = world.paint(torch.arange(len(world.SCENES)), 64, generator()).unsqueeze(2).expand(-1, -1, 8, -1, -1)
-    seen = judge.load().look(empty * 2 - 1)
-    assert set(seen.names("noun")) == {judge.UNSURE}
-    assert seen.names("scene") == list(world.SCENES)
+    empty = paint(torch.arange(len(SCENES)), 64, generator()).unsqueeze(2).expand(-1, -1, 8, -1, -1)
+    assert judge.load().look(empty * 2 - 1).names("scene") == list(SCENES)
 
 
 def test_the_judge_reads_clips_of_any_size(clips: world.Clips) -> None:
@@ -51,40 +76,121 @@ def test_the_judge_reads_clips_of_any_size(clips: world.Clips) -> None:
     assert (small.position - same.position).abs().max() < 0.1
 
 
+def test_two_subjects_are_put_in_the_order_in_which_they_are_asked_for() -> None:
+    asked = [Content("tiger", "running", "on Mars", Look("blue"), Content("owl", "jumping", "on Mars"))] * 6
+    opinion = judge.load().look(lessons.render(asked, 1).video)
+    assert set(opinion.names("noun")) == {"tiger", "owl"}, "each is on the left now and then"
+    first, second = opinion.in_order([(world.NOUNS.index("tiger"), world.NOUNS.index("owl"))] * 6)
+    assert (first.names("noun"), second.names("noun")) == (["tiger"] * 6, ["owl"] * 6)
+    assert first.names("colour").count("blue") >= 5
+    assert second.names("movement").count("jumping") >= 5
+
+
+def test_a_prompt_is_as_probable_as_what_it_names() -> None:
+    opinion = judge.load().look(lessons.render([Content("tiger", "running", "on Mars", Look("blue", "cap"))], 1).video)
+    right = judge.chances(opinion, "A blue tiger with a cap is running on Mars.")
+    assert set(right) == {"noun", "colour", "hat", "movement", "scene"}
+    assert all(value > 0.8 for (value,) in right.values())
+    wrong = judge.chances(opinion, "A red owl is jumping at night.")
+    assert set(wrong) == {"noun", "colour", "movement", "scene"}
+    assert all(value < 0.2 for (value,) in wrong.values())
+    two = judge.chances(opinion, "A tiger and an owl are running.")
+    assert all(value < 0.2 for (value,) in two.values()), "there is one subject only"
+
+
+def test_a_prompt_names_one_index_for_each_subject() -> None:
+    tiger, owl = (world.NOUNS.index(noun) for noun in ("tiger", "owl"))
+    found = judge.named("A tiger and an owl with a bow are running on the moon.")
+    assert found["noun"] == (tiger, owl)
+    assert found["movement"] == (judge.NAMES["movement"].index("running"),) * 2
+    assert found["hat"] == (0, world.HATS.index("bow"))
+    assert found["scene"] == (list(SCENES).index("on the moon"),)
+    assert judge.named("Something strange.") == {}
+
+
+def test_new_words_are_those_that_the_other_prompt_lacks() -> None:
+    assert set(judge.new_words("A koala.", "A blue tiger.")) == {"noun", "colour"}
+    with pytest.raises(UsageError, match="names no subject, look, movement or scene"):
+        judge.new_words("A blue koala.", "A koala.")
+
+
 def test_the_wrong_subject_is_less_alike() -> None:
-    koala, tiger, purple = score.references([("koala", ("", "")), ("tiger", ("", "")), ("koala", ("purple", "crown"))])
-    again = judge.load().look(lessons.render([lessons.Content("koala", "jumping", "on Mars")], 5).video).identity[0]
+    koala, tiger, purple = score.references(
+        [("koala", world.PLAIN), ("tiger", world.PLAIN), ("koala", Look("purple", "crown"))]
+    )
+    again = judge.load().look(lessons.render([Content("koala", "jumping", "on Mars")], 5).video).identity[0]
     assert again @ koala > again @ purple
     assert again @ koala > again @ tiger
 
 
 def test_compression_with_fine_steps_changes_nothing() -> None:
     video = torch.rand(2, 3, 2, 16, 24, generator=generator()) * 2 - 1
-    assert torch.allclose(judge.compress(video, torch.full((2,), 1e-4)), video, atol=1e-3)
-    assert not torch.allclose(judge.compress(video, torch.full((2,), 0.5)), video, atol=1e-2)
+    assert torch.allclose(spoil.compress(video, torch.full((2,), 1e-4)), video, atol=1e-3)
+    assert not torch.allclose(spoil.compress(video, torch.full((2,), 0.5)), video, atol=1e-2)
 
 
 def test_augmented_clips_keep_shape_and_range() -> None:
     video = torch.rand(3, 3, 8, 64, 64, generator=generator()) * 2 - 1
-    for changed in (judge.augment(video, generator()), judge.warp(video, generator())):
+    for changed in (spoil.augment(video, generator()), spoil.warp(video, generator())):
         assert changed.shape == video.shape
         assert changed.abs().max() <= 1
 
 
+def test_subjects_are_told_from_left_to_right() -> None:
+    clips = random_clips(64, generator(), 0.5)
+    x, alone = clips.pose[..., 0].mean(-1), clips.contents.noun[:, 1] == world.ABSENT
+    assert (x[~alone, 0] < x[~alone, 1]).all()
+    assert (clips.contents.noun[:, 0] != world.ABSENT).all()
+    assert 10 < alone.sum() < 54
+
+
+def test_two_frames_in_a_row_show_the_same_subject_in_the_same_look() -> None:
+    clips, which = judge_training.cast(4, generator())
+    row = torch.arange(16)
+    shown = torch.stack([getattr(clips.contents, part)[row, which] for part in judge.LOOKS], -1)
+    assert torch.equal(shown[::2], shown[1::2])
+    assert torch.equal(shown[::4, 0], shown[2::4, 0])
+    assert not torch.equal(shown[::4], shown[2::4])
+
+
+def test_identity_is_best_where_the_same_subject_is_nearest() -> None:
+    counted = torch.ones(4, dtype=torch.bool)
+    alike = torch.eye(2).repeat_interleave(2, 0)
+    assert judge_training.identity_loss(alike, counted) < 1e-5
+    assert judge_training.identity_loss(alike[[0, 2, 1, 3]], counted) > 5
+
+
+def test_a_cutout_follows_its_subject() -> None:
+    contents = lessons.indices([Content("panda", "sliding", "on Mars")])
+    clips = world.render(contents, generator(), num_frames=2, size=64)
+    frames, pose = clips.video[0].transpose(0, 1), clips.pose[0, 0]
+    first, second = judge.cut(frames, pose[:, :2], pose[:, 3:].log().mean(-1))[:, :, 10:38, 10:38]
+    assert (first - second).abs().mean() < 0.1
+    assert (frames[0] - frames[1]).abs().mean() > 0.1
+
+
 def test_a_killed_training_goes_on_and_ends_in_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "Pool", lambda _, g: judge_pool(g))
-    monkeypatch.setattr(judge, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(judge, "calibrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(judge_training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(judge_training, "calibrate", lambda *_: None)
+    parts = [part._replace(share=1 / 3) for part in judge_training.PARTS]
+    monkeypatch.setattr(judge_training, "PARTS", [*parts[:2], parts[2]._replace(loss=lambda: killed)])
     with pytest.raises(KeyboardInterrupt):
-        judge.train(1e-3, tmp_path / "judge.safetensors")
-    assert (tmp_path / "judge.state").exists()
-    monkeypatch.setattr(judge, "calibrate", lambda *_: None)
-    judge.train(1e-3, tmp_path / "judge.safetensors")
+        judge_training.train(1e-3, tmp_path / "judge.safetensors")
+    assert torch.load(tmp_path / "judge.state", weights_only=True)["part"] == 2
+    monkeypatch.setattr(judge_training, "PARTS", parts)
+    judge_training.train(1e-3, tmp_path / "judge.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["judge.safetensors"]
 
 
-def judge_pool(g: torch.Generator) -> judge.Pool:
-    return POOL(32, g)
+def killed(_: judge.Judge, __: torch.Generator) -> torch.Tensor:
+    raise KeyboardInterrupt
+
+
+def test_temperatures_make_probabilities_of_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = judge.Judge().eval()
+    monkeypatch.setattr(judge_training, "augment", lambda video, _: video)
+    judge_training.calibrate(network, 32, generator())
+    assert all(0.19 < float(value) < 5.1 for value in network.temperature.values())
 
 
 def test_tracks_correlate_as_they_should() -> None:
@@ -127,6 +233,7 @@ def test_there_are_twelve_of_each_held_out() -> None:
     for kind in ("look", "noun", "movement"):
         items = lessons.held_out(kind)
         assert len({(c.noun, c.movement, c.look) for c in items}) == 12
+    assert [c.movement for c in lessons.held_out("movement")] == HELD_OUT_MOVEMENTS
     assert all(c.look in world.HELD_OUT_LOOKS for c in lessons.held_out("look"))
 
 
@@ -134,7 +241,7 @@ def test_the_card_takes_the_numbers_between_its_marks(tmp_path: Path) -> None:
     card = tmp_path / "card.md"
     card.write_text(f"before\n{score.MARKS[0]}\nold\n{score.MARKS[1]}\nafter\n")
     row = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 7}
-    score.write_card(score.table({"judge": {"noun": row | {"value": 0.5}}, "vae": {"whole frame": row}}), card)
+    score.write_card(score.table({"judge": {"noun": row | {"value": 0.5}}, "codec": {"whole frame": row}}), card)
     score.write_card(score.table({"judge": {"noun": row}}), card)
     text = card.read_text()
     assert "| whole frame | 1.000 | 0.900 to 1.000 | 7 |" in text
@@ -150,3 +257,36 @@ def test_what_turns_in_its_place_is_scored_by_its_movement() -> None:
     nods = {"after track": 0.0, "real track": 0.0, "after probability": 0.6, "real probability": 0.8}
     assert score.share_of_real(swims, "track") == pytest.approx(0.5)
     assert score.share_of_real(nods, "track") == pytest.approx(0.75)
+
+
+def test_the_fixed_prompts_are_of_the_whole_trained_vocabulary() -> None:
+    asked = score.asked_contents()
+    subjects = asked + [content.other for content in asked if content.other]
+    assert len(asked) == 200
+    assert {content.noun for content in asked} == set(world.TRAINED_NOUNS)
+    assert {content.scene for content in asked} == set(SCENES)
+    assert not {content.movement for content in subjects} & set(HELD_OUT_MOVEMENTS)
+    assert not {Look(c.look.colour, c.look.hat) for c in subjects} & set(world.HELD_OUT_LOOKS)
+    assert sum(content.look != world.PLAIN for content in asked) == 100
+    pairs = [content for content in asked if content.other]
+    assert len(pairs) == 25
+    assert 10 <= sum(one.other is not None and one.other.movement != one.movement for one in pairs) <= 13
+    assert len({content.prompt for content in asked}) == 200
+
+
+def test_what_is_asked_for_is_told_from_what_is_not() -> None:
+    asked = [
+        Content("koala", "jumping", "on Mars", Look("blue", "cap", "striped")),
+        Content("tiger", "running", "at night", other=Content("owl", "running", "at night", Look("red"))),
+    ]
+    opinion = judge.load().look(lessons.render(asked, 1).video)
+    rows = score.asked_and_seen(opinion, asked)
+    assert list(rows) == score.ROWS
+    wanted = {row: (len(rows[row]), all(rows[row])) for row in score.ROWS if "unasked" not in row}
+    assert wanted == {
+        "noun": (3, True), "movement": (3, True), "scene": (2, True), "how many": (2, True), "hat asked for": (1, True),
+        "colour asked for": (2, True), "pattern asked for": (1, True),
+    }  # fmt: skip
+    assert [len(rows[f"{part} unasked"]) for part in ("hat", "colour", "pattern")] == [2, 1, 2]
+    plain = [Content(c.noun, c.movement, c.scene, other=c.other) for c in asked]
+    assert score.asked_and_seen(opinion, plain)["hat unasked"][0]

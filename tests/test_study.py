@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from customttt import influence, media, stats
 from customttt.backbones import defaults, open_base
-from customttt.tiny import arms, report, study
+from customttt.tiny import arms, report, study, world
+from customttt.tiny.movements import HELD_OUT_MOVEMENTS
 
 
 def judged_by_number(_: media.Frames, cell: study.Cell) -> dict[str, float]:
@@ -158,10 +159,8 @@ def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest
 
 
 def test_pairings_are_of_what_the_base_has_never_seen() -> None:
-    from customttt.tiny import world
-
     for pairing in range(study.Size().pairings):
         cell = study.Cell(pairing, study.SCENES[0], 0)
-        assert cell.movement in world.HELD_OUT_MOVEMENTS
+        assert cell.movement in HELD_OUT_MOVEMENTS
         noun, look = cell.subject
         assert noun in world.HELD_OUT_NOUNS or look in world.HELD_OUT_LOOKS

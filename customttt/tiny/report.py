@@ -12,8 +12,9 @@ from statistics import fmean
 from customttt import media, sheets, stats
 from customttt.compose import to_frames
 from customttt.concept import Kind
-from customttt.tiny import lessons, world
+from customttt.tiny import lessons
 from customttt.tiny.arms import TABLES, Arm
+from customttt.tiny.captions import noun_phrase
 from customttt.tiny.study import INFLUENCE, MEASURES, SCENES, Cell, Study, judged
 
 TITLES = {
@@ -194,7 +195,7 @@ def _by_pairing(study: Study) -> list[str]:
 def _named(cell: Cell) -> str:
     """What a pairing's videos show, wherever."""
     noun, look = cell.subject
-    return f"{world.noun_phrase(noun, look, name_look=True)}, {cell.movement}"
+    return f"{noun_phrase(noun, look)}, {cell.movement}"
 
 
 def _costs(study: Study, arms: Mapping[str, Arm], scores: Scores) -> list[str]:

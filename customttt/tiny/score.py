@@ -1,6 +1,6 @@
 """All numbers of the model card, by one command: `python -m customttt.tiny.score --out runs/score --card`.
 
-The judge on renders it has not seen, the VAE, 200 prompts, and the learning of what the base has never seen.
+The judge on renders it has not seen, the codec, 200 prompts, and the learning of what the base has never seen.
 Everything is seeded; each cell is kept in `--out` as it is done, so a killed run goes on where it was.
 """
 
@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
-from itertools import product
+from dataclasses import asdict, replace
+from functools import cache, partial
+from itertools import cycle, product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,9 +29,12 @@ from customttt.compose import to_frames
 from customttt.concept import Kind
 from customttt.config import digest
 from customttt.ledger import Ledger
-from customttt.tiny import TINY_PATH, judge, models, world
+from customttt.tiny import TINY_PATH, judge, models, spoil, world
 from customttt.tiny.demo import PICTURE_SCENES, STILL
-from customttt.tiny.lessons import MOVEMENTS, SCENES, Content, Say, School, held_out, render
+from customttt.tiny.judge_training import UNKNOWN, random_clips, random_contents, truth
+from customttt.tiny.lessons import Content, Say, School, held_out, render
+from customttt.tiny.movements import MOVEMENTS, TRAINED_MOVEMENTS
+from customttt.tiny.scenes import SCENES
 
 CARD, GALLERY = TINY_PATH / "MODEL_CARD.md", TINY_PATH / "learned.png"
 MARKS = "<!-- scores -->", "<!-- end of scores -->"
@@ -47,6 +51,19 @@ ACTORS = [("tiger", "on the grass"), ("penguin", "in the city"), ("cat", "on Mar
 """Who is asked to do a learned movement, and where."""
 OF = {"look": "identity", "noun": "identity", "movement": "track"}
 """What is learned of the world's held-out part, and the measure that says how well."""
+LOOKS = [world.Look(colour, hat) for colour, hat in product(judge.NAMES["colour"], world.HATS)]
+"""In which a subject can be told from itself."""
+PLACES = list(SCENES)
+WORN = ("hat", "colour", "pattern")
+SEEN = ("noun", "movement", *WORN)
+ROWS = [
+    "noun",
+    "movement",
+    "scene",
+    "how many",
+    *(f"{part} {when}" for when in ("asked for", "unasked") for part in WORN),
+]
+Drawn = TypeVar("Drawn")
 PATH = 0.5
 """A movement whose own clips correlate less than this with themselves has no path."""
 
@@ -77,33 +94,65 @@ def generate(
 
 
 def score_judge(judged: int = JUDGED) -> dict[str, Any]:
-    """The judge on clean and on spoiled renders of seeds it was not trained with."""
-    referee, generator = judge.load(), torch.Generator().manual_seed(10_001)
+    """The judge on clean and on spoiled renders of seeds it was not trained with, of one subject and of two."""
+    generator = torch.Generator().manual_seed(10_001)
     rows: dict[str, Any] = {}
-    for condition in ("clean", "augmented"):
-        hits: dict[str, list[Tensor]] = {head: [] for head in judge.HEADS}
-        sure: dict[str, list[Tensor]] = {head: [] for head in judge.HEADS}
-        errors = []
-        for _ in range(judged // 50):
-            clips = judge.random_clips(50, generator)
-            video = clips.video if condition == "clean" else judge.augment(clips.video, generator)
-            opinion = referee.look(video)
-            for head in judge.HEADS:
-                probability, chosen = getattr(opinion, head).max(-1)
-                hits[head].append(chosen == getattr(clips, head))
-                sure[head].append(probability)
-            errors.append((opinion.position - clips.pose[..., :2]).norm(dim=-1) / 2)
-        for head in judge.HEADS:
-            right, probability = torch.cat(hits[head]), torch.cat(sure[head])
-            rows[f"{condition} {head}"] = asdict(stats.share(int(right.sum()), len(right)))
-            rows[f"{condition} {head} calibration error"] = calibration_error(probability, right)
-        rows[f"{condition} position"] = asdict(stats.mean(torch.cat(errors).mean(1).tolist()))
+    for pairs, subjects in ((0.0, "alone"), (1.0, "of two")):
+        rows |= _judge_rows(judged, pairs, f"clean, {subjects}:", None, generator)
+        rows |= _judge_rows(judged, pairs, f"augmented, {subjects}:", spoil.augment, generator)
     rows |= score_identity(judged // 4)
-    warped = judge.random_clips(200, generator)
-    rows["warped, unsure of the noun"] = asdict(
-        stats.share(referee.look(judge.warp(warped.video, generator)).names("noun").count(judge.UNSURE), 200)
-    )
-    return rows
+    warped = random_clips(200, generator, 0.0)
+    unsure = judge.load().look(spoil.warp(warped.video, generator)).names("noun").count(judge.UNSURE)
+    return rows | {"warped, unsure of the noun": asdict(stats.share(unsure, 200))}
+
+
+def _judge_rows(
+    judged: int,
+    pairs: float,
+    title: str,
+    change: Callable[[Video, torch.Generator], Video] | None,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """How often it is right by head, its calibration error, how far off it is, and what it sees that is not there."""
+    guesses, errors = [], []
+    for _ in range(judged // 50):
+        clips = random_clips(50, generator, pairs)
+        opinion = judge.load().look(change(clips.video, generator) if change else clips.video)
+        guesses.append(_guesses(clips.contents, opinion))
+        found = torch.stack([opinion.position, opinion.second.position], 1)
+        there = clips.contents.noun != world.ABSENT
+        errors.append((found - clips.pose[..., :2])[there].norm(dim=-1).mean(-1) / 2)
+    rows: dict[str, Any] = {}
+    for head in guesses[0]:
+        label, probability, chosen = (torch.cat(parts) for parts in zip(*(one[head] for one in guesses), strict=True))
+        right = chosen == label
+        rows[f"{title} {head}"] = asdict(stats.share(int(right.sum()), len(right)))
+        rows[f"{title} {head} calibration error"] = calibration_error(probability, right)
+        if head in WORN:
+            unasked = ((chosen != 0) & (probability >= judge.SURE))[label == 0]
+            rows[f"{title} {head} seen where there is none"] = asdict(stats.share(int(unasked.sum()), len(unasked)))
+    return rows | {f"{title} position": asdict(stats.mean(torch.cat(errors).tolist()))}
+
+
+class Guess(NamedTuple):
+    """Of all that have a label: it, and what the judge says instead and how probable it finds that."""
+
+    label: Int[Tensor, " n"]
+    probability: Float[Tensor, " n"]
+    chosen: Int[Tensor, " n"]
+
+
+def _guesses(contents: world.Contents, opinion: judge.Opinion) -> dict[str, Guess]:
+    """By head."""
+    found = {}
+    for head, label in truth(contents).items():
+        if head in ("scene", "two"):
+            guess = opinion.scene if head == "scene" else torch.stack([1 - opinion.two, opinion.two], -1)
+        else:
+            guess = torch.stack([getattr(opinion, head), getattr(opinion.second, head)], 1)
+        known = label != UNKNOWN
+        found[head] = Guess(label[known], *guess[known].max(-1))
+    return found
 
 
 def calibration_error(probability: Tensor, right: Tensor, bins: int = 10) -> float:
@@ -117,7 +166,7 @@ def calibration_error(probability: Tensor, right: Tensor, bins: int = 10) -> flo
     return float(torch.stack(gaps).sum())
 
 
-def references(subjects: Sequence[tuple[str, tuple[str, str]]]) -> Float[Tensor, "n d"]:
+def references(subjects: Sequence[tuple[str, world.Look]]) -> Float[Tensor, "n d"]:
     """Identity of each subject from five still pictures in five scenes."""
     contents = [Content(noun, STILL, scene, look) for noun, look in subjects for scene in PICTURE_SCENES]
     stills = render(contents, 77, num_frames=1)
@@ -125,48 +174,77 @@ def references(subjects: Sequence[tuple[str, tuple[str, str]]]) -> Float[Tensor,
     return F.normalize(identity.view(len(subjects), len(PICTURE_SCENES), -1).mean(1), dim=-1)
 
 
+@cache
+def in_all_looks(noun: str) -> Float[Tensor, "n d"]:
+    """Identity of a noun in all of LOOKS."""
+    return references([(noun, look) for look in LOOKS])
+
+
 def score_identity(queries: int) -> dict[str, Any]:
     """How often the right look has the most similar references: among its noun's looks, and among all subjects."""
-    known = references(list(product(world.NOUNS, world.LOOKS)))
-    clips = judge.random_clips(queries, torch.Generator().manual_seed(10_002))
-    cosines = judge.load().look(clips.video).identity @ known.T
-    looks = len(world.LOOKS)
-    own = torch.stack([row[noun * looks : (noun + 1) * looks] for row, noun in zip(cosines, clips.noun, strict=True)])
-    among_looks = int((own.argmax(1) == clips.look).sum())
-    among_all = int((cosines.argmax(1) == clips.noun * looks + clips.look).sum())
+    generator = torch.Generator().manual_seed(10_002)
+    nouns = [*world.FIRST_NOUNS, *world.HELD_OUT_NOUNS]
+    noun, look = (torch.randint(0, n, (queries,), generator=generator) for n in (len(nouns), len(LOOKS)))
+    contents = random_contents(queries, generator, 0.0)
+    contents.noun[:, 0] = torch.tensor([world.NOUNS.index(name) for name in nouns])[noun]
+    contents.colour[:, 0] = torch.tensor([list(world.COLOURS).index(one.colour) for one in LOOKS])[look]
+    contents.hat[:, 0] = torch.tensor([world.HATS.index(one.hat) for one in LOOKS])[look]
+    contents.pattern[:] = 0
+    identity = judge.load().look(world.render(contents, generator).video).identity
+    cosines = torch.stack([identity @ in_all_looks(name).T for name in nouns], 1)
+    own = cosines[torch.arange(queries), noun]
+    among_looks = int((own.argmax(1) == look).sum())
+    among_all = int((cosines.flatten(1).argmax(1) == noun * len(LOOKS) + look).sum())
     return {
         "identity, right look first among the noun's": asdict(stats.share(among_looks, queries)),
         "identity, right subject first among all": asdict(stats.share(among_all, queries)),
     }
 
 
-def score_vae(backbone: Backbone) -> dict[str, Any]:
-    """PSNR on held-out nouns, over the whole frame and under the subject."""
-    contents = [Content(noun, "jumping", scene) for noun, scene in zip(world.HELD_OUT_NOUNS, SCENES * 2, strict=False)]
-    clips = render(contents, 10_003)
-    error = (backbone.decode(backbone.encode(clips.video)).cpu() - clips.video).square() / 4
-    mask = clips.mask.unsqueeze(1).expand_as(error)
-    whole = -10 * error.flatten(1).mean(1).log10()
-    under = -10 * ((error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)).log10()
-    return {"whole frame": asdict(stats.mean(whole.tolist())), "under the subject": asdict(stats.mean(under.tolist()))}
+def score_codec(backbone: Backbone) -> dict[str, Any]:
+    """PSNR on held-out nouns, over the whole frame and under the subject: as they are, and dressed."""
+    looks = {"as it is": [world.PLAIN], "dressed": world.HELD_OUT_LOOKS}
+    rows: dict[str, Any] = {}
+    for name, worn in looks.items():
+        contents = [
+            Content(noun, "jumping", place, look)
+            for noun, place, look in zip(world.HELD_OUT_NOUNS, PLACES, cycle(worn), strict=False)
+        ]
+        clips = render(contents, 10_003)
+        error = (backbone.decode(backbone.encode(clips.video)).cpu() - clips.video).square() / 4
+        mask = clips.mask.unsqueeze(1).expand_as(error)
+        whole = -10 * error.flatten(1).mean(1).log10()
+        under = -10 * ((error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)).log10()
+        rows[f"{name}: whole frame"] = asdict(stats.mean(whole.tolist()))
+        rows[f"{name}: under the subject"] = asdict(stats.mean(under.tolist()))
+    return rows
 
 
 def asked_contents(count: int = ASKED) -> list[Content]:
-    """The fixed prompts: trained nouns, movements and scenes in turn, every other one in a trained look."""
+    """The fixed prompts: all trained nouns, movements and scenes, every other subject in a trained look.
+
+    One in eight has two subjects, half of which move each in its own way.
+    """
     generator = torch.Generator().manual_seed(10_004)
-    looks = [look for look in world.LOOKS if look not in world.HELD_OUT_LOOKS]
+    worn = [look for look in LOOKS if look not in (world.PLAIN, *world.HELD_OUT_LOOKS)]
+    order = torch.randperm(len(world.TRAINED_NOUNS), generator=generator).tolist()
 
-    def draw(n: int) -> int:
-        return int(torch.randint(0, n, (), generator=generator))
+    def draw(values: Sequence[Drawn]) -> Drawn:
+        return values[int(torch.randint(0, len(values), (), generator=generator))]
 
-    nouns, movements = world.TRAINED_NOUNS, world.TRAINED_MOVEMENTS
-    return [
-        Content(
-            nouns[draw(len(nouns))], movements[draw(len(movements))], SCENES[draw(len(SCENES))],
-            looks[draw(len(looks))] if index % 2 else ("", ""),
-        )
-        for index in range(count)
-    ]  # fmt: skip
+    def look(dressed: bool) -> world.Look:
+        return draw(worn)._replace(pattern=draw(["", *world.PATTERNS])) if dressed else world.PLAIN
+
+    asked = []
+    for index in range(count):
+        noun = world.TRAINED_NOUNS[order[index % len(order)]]
+        one = Content(noun, draw(TRAINED_MOVEMENTS), draw(PLACES), look(index % 2 == 1))
+        if index % 8 == 3:
+            movement = draw(TRAINED_MOVEMENTS) if index % 16 == 3 else one.movement
+            others = [other for other in world.TRAINED_NOUNS if other != noun]
+            one = replace(one, other=Content(draw(others), movement, one.scene, look(draw([True, False]))))
+        asked.append(one)
+    return asked
 
 
 def score_prompts(backbone: Backbone, out: Path, say: Say, count: int = ASKED) -> dict[str, Any]:
@@ -179,13 +257,43 @@ def score_prompts(backbone: Backbone, out: Path, say: Say, count: int = ASKED) -
     made = torch.load(file, weights_only=True).float() / 127.5 - 1
     rows: dict[str, Any] = {}
     for name, video in (("tiny", made), ("real renders", render(contents, 10_006).video)):
-        opinion = judge.load().look(video)
-        for head in judge.HEADS:
-            hits = sum(a == getattr(c, head) for a, c in zip(opinion.names(head), contents, strict=True))
-            rows[f"{name} {head}"] = asdict(stats.share(hits, len(contents)))
+        found = asked_and_seen(judge.load().look(video), contents)
+        rows |= {f"{name}: {row}": asdict(stats.share(sum(hits), len(hits))) for row, hits in found.items() if hits}
     shown = [(content.prompt, to_frames(clip[None])) for content, clip in zip(contents, made[:SHOWN], strict=False)]
     media.write_png(out / "samples.png", sheets.contact_sheet(shown, 96))
     return rows
+
+
+def asked_and_seen(opinion: judge.Opinion, contents: Sequence[Content]) -> dict[str, list[bool]]:
+    """By row: whether what was asked for is seen, and whether what was not asked for is."""
+    rows: dict[str, list[bool]] = defaultdict(list)
+    for asked, seen in zip(contents, opinion.names("scene"), strict=True):
+        rows["scene"].append(seen == asked.scene)
+    for asked, two in zip(contents, (opinion.two >= judge.SURE).tolist(), strict=True):
+        rows["how many"].append(two == (asked.other is not None))
+    for subject, names in _subjects(opinion, contents):
+        for head in ("noun", "movement"):
+            rows[head].append(names[head] == getattr(subject, head))
+        for part in WORN:
+            wanted, seen = getattr(subject.look, part), names[part]
+            row = f"{part} asked for" if wanted else f"{part} unasked"
+            rows[row].append(seen == wanted if wanted else seen not in ("", judge.UNSURE))
+    return {row: rows[row] for row in ROWS}
+
+
+def _subjects(opinion: judge.Opinion, contents: Sequence[Content]) -> list[tuple[Content, dict[str, str]]]:
+    """Every subject that is asked for, and what the judge says of it; of one that is not there it is unsure."""
+    nouns = [(world.NOUNS.index(c.noun), world.NOUNS.index((c.other or c).noun)) for c in contents]
+    first, second = ({head: seen.names(head) for head in SEEN} for seen in opinion.in_order(nouns))
+    found = []
+    for index, content in enumerate(contents):
+        found.append((content, {head: names[index] for head, names in first.items()}))
+        if content.other:
+            there = opinion.two[index] >= judge.SURE
+            found.append(
+                (content.other, {head: names[index] if there else judge.UNSURE for head, names in second.items()})
+            )
+    return found
 
 
 def learn_one(school: School, kind: str, content: Content, seed: int) -> tuple[dict[str, float], Video]:
@@ -223,14 +331,13 @@ def _learned_scores(
 
     scores = {"scene": right("scene"), "noun": right("noun"), "movement": right("movement")}
     if kind == "movement":
-        truth = real.pose[..., :2]
+        path = real.pose[:, 0, :, :2]
         return scores | {
-            "track": sum(map(metrics.correlation, opinion.position, truth)) / len(asked),
-            "probability": float(opinion.movement[:, MOVEMENTS.index(content.movement)].mean()),
+            "track": sum(map(metrics.correlation, opinion.position, path)) / len(asked),
+            "probability": float(opinion.movement[:, list(MOVEMENTS).index(content.movement)].mean()),
         }
-    known = references([(content.noun, look) for look in world.LOOKS])
-    cosines = opinion.identity @ known.T
-    mine = cosines[:, world.LOOKS.index(content.look)]
+    cosines = opinion.identity @ in_all_looks(content.noun).T
+    mine = cosines[:, LOOKS.index(content.look)]
     ranks = 1 + (cosines > mine[:, None]).sum(1)
     return scores | {"identity": float(mine.mean()), "rank": float(ranks.float().mean())}
 
@@ -332,7 +439,7 @@ def run(
     backbone, accelerator = learn.open_accelerated(base)
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
         "judge": lambda: score_judge(100 if quick else JUDGED),
-        "vae": lambda: score_vae(backbone),
+        "codec": lambda: score_codec(backbone),
         "prompts": lambda: score_prompts(backbone, out, say, 16 if quick else ASKED),
     }
     results = {}
@@ -352,7 +459,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m customttt.tiny.score", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, pictures included")
     parser.add_argument("--base", default="tiny", help="tiny, or the folder of an exported checkpoint")
-    parser.add_argument("--parts", nargs="+", default=["judge", "vae", "prompts", "learning"])
+    parser.add_argument("--parts", nargs="+", default=["judge", "codec", "prompts", "learning"])
     parser.add_argument("--share", default="1/1", help="which part of the learning this process does: 1/2, 2/2")
     parser.add_argument("--quick", action="store_true", help="a few of everything, to see that it runs")
     parser.add_argument("--card", action="store_true", help="write the numbers into the model card")

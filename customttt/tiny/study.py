@@ -14,14 +14,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from jaxtyping import Float
-from torch import Tensor
 
 from customttt import compose, influence, learn, lora, media, metrics, rivals, stats
 from customttt.backbones import Backbone
@@ -29,15 +27,16 @@ from customttt.concept import Kind
 from customttt.config import TrainConfig, digest
 from customttt.ledger import Ledger
 from customttt.recipe import Ingredient, VideoRecipe
-from customttt.tiny import judge, score, world
+from customttt.tiny import judge, score
 from customttt.tiny.arms import BLOCKS, SUPPLEMENT, TABLES, Arm
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
 from customttt.tiny.lessons import Content, Say, School, clip, keep, pictures, render, wording
+from customttt.tiny.world import PLAIN, Look
 
 SUBJECTS = [
-    ("koala", ("purple", "crown")), ("dog", ("blue", "top hat")), ("cat", ("green", "bow")),
-    ("penguin", ("pink", "top hat")), ("tiger", ("red", "crown")), ("frog", ("", "")), ("octopus", ("", "")),
-    ("robot", ("", "")), ("elephant", ("", "")),
+    ("koala", Look("purple", "crown")), ("dog", Look("blue", "top hat")), ("cat", Look("green", "bow")),
+    ("penguin", Look("pink", "top hat")), ("tiger", Look("red", "crown")), ("frog", PLAIN), ("octopus", PLAIN),
+    ("robot", PLAIN), ("elephant", PLAIN),
 ]  # fmt: skip
 """Five held-out looks and four held-out nouns."""
 MOVEMENTS = [
@@ -72,7 +71,7 @@ INFLUENCE: dict[Kind, list[influence.Pair]] = {
 LEARNING_STEP, TTT_STEP = 1 / 15, 1 / 3
 """How long a step of learning and one of test-time training take beside a video, for the time left alone."""
 KINDS: tuple[Kind, Kind] = ("appearance", "motion")
-Subject = tuple[str, tuple[str, str]]
+Subject = tuple[str, Look]
 
 
 @dataclass(frozen=True)
@@ -218,10 +217,11 @@ class Study:
 
     def _recipe(self, cell: Cell, arm: Arm) -> VideoRecipe:
         """An arm's, named by truth instead of by weights, so that it is known before anything is learned."""
-        noun, look = cell.subject
+        noun, _ = cell.subject
         settings = self.backbone.defaults
         recipe = arm.change(VideoRecipe(
-            Ingredient("-".join([noun, *look]), noun, ""), Ingredient(cell.movement, cell.movement, ""), cell.scene,
+            Ingredient(self._content("appearance", cell).file_name, noun, ""),
+            Ingredient(cell.movement, cell.movement, ""), cell.scene,
             self.backbone.name, self.backbone.fingerprint, settings.ttt, settings.sample.but(magnify=1), cell.seed,
         ))  # fmt: skip
         return replace(recipe, ttt=recipe.ttt.but(steps=self.size.ttt_steps)) if recipe.ttt.steps else recipe
@@ -308,9 +308,9 @@ def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
     """MEASURES of one video. A subject is right where its noun is, and no other look of that noun is more similar."""
     noun, look = cell.subject
     opinion = judge.load().look(compose.to_video(frames))
-    cosines = (opinion.identity @ _looks(noun).T)[0]
-    mine = world.LOOKS.index(look)
-    truth = render([Content(CLIP_NOUN, cell.movement, CLIP_SCENE)], 0, vary=0.0).pose[0, :, :2]
+    cosines = (opinion.identity @ score.in_all_looks(noun).T)[0]
+    mine = score.LOOKS.index(look)
+    truth = render([Content(CLIP_NOUN, cell.movement, CLIP_SCENE)], 0, vary=0.0).pose[0, 0, :, :2]
     subject = opinion.names("noun") == [noun] and int(cosines.argmax()) == mine
     movement, scene = opinion.names("movement") == [cell.movement], opinion.names("scene") == [cell.scene]
     return {
@@ -321,12 +321,6 @@ def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
         "scene": float(scene),
         "all": float(subject and movement and scene),
     }
-
-
-@cache
-def _looks(noun: str) -> Float[Tensor, "n d"]:
-    """Identity of a noun in all of LOOKS."""
-    return score.references([(noun, look) for look in world.LOOKS])
 
 
 def main() -> None:
