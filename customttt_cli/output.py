@@ -6,10 +6,12 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
+
+from customttt.text import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,8 +34,11 @@ _state = {"results": False, "tracing": False}
 
 
 def begin() -> None:
-    """Forget what an earlier run in this process printed."""
+    """Forget what an earlier run in this process printed; a stream that a service has closed is an empty one."""
     _state.update(results=False, tracing=False)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 for the process's life
 
 
 def trace() -> None:
@@ -62,7 +67,7 @@ def quiet(bars: bool = False) -> None:
 def result(text: str) -> None:
     """One line of what was asked for, on stdout."""
     _state["results"] = True
-    print(text, flush=True)
+    _write(sys.stdout, lambda: print(escaped(text, keep="\n\t"), flush=True))
 
 
 def say(text: str) -> None:
@@ -84,31 +89,55 @@ def interrupted() -> None:
 
 
 def _line(text: str, style: str = "") -> None:
-    _stderr().print(text, style=style, markup=False, emoji=False)
+    _write(sys.stderr, lambda: _stderr().print(escaped(text, keep="\n"), style=style, markup=False, emoji=False))
+
+
+def _write(stream: IO[str], write: Callable[[], object]) -> None:
+    """A run does not end because nobody reads on: from then on the stream leads nowhere."""
+    try:
+        write()
+    except OSError:
+        _abandon(stream)
+
+
+def _abandon(stream: IO[str]) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _stderr() -> Console:
+    return _console(stderr=True, soft_wrap=True)
+
+
+def _console(**options: bool) -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    class Patient(Console):
+        """One that goes on when its pipe breaks, where rich's own ends the process."""
+
+        def on_broken_pipe(self) -> None:
+            _abandon(self.file)
+
+    return Patient(highlight=False, **options)  # type: ignore[arg-type]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], dim: Sequence[bool]) -> None:
     """A table on stdout; a terminal is shown the rows marked `dim` in red. Piped, it is as wide as it needs to be."""
     _state["results"] = True
+    rows = [[escaped(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():  # without rich, which takes a third of the time of a `list` of a hundred
         widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-        for row in (columns, *rows):
-            print("  ".join(map(str.ljust, row, widths)).rstrip())
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (columns, *rows))
+        _write(sys.stdout, lambda: print("\n".join(lines), flush=True))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row, marked in zip(rows, dim, strict=True):
         grid.add_row(*map(Text, row), style="red" if marked else "")
-    Console(highlight=False).print(grid)
+    _write(sys.stdout, lambda: _console().print(grid))
 
 
 def interactive() -> bool:
@@ -118,7 +147,7 @@ def interactive() -> bool:
 
 def confirm(question: str) -> bool:
     """Ask on stderr; anything but y or yes means no."""
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    _write(sys.stderr, lambda: print(f"{escaped(question)} [y/N] ", end="", file=sys.stderr, flush=True))
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
