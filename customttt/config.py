@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from customttt.errors import UsageError
 
+MAX_SEED = 2**64 - 1
+"""The largest that torch's generators take."""
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """How the names of the linears end that the paper gives a LoRA: all of attention and feed-forward [S]."""
 
@@ -29,6 +31,12 @@ def _at_least(low: float, **values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value >= low):
             raise UsageError(f"{name.replace('_', ' ')} is {value}; it must be at least {low:g}.")
+
+
+def check_seed(seed: int) -> None:
+    """Raise UsageError for a seed that no generator takes."""
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"seed is {seed!r}; it must be from 0 to 2^64 - 1, which is {MAX_SEED}.")
 
 
 def _check_shares(**pairs: tuple[float, ...]) -> None:
@@ -105,7 +113,8 @@ class TrainConfig(_Settings):
         if not 0 <= self.shift <= 0.5:
             raise UsageError(f"shift is {self.shift:g}; it must be a share of the frame from 0 to 0.5.")
         _at_least(1e-12, learning_rate=self.learning_rate)
-        _at_least(0, debias=self.debias, seed=self.seed)
+        _at_least(0, debias=self.debias)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, get_args
 
 from customttt.concept import Concept, Kind
-from customttt.config import SampleConfig, TTTConfig, digest
+from customttt.config import SampleConfig, TTTConfig, check_seed, digest
 from customttt.errors import UsageError
 
 FORMAT_VERSION = 1
@@ -127,6 +127,7 @@ class VideoRecipe:
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
+        check_seed(self.seed)
         if self.rival and self.ttt.steps:
             raise UsageError(
                 f"The recipe is that of '{self.rival.name}', which knows no test-time training; "

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from customttt.concept import Concept
-from customttt.config import Defaults, SampleConfig, TTTConfig
+from customttt.config import Defaults, SampleConfig, TTTConfig, check_seed
 from customttt.errors import UsageError
 from customttt.recipe import Ingredient, VideoRecipe
 
-MAX_SEED = 2**63 - 1
 MAX_VIDEOS = 1000
 
 
@@ -33,8 +32,8 @@ class Wish:
         """Raise UsageError for values that no base could use."""
         if not 1 <= self.num <= MAX_VIDEOS:
             raise UsageError(f"--num is {self.num}; it must be 1 to {MAX_VIDEOS}.")
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED - self.num:
-            raise UsageError(f"--seed is {self.seed}; it must be 0 or more.")
+        for seed in (self.seed or 0, (self.seed or 0) + self.num - 1):
+            check_seed(seed)
         anything = Ingredient("x", "x", "")
         self.again(VideoRecipe(anything, anything, self.prompt, "", "", TTTConfig(), SampleConfig()))
 
