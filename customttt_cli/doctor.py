@@ -77,7 +77,8 @@ def _hub() -> dict[str, Any]:
     from customttt.backbones import hub
 
     base, why = backbones.choose_base(None)
-    state = "offline (HF_HUB_OFFLINE)" if hub.offline() else "reachable" if hub.answers() else "does not answer"
+    offline = "offline (HF_HUB_OFFLINE)" if hub.offline() else hub.obstacle()
+    state = offline or ("reachable" if hub.answers() else "does not answer")
     return {"hub": hub.address(), "hub_state": state, "base": base, "base_reason": why, **_learning(base)}
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import ssl
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import Request, getproxies, urlopen
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -108,10 +110,30 @@ def offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def answers(seconds: float = PATIENCE) -> bool:
-    """Whether the hub answers within `seconds`; a thread waits for it, as looking up a name knows no time limit."""
+def obstacle() -> str | None:
+    """Why the hub cannot even be asked, as far as this machine's settings tell."""
     if offline():
+        return "HF_HUB_OFFLINE is set"
+    if not re.match(r"https?://[^/]", constants.ENDPOINT):
+        return f"HF_ENDPOINT is {constants.ENDPOINT!r}, no address that begins with https://; unset it"
+    if _socks() and find_spec("socksio") is None:
+        return "the network is behind a SOCKS proxy, which needs one more package: pip install socksio"
+    return None
+
+
+def _socks() -> bool:
+    return any(proxy.startswith("socks") for name, proxy in getproxies().items() if name in ("http", "https", "all"))
+
+
+def answers(seconds: float = PATIENCE) -> bool:
+    """Whether the hub answers within `seconds`; a thread waits for it, as looking up a name knows no time limit.
+
+    Behind a SOCKS proxy, which this simple knock does not know, it is taken for granted.
+    """
+    if obstacle():
         return False
+    if _socks():
+        return True
     heard = Event()
 
     def knock() -> None:
@@ -157,7 +179,7 @@ def _asking(repository: Repository, ask: Callable[[], object]) -> None:
     """Ask the hub, and turn all that can go wrong into one sentence."""
     name = repository.id
     if not answers():
-        why = "HF_HUB_OFFLINE is set" if offline() else f"the model hub does not answer ({constants.ENDPOINT})"
+        why = obstacle() or f"the model hub does not answer ({constants.ENDPOINT})"
         raise BaseUnavailableError(f"'{name}' is not downloaded, and {why}; use --base tiny, or go online once.")
     try:
         ask()
