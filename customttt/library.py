@@ -15,6 +15,7 @@ is killed between them leaves an `.old` without its entry, and whoever reads or 
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -59,7 +60,8 @@ class Library:
     """Concepts and adapted weights below `root`: by default `$CUSTOMTTT_HOME`, or the user data folder."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = (root or _default_root()).expanduser().absolute()
+        self.root = root.absolute() if root else _default_root().absolute()
+        self._told = self.root  # what errors name
         self._concepts = self.root / "concepts"
         self._adapted = self.root / "adapted"
         self._unfinished = self.root / "unfinished"
@@ -149,13 +151,19 @@ class Library:
                 raise AlreadyExistsError(f"'{name}' differs from '{taken}' in case only; pick another name.")
 
     def check_writable(self, size: int = 1 << 16) -> None:
-        """Write and remove `size` bytes. Raises StoreError if the library is read-only or the disk full."""
+        """Do all that a save does, with `size` bytes, in a passing library inside this one.
+
+        Raises StoreError where that cannot be done: read-only, a full disk, a file system without locks.
+        """
         with self._store_errors():
             self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root) as file:
-                file.write(bytes(size))
-                file.flush()
-                os.fsync(file.fileno())
+            for folder in (self._concepts, self._adapted, self._unfinished, self._staging):
+                if folder.exists():
+                    tempfile.TemporaryFile(dir=folder).close()
+            with tempfile.TemporaryDirectory(dir=self.root) as inside:
+                passing = Library(Path(inside))
+                passing._told = self.root
+                passing.add_unfinished("0" * 8, lambda path: path.write_bytes(bytes(size)))
 
     # -- writing: one process at a time
 
@@ -302,11 +310,17 @@ class Library:
     def _store_errors(self) -> Iterator[None]:
         try:
             yield
+        except NotImplementedError as error:  # of the lock, where the file system has none
+            raise self._unable("its file system knows no locks") from error
         except OSError as error:
-            raise StoreError(
-                f"The library at {self.root} cannot be written ({error.strerror or error}); "
-                "make room or set CUSTOMTTT_HOME to another folder."
-            ) from error
+            raise self._unable(error.strerror or str(error), error.errno) from error
+
+    def _unable(self, reason: str, code: int | None = None) -> StoreError:
+        full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota of that name
+        way_out = "make room or set" if code in full else "set"
+        return StoreError(
+            f"The library at {self._told} cannot be written ({reason}); {way_out} CUSTOMTTT_HOME to another folder."
+        )
 
     def _recover(self) -> None:
         for left in sorted(self._staging.iterdir()):
@@ -341,7 +355,7 @@ class Library:
     def _discard(self, path: Path) -> None:
         """Move away, then delete: a process killed while deleting leaves no half an entry behind."""
         doomed = path.rename(self._staging / secrets.token_hex(8))
-        if doomed.is_dir():
+        if doomed.is_dir() and not doomed.is_symlink():
             shutil.rmtree(doomed, ignore_errors=True)
         else:
             doomed.unlink(missing_ok=True)
@@ -351,7 +365,11 @@ def _default_root() -> Path:
     from platformdirs import user_data_path
 
     home = os.environ.get("CUSTOMTTT_HOME")
-    return Path(home) if home else user_data_path("customttt", appauthor=False)
+    try:
+        return Path(home).expanduser() if home else user_data_path("customttt", appauthor=False).expanduser()
+    except RuntimeError as error:  # of Python, which finds no home
+        why = f"CUSTOMTTT_HOME is {home!r}, and there is no such user" if home else "There is no home folder here"
+        raise UsageError(f"{why}; set CUSTOMTTT_HOME to a folder for your concepts.") from error
 
 
 def _under(folder: Path, key: str) -> list[Path]:
