@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,10 +29,16 @@ from customttt.config import TrainConfig, digest
 from customttt.errors import OutOfMemoryError
 from customttt.library import WEIGHTS, Library
 from customttt.media import Clip, Picture, Pixels
+from customttt.text import escaped
 from customttt.train import Report, silent
 
 VIEWS = 8
 """Of every picture, where pictures are shifted."""
+LAUNCHER = re.compile(
+    "(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|LOCAL_WORLD_SIZE$|MASTER_(ADDR|PORT)$|ACCELERATE_|OMPI_|PMI_|MPI_|MV2_|MPIRUN_"
+    "|TORCHELASTIC_|KMP_CREATION"
+)
+"""Names of the variables by which launchers tell a process that it is one of many."""
 CHANGEABLE = ("steps", "learning_rate")
 """Fields of TrainConfig that a run may change when it goes on."""
 
@@ -65,11 +74,27 @@ def open_accelerated(base: str) -> tuple[Backbone, Accelerator]:
     """A base on the best device here, in half precision where the device has it. Raises BaseUnavailableError."""
     device = machine.device()
     half = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[computing(device)]
-    accelerator = Accelerator(mixed_precision=half, cpu=device.type == "cpu")
+    with alone():
+        accelerator = Accelerator(mixed_precision=half, cpu=device.type == "cpu")
     try:
         return open_base(base, accelerator.device), accelerator
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"Base {base!r} does not fit into this GPU's memory; use --base tiny.") from error
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """While this lasts, the environment knows no launcher: this is one process, whoever has started it.
+
+    accelerate would wait for the others that LOCAL_RANK or WORLD_SIZE speak of.
+    """
+    launched = {name: value for name, value in os.environ.items() if LAUNCHER.match(name)}
+    for name in launched:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(launched)
 
 
 def appearance(
@@ -83,12 +108,12 @@ def appearance(
     rung: int = 0,
 ) -> Learned:
     """Learn a subject from its pictures; where a picture has captions, they replace the prompt."""
-    began = time.monotonic()
+    began, concept = time.monotonic(), manifest(backbone, pictures, wording, config)
     latents, said = seen(backbone, pictures, wording.prompt, config)
     weights, history = train.learn_appearance(
         backbone, latents, backbone.embed(said), config, accelerator, report, keeper, rung=rung
     )
-    return _learned(manifest(backbone, pictures, wording, config), weights, history, began)
+    return _learned(concept, weights, history, began)
 
 
 def seen(
@@ -126,10 +151,10 @@ def motion(
     rung: int = 0,
 ) -> Learned:
     """Learn a movement from one clip."""
-    began = time.monotonic()
+    began, concept = time.monotonic(), manifest(backbone, clip, wording, config)
     latents, embeds = backbone.encode(to_video(clip.frames)), backbone.embed([wording.prompt])
     weights, history = train.learn_motion(backbone, latents, embeds, config, accelerator, report, keeper, rung=rung)
-    return _learned(manifest(backbone, clip, wording, config), weights, history, began)
+    return _learned(concept, weights, history, began)
 
 
 def run_key(kind: Kind, fingerprint: str, wording: Wording, config: TrainConfig, inputs: str) -> str:
@@ -152,16 +177,21 @@ def clip_digest(clip: Clip) -> str:
 
 
 def manifest(backbone: Backbone, of: Sequence[Picture] | Clip, wording: Wording, config: TrainConfig) -> Concept:
-    """What is known of a concept before it is learned: there are no losses yet, and it took no time."""
+    """What is known of a concept before it is learned: there are no losses yet, and it took no time.
+
+    It is whole and can be written, so that nothing is learned that could not be kept.
+    """
     kind: Kind = "motion" if isinstance(of, Clip) else "appearance"
-    sources = [Source(name=one.name, sha256=one.sha256) for one in ([of] if isinstance(of, Clip) else of)]
-    return Concept(
+    sources = [Source(name=escaped(one.name), sha256=one.sha256) for one in ([of] if isinstance(of, Clip) else of)]
+    concept = Concept(
         name=wording.name, kind=kind, phrase=wording.phrase, prompt=wording.prompt, base=backbone.name,
         base_fingerprint=backbone.fingerprint, layers=config.layers, rank=config.rank, steps=config.steps,
         learning_rate=config.learning_rate, seed=config.seed, sources=tuple(sources),
         inputs=clip_digest(of) if isinstance(of, Clip) else picture_digest(of), losses=(), versions=versions(),
         created=datetime.now(UTC), seconds=0,
     )  # fmt: skip
+    concept.to_json().encode()
+    return concept
 
 
 def _learned(concept: Concept, weights: lora.Weights, history: Sequence[float], began: float) -> Learned:
