@@ -22,11 +22,13 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from customttt.concept import Concept, Kind, check_name
 from customttt.errors import (
@@ -43,6 +45,7 @@ WEIGHTS = "lora.safetensors"
 LOCK_SECONDS = 10.0
 ADAPTED = 32
 """Results of test-time training that are kept, 48 MB each on the paper's base; the oldest can be made again."""
+Found = TypeVar("Found")
 _DIFFERS = "differs from what was saved"
 _OLD = ".old"
 _ARTICLE = {"appearance": "an appearance", "motion": "a motion"}
@@ -72,7 +75,10 @@ class Library:
 
     def entries(self) -> list[tuple[str, Concept | DamagedError]]:
         """Every entry by name, a damaged one as the error that reading it raises. Only manifests are read."""
-        return [(name, self._read(name)) for name in self._names()]
+        found = [(name, self._read(name)) for name in self._names()]
+        if any(isinstance(entry, DamagedError) for _, entry in found):
+            return self._undisturbed(lambda: [(name, self._read(name)) for name in self._names()])
+        return found
 
     def concepts(self, kind: Kind | None = None) -> list[Concept]:
         """The undamaged concepts, sorted by name; of one kind, if given."""
@@ -85,8 +91,8 @@ class Library:
         Raises NotFoundError, DamagedError, or UsageError if it is not of the kind that is needed.
         """
         concept = self._read(self._find(name).name)
-        if isinstance(concept, DamagedError):  # or replaced between finding and reading: look again
-            concept = self._read(self._find(name).name)
+        if isinstance(concept, DamagedError):  # or replaced between finding and reading
+            concept = self._undisturbed(lambda: self._read(self._find(name).name))
         if isinstance(concept, DamagedError):
             raise concept
         if kind not in (None, concept.kind):
@@ -127,6 +133,10 @@ class Library:
 
     def verify(self, name: str | None = None) -> list[Problem]:
         """Read every byte of one concept, or of the whole library, and return what is wrong."""
+        found = self._look(name)
+        return self._undisturbed(lambda: self._look(name)) if found else found
+
+    def _look(self, name: str | None) -> list[Problem]:
         if name is not None:
             return self._problems(self._find(name).name)
         found = [problem for entry in self._names() for problem in self._problems(entry)]
@@ -251,14 +261,25 @@ class Library:
                 path.unlink(missing_ok=True)
         return place
 
+    def _undisturbed(self, look: Callable[[], Found]) -> Found:
+        """What a look that has found damage finds while nobody writes; where nobody can write, nobody does."""
+        try:
+            with self._writing():
+                return look()
+        except (StoreError, LockedError):
+            return look()
+
     def _names(self) -> list[str]:
         def there() -> list[str]:
             return sorted(path.name for path in self._concepts.glob("*") if path.is_dir())
 
         names = there()
         if any(self._staging.glob("*" + _OLD)):
-            with self._writing():  # a writer is between its two renames: await it, or put back what it left
-                return self._names()
+            try:
+                with self._writing():  # a writer is between its two renames: await it, or put back what it left
+                    return there()
+            except StoreError:  # read-only: what is there can be read
+                return names
         return names if there() == names else self._names()  # it was, and has ended since
 
     def _find(self, name: str) -> Path:
@@ -271,7 +292,7 @@ class Library:
 
     def _read(self, name: str) -> Concept | DamagedError:
         try:
-            concept = Concept.from_json((self._concepts / name / MANIFEST).read_text(encoding="utf-8"))
+            concept = Concept.from_json(_plain(self._concepts / name / MANIFEST).read_text(encoding="utf-8"))
             if concept.name != name:
                 raise DamagedError(f"The manifest is that of '{concept.name}'.")
         except (OSError, UnicodeDecodeError) as error:
@@ -284,7 +305,7 @@ class Library:
         concept, folder = self._read(name), self._concepts / name
         if isinstance(concept, DamagedError):
             return [Problem(name, str(concept))]
-        extra = sorted({path.name for path in folder.iterdir()} - {MANIFEST, *concept.files})
+        extra = sorted({path.name for path in folder.glob("*")} - {MANIFEST, *concept.files})
         strangers = [f"{folder / name} does not belong to the concept" for name in extra]
         return [Problem(name, f"{sentence}.") for sentence in _changed(folder, concept) + strangers]
 
@@ -296,6 +317,8 @@ class Library:
         with self._store_errors():
             for folder in (self._concepts, self._adapted, self._unfinished, self._staging):
                 folder.mkdir(parents=True, exist_ok=True)
+                if folder.is_symlink() and folder != self._concepts:  # old files in these are deleted
+                    raise OSError(errno.ENOTDIR, f"'{folder}' is a link; remove it")
             try:
                 with FileLock(self.root / ".lock", timeout=LOCK_SECONDS):
                     self._recover()
@@ -378,8 +401,15 @@ def _under(folder: Path, key: str) -> list[Path]:
     return list(folder.glob(f"{key}.*.safetensors"))
 
 
+def _plain(path: Path) -> Path:
+    """A file as it is. Raises OSError for a link, which may lead anywhere, and for a pipe, on which one would wait."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "it is no plain file")
+    return path
+
+
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with _plain(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
