@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from customttt.errors import DamagedError
+from customttt import lora
+from customttt.errors import CustomTTTError, DamagedError, LockedError, StoreError
 
 EVERY_SECONDS = 10.0
 _METADATA = "customttt"
@@ -41,6 +41,8 @@ class Keeper:
     kept: Path | None = None
     keep: Callable[[Callable[[Path], object]], object] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    failed: Callable[[CustomTTTError], object] = lambda error: None  # noqa: ARG005
+    """Told why a state could not be kept."""
     saved: float = field(default_factory=time.monotonic)
     steps: int = 0
     """Steps that are safe on the disk."""
@@ -86,8 +88,13 @@ class Keeper:
         tensors |= randomness
         metadata = {_METADATA: json.dumps({"losses": losses, "settings": dict(self.settings)})}
         whole = {name: value.cpu().clone().contiguous() for name, value in tensors.items()}
-        self.keep(lambda path: save_file(whole, path, metadata))
-        self.steps, self.saved = len(losses), time.monotonic()
+        self.saved = time.monotonic()
+        try:
+            self.keep(lambda path: lora.write(whole, path, metadata))
+        except (StoreError, LockedError) as error:  # a full disk costs the checkpoint, not what is being learned
+            self.failed(error)
+        else:
+            self.steps = len(losses)
 
 
 FORGETFUL = Keeper()

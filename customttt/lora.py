@@ -159,9 +159,15 @@ def save(weights: Mapping[str, Tensor], path: Path, **metadata: object) -> None:
 
     With one entry of metadata the same weights are the same bytes; safetensors writes several in a random order.
     """
-    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    write(
+        weights, path, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    )
+
+
+def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write tensors as safetensors. Raises StoreError (disk full)."""
     try:
-        save_file(dict(weights), path, text)
+        save_file(dict(tensors), path, dict(metadata))
     except (SafetensorError, OSError) as error:
         raise StoreError(f"'{path}' cannot be written ({error}); make room.") from error
 

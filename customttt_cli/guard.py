@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from typer.core import TyperGroup
@@ -12,6 +16,8 @@ from customttt.errors import CustomTTTError, OutOfMemoryError, is_out_of_memory
 from customttt_cli import output
 
 INTERRUPTED = 130
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that end a run as Ctrl-C does; its exit code is 128 and their number."""
 
 
 class Guarded(TyperGroup):
@@ -19,11 +25,14 @@ class Guarded(TyperGroup):
 
     def main(self, *args: Any, **options: Any) -> Any:
         output.begin()
+        received: list[int] = []
         try:
-            return super().main(*args, **options)
+            with _ending(received):
+                return super().main(*args, **options)
         except SystemExit as leaving:  # Typer's own way out, Ctrl-C included
             if leaving.code == INTERRUPTED:
                 output.interrupted()
+                sys.exit(128 + received[0] if received else INTERRUPTED)
             raise
         except Exception as error:
             if output.tracing():
@@ -31,6 +40,23 @@ class Guarded(TyperGroup):
             code, sentence = explain(error)
             output.error(sentence)
             sys.exit(code)
+
+
+@contextmanager
+def _ending(received: list[int]) -> Iterator[None]:
+    """While this lasts, a signal of ENDING is noted and interrupts; only the main thread can see to that."""
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, interrupt) for number in (ENDING if mine else ())}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def explain(error: Exception) -> tuple[int, str]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from customttt.concept import Concept, Kind
 from customttt.config import SampleConfig, TrainConfig
-from customttt.errors import DamagedError, LockedError, NotFoundError, UsageError
+from customttt.errors import CustomTTTError, DamagedError, LockedError, NotFoundError, UsageError
 from customttt.library import Library
 from customttt.recipe import check_prompt
 from customttt_cli import output, showing, trial
@@ -143,11 +142,18 @@ def keeping(library: Library, key: str, kept: Path | None, settings: Mapping[str
     """Keeps a run of learning in the library under `key`; `kept` is where it stands."""
     from customttt.checkpoint import Keeper
 
-    def keep(write: Callable[[Path], object]) -> None:
-        with suppress(LockedError):  # another process is writing; the next chance comes soon
-            library.add_unfinished(key, write)
+    told: list[str] = []
 
-    return Keeper(kept, keep, settings)
+    def keep(write: Callable[[Path], object]) -> None:
+        library.add_unfinished(key, write)
+        output.kept()
+
+    def failed(error: CustomTTTError) -> None:
+        if not isinstance(error, LockedError) and not told:  # while another process writes, the next chance comes soon
+            told.append(str(error))
+            output.warn(f"No checkpoint was kept, and learning goes on without: {error}")
+
+    return Keeper(kept, keep, settings, failed)
 
 
 def _taken(library: Library, lesson: Lesson) -> Concept | None:

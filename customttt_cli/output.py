@@ -30,12 +30,12 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
-_state = {"results": False, "tracing": False}
+_state = {"results": False, "tracing": False, "kept": False}
 
 
 def begin() -> None:
     """Forget what an earlier run in this process printed; a stream that a service has closed is an empty one."""
-    _state.update(results=False, tracing=False)
+    _state.update(results=False, tracing=False, kept=False)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 for the process's life
@@ -83,8 +83,16 @@ def error(text: str) -> None:
     _line(f"error: {text}", "red")
 
 
+def kept() -> None:
+    """Remember that a checkpoint is there."""
+    _state["kept"] = True
+
+
 def interrupted() -> None:
-    done = "only what is printed above was done" if _state["results"] else "nothing was saved"
+    if _state["kept"]:
+        done = "the same command goes on from the last checkpoint"
+    else:
+        done = "only what is printed above was done" if _state["results"] else "nothing was saved"
     say(f"Interrupted; {done}.")
 
 
