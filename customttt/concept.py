@@ -26,13 +26,14 @@ from pydantic import (
     field_validator,
 )
 
+from customttt.config import MAX_SEED
 from customttt.errors import DamagedError, UsageError
 
 FORMAT_VERSION: Final = 1
 MAX_NAME = 64  # characters
 
 Kind = Literal["appearance", "motion"]
-Text = Annotated[str, StringConstraints(min_length=1)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -65,7 +66,7 @@ class Concept(BaseModel):
     rank: PositiveInt
     steps: NonNegativeInt  # 0 where that is not known: learned by another program
     learning_rate: Annotated[FiniteFloat, Field(ge=0)]  # 0 where that is not known
-    seed: int
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     sources: tuple[Source, ...]
     inputs: Sha256  # of pixels and captions as they were learned from, after cutting and fitting; of an imported file
     losses: tuple[FiniteFloat, ...]  # one a step
@@ -77,7 +78,10 @@ class Concept(BaseModel):
     @field_validator("created")
     @classmethod
     def _in_utc(cls, created: datetime) -> datetime:
-        return created.astimezone(UTC)
+        try:
+            return created.astimezone(UTC)
+        except OverflowError as error:  # in the first or the last hours of the calendar
+            raise ValueError(f"{created} is no time in UTC") from error
 
     def to_json(self) -> str:
         """The manifest's text: one field a line, the digest first."""

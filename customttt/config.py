@@ -17,6 +17,9 @@ from customttt.errors import UsageError
 
 MAX_SEED = 2**64 - 1
 """The largest that torch's generators take."""
+MAX_STEPS, MAX_BATCH, MAX_RANK = 1_000_000, 1024, 4096
+MAX_FRAMES, MAX_SIZE, MAX_FPS, MAX_MAGNIFY = 4096, 4096, 240, 16
+"""Bounds of a setting, wherever it comes from: the command line, a recipe in a stranger's video, a base's folder."""
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """How the names of the linears end that the paper gives a LoRA: all of attention and feed-forward [S]."""
 
@@ -33,6 +36,13 @@ def _at_least(low: float, **values: float) -> None:
             raise UsageError(f"{name.replace('_', ' ')} is {value}; it must be at least {low:g}.")
 
 
+def _at_most(**limits: tuple[float, float]) -> None:
+    """Raise UsageError for any value (the first of each pair) that is above its limit: no machine could do it."""
+    for name, (value, high) in limits.items():
+        if value > high:
+            raise UsageError(f"{name.replace('_', ' ')} is {value}; it must be at most {high:,}.")
+
+
 def check_seed(seed: int) -> None:
     """Raise UsageError for a seed that no generator takes."""
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
@@ -44,6 +54,32 @@ def _check_shares(**pairs: tuple[float, ...]) -> None:
     for name, pair in pairs.items():
         if not (len(pair) == 2 and 0 <= pair[0] < pair[1] <= 1):
             raise UsageError(f"{name.replace('_', ' ')} is {pair}; it must be two rising shares from 0 to 1.")
+
+
+_CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """Raise UsageError for a value of JSON that is not of a field's type."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise _unfit(name, value, " or ".join(get_args(hint)))
+    elif get_origin(hint) is tuple:
+        kind = get_args(hint)[0]
+        if not isinstance(value, list | tuple) or not all(_is(one, kind) for one in value):
+            raise _unfit(name, value, f"a list, each {_CALLED[kind]}")
+    elif not _is(value, hint):
+        raise _unfit(name, value, _CALLED[hint])
+
+
+def _is(value: Any, kind: type) -> bool:
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def _unfit(name: str, value: Any, wanted: str) -> UsageError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return UsageError(f"{name.replace('_', ' ')} is {shown}; it must be {wanted}.")
 
 
 Settings = TypeVar("Settings", bound="_Settings")
@@ -67,8 +103,7 @@ class _Settings:
         if unknown := set(data) - set(known):
             raise UsageError(f"The recipe has unknown settings: {', '.join(sorted(unknown))}.")
         for name, value in data.items():
-            if get_origin(known[name]) is Literal and value not in (words := get_args(known[name])):
-                raise UsageError(f"{name.replace('_', ' ')} is {value!r}; it must be {' or '.join(words)}.")
+            _check_type(name, value, known[name])
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
 
     def but(self: Settings, **changes: Any) -> Settings:
@@ -114,6 +149,7 @@ class TrainConfig(_Settings):
             raise UsageError(f"shift is {self.shift:g}; it must be a share of the frame from 0 to 0.5.")
         _at_least(1e-12, learning_rate=self.learning_rate)
         _at_least(0, debias=self.debias)
+        _at_most(steps=(self.steps, MAX_STEPS), batch_size=(self.batch_size, MAX_BATCH), rank=(self.rank, MAX_RANK))
         check_seed(self.seed)
 
 
@@ -178,6 +214,8 @@ class TTTConfig(_Settings):
         _at_least(0, ttt_steps=self.steps, references=self.references)
         _at_least(0, appearance_weight=self.appearance_weight, motion_weight=self.motion_weight)
         _at_least(0, debias=self.debias, plain=self.plain)
+        _at_most(ttt_steps=(self.steps, MAX_STEPS), batch_size=(self.batch_size, MAX_BATCH))
+        _at_most(reference_steps=(self.reference_steps, MAX_STEPS), references=(self.references, MAX_BATCH))
         _at_least(1, reference_steps=self.reference_steps, batch_size=self.batch_size)
         _at_least(1, reference_guidance=self.reference_guidance, doings=len(self.doings), objects=len(self.objects))
         _check_shares(renoise_appearance=self.renoise_appearance, renoise_motion=self.renoise_motion)
@@ -223,6 +261,8 @@ class SampleConfig(_Settings):
         if not 0 <= self.unconditional_scale <= 1:
             raise UsageError(f"unconditional scale is {self.unconditional_scale:g}; it must be from 0 to 1.")
         _at_least(8, size=self.size)
+        _at_most(frames=(self.num_frames, MAX_FRAMES), size=(self.size, MAX_SIZE), fps=(self.fps, MAX_FPS))
+        _at_most(steps=(self.num_inference_steps, MAX_STEPS), magnify=(self.magnify, MAX_MAGNIFY))
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,10 @@ def test_what_is_no_manifest_is_damaged(text: str) -> None:
         {"files": {"../lora.safetensors": "b" * 64}},
         {"files": {"lora.safetensors": "b" * 63}},
         {"unknown": 1},
+        {"created": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))},
+        {"phrase": "x" * 10**6},
+        {"seed": 2**64},
+        {"seed": -1},
     ],
 )
 def test_a_concept_refuses_what_cannot_be(changes: dict[str, Any]) -> None:

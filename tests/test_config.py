@@ -87,3 +87,31 @@ def test_settings_are_named_by_what_differs_from_the_defaults() -> None:
     config = TrainConfig(layers=(2,), learning_rate=1e-5, rank=32, shift=0.1)
     assert config.changed() == {"layers": (2,), "learning_rate": 1e-5, "shift": 0.1}
     assert TTTConfig().changed() == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "words"),
+    [
+        (SampleConfig, "size", 10**9, "at most 4,096"),
+        (SampleConfig, "num_frames", 10**9, "at most 4,096"),
+        (SampleConfig, "fps", "8", "a whole number"),
+        (SampleConfig, "fps", 8.5, "a whole number"),
+        (SampleConfig, "guidance_scale", None, "a number"),
+        (SampleConfig, "magnify", True, "a whole number"),
+        (TTTConfig, "steps", 10**9, "at most 1,000,000"),
+        (TTTConfig, "student_rests", 1, "true or false"),
+        (TTTConfig, "doings", "standing", "a list, each text"),
+        (TTTConfig, "doings", [["standing"]], "a list, each text"),
+        (TTTConfig, "renoise_motion", [0.1, "x" * 10**6], "a list, each a number"),
+    ],
+)
+def test_a_stranger_s_setting_is_refused_in_a_sentence(
+    part: type[SampleConfig] | type[TTTConfig], field: str, value: object, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words) as refused:
+        part.from_dict({field: value})
+    assert len(str(refused.value)) < 200
+
+
+def test_whole_numbers_are_numbers() -> None:
+    assert SampleConfig.from_dict({"guidance_scale": 9, "appearance_from": 0}).guidance_scale == 9
