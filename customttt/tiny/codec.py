@@ -17,7 +17,8 @@ from customttt.tiny import models, world
 
 CROP = 64
 """Pixels a side of what the codec is trained on: the surroundings of a subject, where all the detail is."""
-LATENT_NOISE = 0.03
+LATENT_NOISE = 0.12
+"""The most that latents are disturbed by before they are decoded, drawn evenly: what a U-Net draws is never exact."""
 SUBJECT_WEIGHT = 3.0  # how much more a pixel under the subject counts
 EDGES, SQUARES, THUMBNAIL, SMALL, KEPT = 0.5, 2.0, 4.0, 0.003, 5.0
 """Weights of the loss's other terms beside the absolute error."""
@@ -73,7 +74,8 @@ def loss(
     """
     dtype = codec.dtype
     latents = codec.encoder(images.to(dtype)).float()
-    noisy = latents + LATENT_NOISE * torch.randn_like(latents)
+    strength = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    noisy = latents + strength * torch.randn_like(latents)
     decoded = codec.decoder(noisy.to(dtype)).float()
     error, weight = decoded - images, 1 + SUBJECT_WEIGHT * masks
     pixels = (error.abs() * weight).mean() + SQUARES * (error.square() * weight).mean()
