@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,17 +24,20 @@ from typing import Literal
 
 import torch
 
-from customttt import __version__, keys, lora
+from customttt import __version__, backbones, keys, lora, scales
 from customttt.backbones import Place
 from customttt.concept import Concept, Kind, Source, check_name
-from customttt.errors import DamagedError, UsageError
+from customttt.errors import BaseUnavailableError, DamagedError, UsageError
 from customttt.library import MANIFEST, WEIGHTS, Library
 from customttt.media import placed
 from customttt.parcel import SEAL, Parcel, refusing, seal
-from customttt.recipe import check_prompt, phrase_of, training_prompt
+from customttt.recipe import MAX_PROMPT_LENGTH, phrase_of, training_prompt
 
 Form = Literal["customttt", "diffusers", "kohya"]
 SUFFIX: dict[Form, str] = {"customttt": ".customttt", "diffusers": ".safetensors", "kohya": ".safetensors"}
+OWN_PHRASE, TRIGGER = "customttt.phrase", "modelspec.trigger_phrase"
+MAX_PHRASE = 64
+"""Characters of a trigger phrase that can stand in a sentence as a noun; longer ones are prompts or lists of tags."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Arrival:
 
     concept: Concept
     write: Callable[[Path], object]
+    notes: tuple[str, ...] = ()
+    """What of the file is not in it as it stood there, a line each."""
 
     def add_to(self, library: Library, force: bool = False) -> Concept:
         """Store it; see `Library.add` for what is raised."""
@@ -129,27 +135,45 @@ def admit(parcel: Parcel, home: Home, name: str | None = None, kind: Kind | None
 
     Raises DamagedError for weights that do not fit the base, UsageError for those of another kind or a bad name.
     """
-    title, places = name or parcel.name, home.places
+    title = name or parcel.name
     check_name(title)
-    with refusing(f"'{parcel.file}' cannot be imported for the base '{home.base}'"):
-        named = keys.named(parcel.tensors, places, kind) if isinstance(parcel.tensors, list) else parcel.tensors
-        weights = keys.translate(named, places)
-    weights, found = _of_one_kind(parcel, weights, places, kind)
-    layers = tuple(sorted({places[module].layer for module in keys.wrapped(weights)}))
+    weights, notes = _weights(parcel, home, kind)
+    found = home.places[next(keys.wrapped(weights))].kind
+    layers = tuple(sorted({home.places[module].layer for module in keys.wrapped(weights)}))
     rank = next(len(weight) for key, weight in weights.items() if ".lora_A." in key)
     if parcel.concept is None:
-        concept = _stranger(parcel, title, found, home, layers, rank)
-        return Arrival(concept, lambda folder: _save(weights, concept, folder))
+        phrase, remark = _phrase(parcel, title)
+        concept = _stranger(parcel, title, found, phrase, home, layers, rank)
+        return Arrival(concept, lambda folder: _save(weights, concept, folder), notes + remark)
     known = parcel.concept
-    if (known.kind, set(known.layers), known.rank) != (found, set(layers), rank) or weights.keys() != set(named):
+    if (known.kind, set(known.layers), known.rank) != (found, set(layers), rank) or weights.keys() != set(
+        parcel.tensors
+    ):
         raise DamagedError(f"'{parcel.file}' cannot be imported: its manifest is that of other weights.")
     moved = {"name": title, "base": home.base, "base_fingerprint": home.fingerprint}
     return Arrival(known.model_copy(update=moved), lambda folder: _write(parcel.members, folder))
 
 
-def _of_one_kind(
-    parcel: Parcel, weights: lora.Weights, places: Mapping[str, Place], kind: Kind | None
-) -> tuple[lora.Weights, Kind]:
+def _weights(parcel: Parcel, home: Home, kind: Kind | None) -> tuple[lora.Weights, tuple[str, ...]]:
+    """A parcel's weights of one kind under our keys, and what of it they are not. Raises DamagedError or UsageError."""
+    places = home.places
+    with refusing(f"'{parcel.file}' cannot be imported for the base '{home.base}'"):
+        named = keys.named(parcel.tensors, places, kind) if isinstance(parcel.tensors, list) else parcel.tensors
+        kept, left = keys.sift(named, places)
+        strength = scales.find(parcel.metadata, parcel.config if scales.is_peft(kept) else "")
+        weights = keys.translate(kept, places, strength)
+    notes = []
+    if left:
+        parts = " and ".join(f"{count:,} keys of {what}" for what, count in left.items())
+        notes.append(f"'{parcel.file}' is imported without {parts}.")
+    if strength is None and parcel.concept is None and scales.is_nowhere(kept):
+        notes.append(
+            f"How strongly '{parcel.file}' acts stands in an {scales.CONFIG}, which is not here; it acts at 1."
+        )
+    return _of_one_kind(parcel, weights, places, kind), tuple(notes)
+
+
+def _of_one_kind(parcel: Parcel, weights: lora.Weights, places: Mapping[str, Place], kind: Kind | None) -> lora.Weights:
     kinds = {places[module].kind for module in keys.wrapped(weights)}
     if kind is None and len(kinds) > 1:
         raise UsageError(
@@ -158,13 +182,25 @@ def _of_one_kind(
     found = kind or min(kinds)
     if found not in kinds:
         raise UsageError(f"'{parcel.file}' holds no {found} but {'an' if 'appearance' in kinds else 'a'} {min(kinds)}.")
-    return {key: weight for key, weight in weights.items() if places[key.rsplit(".lora_", 1)[0]].kind == found}, found
+    return {key: weight for key, weight in weights.items() if places[key.rsplit(".lora_", 1)[0]].kind == found}
 
 
-def _stranger(parcel: Parcel, name: str, kind: Kind, home: Home, layers: tuple[int, ...], rank: int) -> Concept:
+def _phrase(parcel: Parcel, name: str) -> tuple[str, tuple[str, ...]]:
+    """What the file calls its concept if that can stand in a sentence, else the name, and a line that says so."""
+    own, trigger = (" ".join(parcel.metadata.get(key, "").split()) for key in (OWN_PHRASE, TRIGGER))
+    if own.isprintable() and 0 < len(own) <= MAX_PROMPT_LENGTH:
+        return own, ()
+    if len(trigger) <= MAX_PHRASE and trigger.isprintable() and not re.search(r"[,;:|<>(){}\[\]]", trigger):
+        return trigger or phrase_of(name), ()
+    shown = trigger if len(trigger) <= MAX_PHRASE else f"{trigger[:24]}..."
+    remark = f"The trigger phrase {shown!r} ({len(trigger):,} characters) cannot stand in a sentence as a noun"
+    return phrase_of(name), (f'{remark}; the concept is called "{phrase_of(name)}".',)
+
+
+def _stranger(
+    parcel: Parcel, name: str, kind: Kind, phrase: str, home: Home, layers: tuple[int, ...], rank: int
+) -> Concept:
     """The manifest of a LoRA that another program made, or that went through another program's form."""
-    phrase = " ".join(parcel.metadata.get("modelspec.trigger_phrase", "").split()) or phrase_of(name)
-    check_prompt(phrase)
     return Concept(
         name=name, kind=kind, phrase=phrase, prompt=training_prompt(kind, phrase), base=home.base,
         base_fingerprint=home.fingerprint, layers=layers, rank=rank, steps=0, learning_rate=0, seed=0,

@@ -13,31 +13,44 @@ The first matrix of one `to_out.0`, as each program writes it (D is `down_blocks
 
 Read in public code: kohya-ss/sd-scripts, guoyww/AnimateDiff, Kosinkadink/ComfyUI-AnimateDiff-Evolved,
 ExponentialML/AnimateDiff-MotionDirector (`animatediff/utils/lora.py`) and showlab/MotionDirector (`utils/lora.py`). All
-but the list become one flat spelling, which is looked up among the base's modules; what is not found there is an error.
+but the list become one flat spelling, which is looked up among the base's modules; what is not found there is an error,
+but for what a concept has no part in (`sift`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from customttt import sorts
 from customttt.backbones import Place
 from customttt.concept import Kind
 from customttt.errors import DamagedError
 from customttt.lora import Weights
+from customttt.scales import Strength
 
 MAX_RANK = 1280
 """The width of the widest attention of Stable Diffusion 1.5: more than that is no low rank."""
+MAX_SIZE = 2**30
+"""Bytes of all matrices at one rank."""
 
 _KEY = re.compile(
-    r"(?P<module>.+?)(?:[._]lora[._](?P<role>A|B|down|up)(?:\.default)?\.weight|\.(?P<alpha>alpha))", re.DOTALL
+    r"(?P<module>.+?)(?:[._]lora[._](?P<role>A|B|down|up)(?:\.(?P<adapter>[^.]+))?\.weight|\.(?P<alpha>alpha))",
+    re.DOTALL,
 )
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""All that float32 holds exactly."""
 _ROLES = {"A": "A", "down": "A", "B": "B", "up": "B", None: "alpha"}
-_PREFIXES = ("base_model_model_", "lora_unet_", "unet_")
+_PREFIXES = re.compile(
+    r"(?:(?:base_model_model|diffusion_model|lora_unet|lycoris|model|module|motion_module|unet)_){0,4}"
+)
+_TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoder(?:_\d)?\.|text_model\.)")
+_BLOCK = re.compile(r"(?P<block>[a-z]+_block(?:s_\d+)?)_(?P<inside>(?P<branch>[a-z_]+?)_\d.*)")
+"""A module in flat spelling: down_blocks_2, and of motion_modules_0_proj_in the branch motion_modules."""
 _SPELLINGS = {
     "processor_": "",
     "temporal_transformer_": "",
@@ -57,7 +70,7 @@ def kohya(key: str, kind: Kind) -> str:
     module, role = key.removesuffix(".weight").split(".lora_")
     end = {"A": "down", "B": "up"}[role]
     if kind == "appearance":
-        return f"{_PREFIXES[1]}{module.replace('.', '_')}.lora_{end}.weight"
+        return f"lora_unet_{module.replace('.', '_')}.lora_{end}.weight"
     module = re.sub(r"(\.motion_modules\.\d+)\.", r"\1.temporal_transformer.", module)
     module = module.replace(".attn1.", ".attention_blocks.0.").replace(".attn2.", ".attention_blocks.1.")
     path, _, leaf = module.removesuffix(".0").rpartition(".")
@@ -86,37 +99,82 @@ def _pair(weights: Mapping[str, Tensor], module: str) -> tuple[Tensor, Tensor]:
     return weights[f"{module}.lora_A.weight"], weights[f"{module}.lora_B.weight"]
 
 
-def translate(weights: Mapping[str, Tensor], places: Mapping[str, Place]) -> Weights:
-    """Weights of any spelling under our keys, in float32, at scale 1. Every key must mean a module of the base.
+def sift(weights: Mapping[str, Tensor], places: Mapping[str, Place]) -> tuple[Weights, Counter[str]]:
+    """What a concept can take in, and how many keys are left out of what: a text encoder, and layers without motion.
 
-    Raises DamagedError, a part of a sentence that names the key.
+    A base that has motion modules, but not in this layer, takes the others as they are: AnimateDiff's v2 has them in
+    the middle, v1 and v3 have not. Raises DamagedError, a part of a sentence, for what is no plain LoRA of a U-Net.
+    """
+    sorts.check(weights)
+    flat = {_flat(module): place.kind for module, place in places.items()}
+    branches = {(match["block"], match["branch"]) for match in map(_BLOCK.fullmatch, flat) if match}
+    moving = {match["inside"] for match in map(_BLOCK.fullmatch, flat) if match and flat[match[0]] == "motion"}
+    outside: dict[str, str] = {}
+    for key, module in _modules(weights).items():
+        match = _BLOCK.fullmatch(_flat(module))
+        if _TEXT_ENCODER.match(key):
+            outside[key] = "the text encoder"
+        elif match and match["inside"] in moving and (match["block"], match["branch"]) not in branches:
+            outside[key] = f"{match['branch']} in {match['block']}, where this base has none"
+    _check_whole(outside)
+    kept = {key: weight for key, weight in weights.items() if key not in outside}
+    if outside and not kept:
+        raise DamagedError(f"it holds no LoRA weights but those of {next(iter(outside.values()))}")
+    return kept, Counter(outside.values())
+
+
+def _modules(keys: Collection[str]) -> dict[str, str]:
+    """The module of each key that is spelt as a LoRA's. Raises DamagedError where they are of several adapters."""
+    matches = [match for match in map(_KEY.fullmatch, keys) if match]
+    if len(adapters := sorted({match["adapter"] for match in matches if match["adapter"]})) > 1:
+        raise DamagedError(f"it holds several adapters ({', '.join(map(repr, adapters))}); save one alone")
+    return {match[0]: match["module"] for match in matches}
+
+
+def _check_whole(keys: Collection[str]) -> None:
+    """Raise DamagedError where one of two matrices is missing, though both are to be left out."""
+    roles: dict[str, dict[str, str]] = {}
+    for match in filter(None, map(_KEY.fullmatch, keys)):
+        roles.setdefault(match["module"], {})[_ROLES[match["role"]]] = match[0]
+    for found in roles.values():
+        _check_pair(found)
+
+
+def translate(weights: Mapping[str, Tensor], places: Mapping[str, Place], strength: Strength | None = None) -> Weights:
+    """Weights of any spelling under our keys, in float32, at scale 1 and of one rank. Every key must mean a module.
+
+    Smaller ranks are filled up with zeros, which changes nothing. `strength` is what stands outside the tensors; an
+    alpha among them goes before it. Raises DamagedError, a part of a sentence that names the key.
     """
     found = _sorted_out(weights, {_flat(module): module for module in places})
     whole: Weights = {}
     for module in filter(found.__contains__, places):
-        down, up = _at_scale_one(weights, found[module], places[module].shape)
+        down, up = _at_scale_one(weights, found[module], places[module].shape, strength)
         whole |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
-    _check_rank(whole)
-    return whole
+    return _of_one_rank(whole)
 
 
-def _at_scale_one(
-    weights: Mapping[str, Tensor], keys: Mapping[str, str], shape: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """A and B of one module whose weight has this shape, alpha / rank multiplied into B. Raises DamagedError."""
+def _check_pair(keys: Mapping[str, str]) -> None:
     if missing := {"A", "B"} - set(keys):
         key = next(iter(keys.values()))
         raise DamagedError(f"{key!r} is alone: there is no {'down' if 'A' in missing else 'up'} matrix to it")
+
+
+def _at_scale_one(
+    weights: Mapping[str, Tensor], keys: Mapping[str, str], shape: tuple[int, ...], strength: Strength | None
+) -> tuple[Tensor, Tensor]:
+    """A and B of one module whose weight has this shape, its scale multiplied into B. Raises DamagedError."""
+    _check_pair(keys)
     down, up = weights[keys["A"]], weights[keys["B"]]
     if misfit := _misfit(shape, down, up):
         found = tuple(weights[keys[misfit]].shape)
         raise DamagedError(f"{keys[misfit]!r} has the shape {found}, which does not fit the base's {shape}")
-    scale = _alpha(weights, keys["alpha"]) / len(down) if "alpha" in keys else 1.0
+    scale = _scale(weights, keys, strength)
     down, up = (matrix.to(torch.float32, copy=True).contiguous() for matrix in (down, up))  # a pickle's may be shared
     matrices = down, up if scale == 1 else up * scale
     for role, matrix in zip("AB", matrices, strict=True):
         if weights[keys[role]].dtype not in _DTYPES:
-            raise DamagedError(f"{keys[role]!r} is {weights[keys[role]].dtype}, not float32, float16 or bfloat16")
+            raise DamagedError(f"{keys[role]!r} is {weights[keys[role]].dtype}, not float32, float16, bfloat16 or fp8")
         if not matrix.isfinite().all():
             raise DamagedError(f"{keys[role]!r} holds values that are not finite")
     return matrices
@@ -129,17 +187,23 @@ def _sorted_out(weights: Mapping[str, Tensor], modules: Mapping[str, str]) -> di
         match = _KEY.fullmatch(key)
         module = modules.get(_flat(match["module"])) if match else None
         if match is None or module is None:
-            raise DamagedError(f"{key!r} is no part of a LoRA that this base has a place for")
+            raise DamagedError(_unknown(key, modules))
         other = found.setdefault(module, {}).setdefault(_ROLES[match["role"]], key)
         if other != key:
             raise DamagedError(f"{other!r} and {key!r} are the same matrix")
     return found
 
 
+def _unknown(key: str, modules: Mapping[str, str]) -> str:
+    match = _KEY.fullmatch(key)
+    inside = _BLOCK.fullmatch(_flat(match["module"])) if match else None
+    if inside and not any(f"_{inside['branch']}_" in flat for flat in modules):
+        return f"it was learned in {inside['branch']!r}, which this base has nowhere ({key!r}); use one for this base"
+    return f"{key!r} is no part of a LoRA that this base has a place for"
+
+
 def _flat(module: str) -> str:
-    flat = module.replace(".", "_")
-    for prefix in _PREFIXES:
-        flat = flat.removeprefix(prefix)
+    flat = _PREFIXES.sub("", module.replace(".", "_"), count=1)
     for theirs, ours in _SPELLINGS.items():
         flat = flat.replace(theirs, ours)
     return re.sub(r"to_out_0$", "to_out", flat)
@@ -153,21 +217,36 @@ def _misfit(shape: tuple[int, ...], down: Tensor, up: Tensor) -> str:
     return "" if up.shape == (shape[0], rank, *(1 for _ in shape[2:])) else "B"
 
 
-def _alpha(weights: Mapping[str, Tensor], key: str) -> float:
-    if weights[key].numel() != 1:
-        raise DamagedError(f"{key!r} is not one number")
-    return float(weights[key])
+def _scale(weights: Mapping[str, Tensor], keys: Mapping[str, str], strength: Strength | None) -> float:
+    rank = len(weights[keys["A"]])
+    if key := keys.get("alpha"):
+        if weights[key].numel() != 1:
+            raise DamagedError(f"{key!r} is not one number")
+        return float(weights[key]) / rank
+    module = next(iter(_modules([keys["A"]]).values()))
+    return strength.scale(module, rank) if strength else 1.0
 
 
-def _check_rank(weights: Mapping[str, Tensor]) -> None:
-    ranks = {len(weight): key for key, weight in weights.items() if ".lora_A." in key}
-    if not ranks:
+def _of_one_rank(weights: Weights) -> Weights:
+    """Zeros in place of what smaller ranks lack. Raises DamagedError."""
+    rank = max((len(weight) for key, weight in weights.items() if ".lora_A." in key), default=0)
+    if not rank:
         raise DamagedError("it holds no LoRA weights")
-    if len(ranks) > 1:
-        least, most = min(ranks), max(ranks)
-        raise DamagedError(f"its ranks differ ({least} in {ranks[least]}, {most} in {ranks[most]})")
-    if max(ranks) > MAX_RANK:
-        raise DamagedError(f"its rank is {max(ranks):,}, and at most {MAX_RANK:,} is a low rank")
+    if rank > MAX_RANK:
+        raise DamagedError(f"its rank is {rank:,}, and at most {MAX_RANK:,} is a low rank")
+    axes = {key: int(".lora_B." in key) for key in weights}
+    size = sum(4 * rank * weight.numel() // weight.shape[axes[key]] for key, weight in weights.items())
+    if size > MAX_SIZE:
+        raise DamagedError(f"its ranks differ, and at the largest, {rank}, it would have {size / 1e6:,.0f} MB")
+    return {key: _filled(weight, axes[key], rank) for key, weight in weights.items()}
+
+
+def _filled(weight: Tensor, axis: int, rank: int) -> Tensor:
+    if weight.shape[axis] == rank:
+        return weight
+    shape = list(weight.shape)
+    shape[axis] = rank - weight.shape[axis]
+    return torch.cat([weight, weight.new_zeros(shape)], axis)
 
 
 def wrapped(weights: Mapping[str, Tensor]) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 Our own form is a zip whose comment, its last 64 bytes, is the sha256 of all bytes before it: any changed byte is found.
 Nothing is ever extracted: members are read into memory when names, sizes and kinds have all been looked at. A PyTorch
-file (`.pt`) holds a pickle: it is read only where that is allowed, and then weights only.
+file (`.pt`, `.ckpt`) holds a pickle: it is read only where that is allowed, and then weights only. PEFT's form is a
+folder of weights and a configuration that says how strongly they act.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from customttt import lora
 from customttt.concept import Concept
 from customttt.errors import DamagedError, NotFoundError, UsageError
 from customttt.library import MANIFEST, WEIGHTS
+from customttt.scales import CONFIG
 
 SEAL = 64
 """Bytes of the seal: hex digits of a sha256."""
@@ -36,7 +38,15 @@ MAX_SIZE = 2**30
 """Bytes of a file: 40 times the paper's LoRA; a whole checkpoint is larger."""
 MAX_HEADER = 10**8
 """Bytes of a safetensors header, as the format itself has it."""
+MAX_CONFIG = 10**7
+"""Bytes of an adapter's configuration."""
+IN_FOLDERS = (
+    "adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin", "pytorch_lora_weights.bin",
+)  # fmt: skip
+"""What PEFT and diffusers call the weights in an adapter's folder."""
 _ZIP, _PICKLE = b"PK\x03\x04", "data.pkl"
+_OLD_PICKLE = re.compile(rb"\x80.\x8a\nl\xfc\x9cF\xf9 j\xa8P", re.DOTALL)
+"""How PyTorch's files began before they were archives: a number of ten bytes, pickled."""
 _BROKEN = (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, KeyError, struct.error)
 
 
@@ -53,10 +63,14 @@ class Parcel:
     """What our own form says of it."""
     members: Mapping[str, bytes] = field(default_factory=dict)
     """The entry's files, of our own form."""
+    config: str = ""
+    """What PEFT wrote beside the weights; empty if nothing."""
+    folder: str = ""
+    """Whose weights they are, where a folder was given."""
 
     @property
     def name(self) -> str:
-        return self.concept.name if self.concept else Path(self.file).stem
+        return self.concept.name if self.concept else self.folder or Path(self.file).stem
 
 
 def seal(content: bytes) -> bytes:
@@ -65,26 +79,55 @@ def seal(content: bytes) -> bytes:
 
 
 def read(path: Path, allow_pickle: bool = False) -> Parcel:
-    """Read a file of any of the forms, told apart by what is in it.
+    """Read a file of any of the forms, told apart by what is in it, or an adapter's folder.
 
     Raises NotFoundError, UsageError for a pickle that is not allowed, or DamagedError.
     """
-    if not path.is_file():
+    file = _in_folder(path) if path.is_dir() else path
+    if not file.is_file():
         raise NotFoundError(f"There is no file '{path}'; give what 'customttt export' or another program wrote.")
-    with refusing(f"'{path.name}' cannot be imported"):
-        if path.stat().st_size > MAX_SIZE:
-            raise DamagedError(f"it has {path.stat().st_size / 1e6:,.0f} MB, and a LoRA at most {MAX_SIZE / 1e6:,.0f}")
-        content = path.read_bytes()
-        parcel = Parcel(path.name, hashlib.sha256(content).hexdigest(), {})
-        if not content.startswith(_ZIP):
-            return _read_safetensors(parcel, content)
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = _checked(archive, len(content))
-            if any(name.endswith(_PICKLE) for name in names):
-                return _read_pickle(parcel, content, allow_pickle)
-            if MANIFEST not in names:
-                raise DamagedError("it is an archive of something else")
-            return _read_own(parcel, content, archive)
+    with refusing(f"'{file.name}' cannot be imported"):
+        parcel = _read(file, allow_pickle)
+        if parcel.concept is None:
+            parcel = replace(parcel, config=_config(file.parent))
+    return replace(parcel, folder=path.resolve().name) if path.is_dir() else parcel
+
+
+def _in_folder(folder: Path) -> Path:
+    """The weights of an adapter. Raises NotFoundError for a folder of something else."""
+    found = [folder / name for name in IN_FOLDERS if (folder / name).is_file()]
+    if not found:
+        raise NotFoundError(f"There is no file {IN_FOLDERS[0]} in the folder '{folder}'; give a LoRA's file or folder.")
+    if found[0].name == IN_FOLDERS[0] and not (folder / CONFIG).is_file():
+        raise NotFoundError(f"There is no file {CONFIG} in the folder '{folder}', so its scale is not known.")
+    return found[0]
+
+
+def _config(folder: Path) -> str:
+    file = folder / CONFIG
+    if not file.is_file():
+        return ""
+    if file.stat().st_size > MAX_CONFIG:
+        raise DamagedError(f"the {CONFIG} beside it has {file.stat().st_size / 1e6:,.0f} MB")
+    return file.read_text(encoding="utf-8")
+
+
+def _read(path: Path, allow_pickle: bool) -> Parcel:
+    if path.stat().st_size > MAX_SIZE:
+        raise DamagedError(f"it has {path.stat().st_size / 1e6:,.0f} MB, and a LoRA at most {MAX_SIZE / 1e6:,.0f}")
+    content = path.read_bytes()
+    parcel = Parcel(path.name, hashlib.sha256(content).hexdigest(), {})
+    if _OLD_PICKLE.match(content):
+        return _read_pickle(parcel, content, allow_pickle)
+    if not content.startswith(_ZIP):
+        return _read_safetensors(parcel, content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = _checked(archive, len(content))
+        if any(name.endswith(_PICKLE) for name in names):
+            return _read_pickle(parcel, content, allow_pickle)
+        if MANIFEST not in names:
+            raise DamagedError("it is an archive of something else")
+        return _read_own(parcel, content, archive)
 
 
 @contextmanager
@@ -173,15 +216,31 @@ def _read_pickle(parcel: Parcel, content: bytes, allowed: bool) -> Parcel:
         raise DamagedError("it holds more than weights, and nothing else is read") from error
     except Exception as error:  # a broken pickle raises anything
         raise DamagedError(f"PyTorch cannot read it ({type(error).__name__})") from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    loaded = _innermost(loaded)
     if not isinstance(loaded, Mapping | list) or not loaded:
         raise DamagedError("it holds no LoRA weights")
-    named = dict(loaded if isinstance(loaded, Mapping) else enumerate(loaded))
-    for key, tensor in named.items():
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise DamagedError(f"{key!r} is no plain tensor")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise DamagedError(f"{key!r} says it is larger than what is there")
-    plain = {str(key): tensor.detach() for key, tensor in named.items()}
-    return Parcel(parcel.file, parcel.sha256, plain if isinstance(loaded, Mapping) else list(plain.values()))
+    plain = {str(key): _plain(key, tensor) for key, tensor in _entries(loaded)}
+    return replace(parcel, tensors=plain if isinstance(loaded, Mapping) else list(plain.values()))
+
+
+def _innermost(loaded: Any) -> Any:
+    """A trainer's state holds the weights as `state_dict`, or as the one table in it; either may be wrapped again."""
+    for _ in range(4):
+        tables = [value for value in loaded.values() if isinstance(value, Mapping)] if isinstance(loaded, dict) else []
+        if tables and isinstance(loaded.get("state_dict"), Mapping):
+            loaded = loaded["state_dict"]
+        elif len(tables) == 1 and not any(isinstance(value, Tensor) for value in loaded.values()):
+            loaded = tables[0]
+    return loaded
+
+
+def _entries(loaded: Mapping[Any, Any] | list[Any]) -> Iterable[tuple[Any, Any]]:
+    return loaded.items() if isinstance(loaded, Mapping) else enumerate(loaded)
+
+
+def _plain(key: Any, tensor: Any) -> Tensor:
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise DamagedError(f"{key!r} is no plain tensor")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise DamagedError(f"{key!r} says it is larger than what is there")
+    return tensor.detach()

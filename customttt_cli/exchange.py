@@ -52,20 +52,22 @@ def export(
 
 
 def import_concept(
-    file: Annotated[Path, typer.Argument(help="What export or another program wrote.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="What export or another program wrote: a file, or PEFT's folder.", show_default=False)
+    ],
     name: Annotated[
         str | None, typer.Option(help="What to call it; by default as in the file, or as the file.", show_default=False)
     ] = None,
     kind: Annotated[options.Kind | None, typer.Option(help="Which one, where a file holds both.")] = None,
     base: options.Base = None,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read weights from a PyTorch file (.pt), too.")
+        bool, typer.Option("--allow-pickle", help="Read weights from a PyTorch file (.pt, .ckpt), too.")
     ] = False,
     force: options.Force = False,
 ) -> None:
     """Add a concept from a file: our own form, or a LoRA of diffusers, PEFT, kohya or MotionDirector."""
     library = Library()
-    if not file.is_file():
+    if not file.exists():
         raise NotFoundError(f"There is no file '{file}'; give what 'customttt export' or another program wrote.")
     if name is not None:
         check_name(name)
@@ -77,6 +79,8 @@ def import_concept(
     library.check_free(name or opened.name, force)
     arrival = exchange.admit(opened, _home(opened, base), name, kind.value if kind else None)
     added = arrival.add_to(library, force)
+    for note in arrival.notes:
+        output.warn(note)
     output.say(f"Imported the {added.kind} '{added.name}': \"{added.phrase}\", rank {added.rank}.")
     output.result(str(library.path(added.name)))
 

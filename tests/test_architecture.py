@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "text", "config", "concept", "recipe", "library", "media", "ledger", "stats", "sheets", "tracks", "machine",
-    "diffusion", "backbones", "lora", "keys", "parcel", "exchange", "losses", "metrics", "checkpoint", "thrift",
-    "train", "sampling", "ttt", "compose", "learn", "rivals", "planner", "influence", "compare", "extractors",
-    "evaluate", "tiny",
+    "diffusion", "backbones", "lora", "sorts", "scales", "keys", "parcel", "exchange", "losses", "metrics", "checkpoint",
+    "thrift", "train", "sampling", "ttt", "compose", "learn", "rivals", "planner", "influence", "compare",
+    "extractors", "evaluate", "tiny",
 ]  # fmt: skip
 SCRIPTS = {"pretrain.py", "judge_training.py", "score.py", "study.py"}
 TORCH_FREE = ORDER[: ORDER.index("machine") + 1]

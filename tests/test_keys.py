@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from bases import unet_3d
+from diffusers import UNetMotionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from travel import LAYERS, make_weights
 
-from customttt import backbones, keys
+from customttt import backbones, keys, lora
 from customttt.backbones import animatediff
 from customttt.concept import Kind
 from customttt.errors import DamagedError
@@ -172,6 +173,98 @@ def test_a_list_for_another_network_is_refused(travel_home: Home) -> None:
     zeroscope = [torch.zeros(320, 32), torch.zeros(32, 320)] * 60
     with pytest.raises(DamagedError, match="120 tensors without names"):
         keys.named(zeroscope, travel_home.places, None)
+
+
+def halved(weights: Weights, pattern: str) -> Weights:
+    """The modules that a pattern fits at half the rank."""
+    found = {}
+    for key, weight in weights.items():
+        half = weight if not re.search(pattern, key) else weight[:2] if "lora_A" in key else weight[:, :2]
+        found[key] = half.contiguous()
+    return found
+
+
+def test_mixed_ranks_are_filled_up_with_zeros(travel_home: Home) -> None:
+    """Which changes nothing: every module adds the product that it added before, each with its own alpha / rank."""
+    mixed = halved(make_weights(travel_home, "appearance"), "to_q|net")
+    respelt = {keys.kohya(key, "appearance"): weight for key, weight in mixed.items()}
+    alphas = {key.replace(".lora_up.weight", ".alpha"): torch.tensor(1.0) for key in respelt if "lora_up" in key}
+    found = keys.translate(respelt | alphas, travel_home.places)
+    assert {len(weight) for key, weight in found.items() if "lora_A" in key} == {4}
+    for module in keys.wrapped(mixed):
+        down, up = mixed[f"{module}.lora_A.weight"], mixed[f"{module}.lora_B.weight"]
+        product = found[f"{module}.lora_B.weight"] @ found[f"{module}.lora_A.weight"]
+        assert torch.equal(product, (up / len(down)) @ down), module
+
+
+def test_a_lora_of_mixed_ranks_acts_as_its_parts(travel_home: Home) -> None:
+    mixed = halved(make_weights(travel_home, "motion"), "attn2")
+    unet = UNetMotionModel.from_pretrained(travel_home.base, subfolder="unet")
+    lora.restore(unet, "motion", keys.translate(mixed, travel_home.places))
+    for module in keys.wrapped(mixed):
+        layer = unet.get_submodule(module)
+        change = mixed[f"{module}.lora_B.weight"] @ mixed[f"{module}.lora_A.weight"]
+        assert torch.equal(layer.get_delta_weight("motion"), change)
+
+
+def test_a_rank_that_would_fill_the_memory_is_refused(travel_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "MAX_SIZE", 20_000)
+    mixed = halved(make_weights(travel_home, "appearance"), "to_q")
+    with pytest.raises(DamagedError, match="its ranks differ, and at the largest, 4, it would have"):
+        keys.translate(mixed, travel_home.places)
+
+
+TEXT_ENCODERS = [
+    "lora_te_text_model_encoder_layers_0_self_attn_q_proj.{}.weight",
+    "lora_te1_text_model_encoder_layers_0_mlp_fc1.{}.weight",
+    "text_encoder.text_model.encoder.layers.0.self_attn.out_proj.{}.weight",
+    "base_model.model.text_model.encoder.layers.0.self_attn.v_proj.{}.weight",
+]
+
+
+@pytest.mark.parametrize("spelling", TEXT_ENCODERS)
+def test_a_text_encoder_is_left_out(travel_home: Home, spelling: str) -> None:
+    weights = make_weights(travel_home, "appearance")
+    text = {spelling.format(role): torch.ones(4, 4) for role in ("lora_down", "lora_up")}
+    kept, left = keys.sift(weights | text, travel_home.places)
+    assert (kept, left) == (weights, {"the text encoder": 2})
+    with pytest.raises(DamagedError, match="no LoRA weights but those of the text encoder"):
+        keys.sift(text, travel_home.places)
+    text.popitem()
+    with pytest.raises(DamagedError, match="is alone"):
+        keys.sift(weights | text, travel_home.places)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_motion_in_the_middle_is_left_out_where_a_base_has_none(travel_home: Home, prefix: str) -> None:
+    """AnimateDiff's MotionLoRAs are for v2, which has it; v3 and v1 have not."""
+    weights = make_weights(travel_home, "motion")
+    spelt = {prefix + keys.kohya(key, "motion"): weight for key, weight in weights.items()}
+    block = next(iter(spelt)).split(".motion_modules")[0]
+    middle = {
+        key.replace(block, f"{prefix}mid_block"): weight
+        for key, weight in spelt.items()
+        if f"{block}.motion_modules.0" in key
+    }
+    kept, left = keys.sift(middle | spelt, travel_home.places)
+    assert kept == spelt
+    assert left == {"motion_modules in mid_block, where this base has none": len(middle)}
+    with pytest.raises(DamagedError, match="no LoRA weights but those of motion_modules in mid_block"):
+        keys.sift(middle, travel_home.places)
+
+
+def test_motion_in_the_middle_is_taken_where_a_base_has_it(travel_home: Home) -> None:
+    name = next(iter(keys.wrapped(make_weights(travel_home, "motion"))))
+    middle = re.sub(r"^\w+\.\d+\.", "mid_block.", name)
+    places = travel_home.places | {middle: travel_home.places[name]}
+    kept, left = keys.sift({f"{middle}.lora_A.weight": torch.ones(1)}, places)
+    assert (list(kept), left) == ([f"{middle}.lora_A.weight"], {})
+
+
+def test_a_family_that_a_base_is_not_of_is_named(travel_home: Home, tiny_random_3d_base: Path) -> None:
+    weights = make_weights(travel_home, "motion")
+    with pytest.raises(DamagedError, match="learned in 'motion_modules', which this base has nowhere"):
+        keys.translate(weights, backbones.places(str(tiny_random_3d_base)))
 
 
 @pytest.mark.parametrize(

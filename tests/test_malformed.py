@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -186,10 +187,25 @@ def rank_0(rng: random.Random, good: Good) -> bytes:
     return good.changed(**{f"{module}.lora_A.weight": down[:0], f"{module}.lora_B.weight": up[:, :0]})
 
 
-def ranks_that_differ(rng: random.Random, good: Good) -> bytes:
+def a_pair_of_two_ranks(rng: random.Random, good: Good) -> bytes:
     module = rng.choice(list(good.weights)).rsplit(".lora_", 1)[0]
-    down, up = (good.weights[f"{module}.lora_{role}.weight"] for role in "AB")
-    return good.changed(**{f"{module}.lora_A.weight": down[:3], f"{module}.lora_B.weight": up[:, :3]})
+    down = good.weights[f"{module}.lora_A.weight"]
+    return good.changed(**{f"{module}.lora_A.weight": down[: rng.randrange(1, len(down))]})
+
+
+def a_mad_configuration(rng: random.Random, good: Good) -> bytes:
+    """In the header, as diffusers writes it."""
+    fields: dict[str, Any] = rng.choice(
+        [{"r": 5}, {"lora_alpha": float("nan")}, {"alpha_pattern": {"(a|a)*b": 1}}, {"rank_pattern": {"(": 1}}]
+    )
+    return safetensors(good.weights, lora_adapter_metadata=json.dumps({"r": 4, **fields}))
+
+
+def half_a_text_encoder(rng: random.Random, good: Good) -> bytes:
+    key = rng.choice(
+        ["lora_te_text_model_encoder_layers_0_mlp_fc1", "text_encoder.text_model.encoder.layers.0.mlp.fc1"]
+    )
+    return good.changed(**{f"{key}.lora_{rng.choice(['up', 'down'])}.weight": torch.ones(4, 32)})
 
 
 def a_lone_matrix(rng: random.Random, good: Good) -> bytes:
@@ -281,6 +297,28 @@ def a_spoilt_pickle(rng: random.Random, good: Good) -> bytes:
     return content[: rng.randrange(4, len(content))]
 
 
+def old(what: object) -> bytes:
+    """As PyTorch wrote files before they were archives."""
+    buffer = io.BytesIO()
+    torch.save(what, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def an_old_pickle_that_runs(rng: random.Random, good: Good) -> bytes:
+    return old(rng.choice([Exploit(), [Exploit()], {**good.weights, "a": Exploit()}]))
+
+
+def a_spoilt_old_pickle(rng: random.Random, good: Good) -> bytes:
+    content = old(good.weights)
+    return content[: rng.randrange(16, len(content))]
+
+
+def a_table_in_itself(rng: random.Random, _: Good) -> bytes:
+    table: dict[str, Any] = {}
+    table["state_dict"] = {rng.choice(["state_dict", "a"]): table}
+    return rng.choice([old, pickled])(table)
+
+
 def nothing_pickled(rng: random.Random, _: Good) -> bytes:
     return pickled(rng.choice([[], {}, 3, "koala", {"state_dict": {}}]))
 
@@ -289,10 +327,11 @@ SPOILERS: list[Spoiler] = [
     a_flipped_byte, a_flipped_byte, a_flipped_byte, a_cut_tail, a_longer_tail, a_member_that_climbs, a_link, a_folder,
     a_member_twice, a_compressed_bomb, a_huge_declared_member, a_stranger, no_manifest, no_weights, another_manifest,
     a_manifest_that_lists_itself, a_manifest_of_control_characters, a_changed_manifest, a_newer_manifest,
-    other_weights_than_the_manifest_s, a_wrong_shape, not_a_number, integers, rank_10_000, rank_0, ranks_that_differ,
-    a_lone_matrix, an_unknown_key, one_matrix_in_two_spellings, a_mad_alpha, no_tensors, a_half,
-    a_huge_declared_tensor, a_huge_declared_header, a_tensor_twice, a_header_that_is_none, noise, a_pickle_that_runs,
-    a_list_too_short, a_view_larger_than_memory, no_plain_tensor, a_spoilt_pickle, nothing_pickled,
+    other_weights_than_the_manifest_s, a_wrong_shape, not_a_number, integers, rank_10_000, rank_0, a_pair_of_two_ranks,
+    a_mad_configuration, half_a_text_encoder, a_lone_matrix, an_unknown_key, one_matrix_in_two_spellings, a_mad_alpha,
+    no_tensors, a_half, a_huge_declared_tensor, a_huge_declared_header, a_tensor_twice, a_header_that_is_none, noise,
+    a_pickle_that_runs, a_list_too_short, a_view_larger_than_memory, no_plain_tensor, a_spoilt_pickle, nothing_pickled,
+    an_old_pickle_that_runs, a_spoilt_old_pickle, a_table_in_itself,
 ]  # fmt: skip
 
 
