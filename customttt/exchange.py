@@ -67,7 +67,13 @@ class Arrival:
 
 
 def export(library: Library, concept: Concept, form: Form, path: Path) -> None:
-    """Write a concept to one file, whole or not at all. Raises DamagedError or StoreError."""
+    """Write a concept to one file, whole or not at all.
+
+    Raises DamagedError, StoreError, UsageError for a form in which no program could read it, and BaseUnavailableError
+    where that cannot be told.
+    """
+    if form == "kohya":
+        _check_readable(concept)
     weights = library.weights(concept.name)  # all files verified
     if form == "customttt":
         content = _pack(concept, {name: (weights.parent / name).read_bytes() for name in concept.files})
@@ -89,25 +95,46 @@ def _renamed(weights: lora.Weights, concept: Concept, form: Form) -> lora.Weight
     return renamed
 
 
+def _check_readable(concept: Concept) -> None:
+    if not backbones.family_of(backbones.locate(concept.base)).KOHYA:
+        raise UsageError(
+            f"'{concept.name}' was learned on '{concept.base}', and no program reads LoRAs of that architecture in "
+            "kohya's form; use --format diffusers."
+        )
+
+
+def _architecture(concept: Concept) -> str:
+    """As `modelspec.architecture` has it; empty where the base is not at hand, and so cannot be told."""
+    if concept.base == "tiny":
+        return "customttt-tiny"
+    try:
+        return backbones.family_of(backbones.locate(concept.base)).ARCHITECTURES[concept.kind]
+    except BaseUnavailableError:
+        return ""
+
+
 def _metadata(concept: Concept, form: Form) -> dict[str, str]:
     """What other programs show of a LoRA; the manifest says more."""
-    family = "customttt-tiny" if concept.base == "tiny" else "stable-diffusion-v1"
+    family = _architecture(concept)
     known = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{family}/lora",
+        **({"modelspec.architecture": f"{family}/lora"} if family else {}),
         "modelspec.implementation": "diffusers",
         "modelspec.title": concept.name,
         "modelspec.description": f"{concept.kind} LoRA for {concept.base}, learned by customttt {__version__}",
         "modelspec.date": concept.created.isoformat(),
-        "modelspec.trigger_phrase": concept.phrase,
+        TRIGGER: concept.phrase,
+        OWN_PHRASE: concept.phrase,
     }
-    if form == "diffusers":
-        return known
-    return known | {
+    return known if form == "diffusers" else known | _kohya_metadata(concept, family)
+
+
+def _kohya_metadata(concept: Concept, family: str) -> dict[str, str]:
+    return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(concept.rank),
         "ss_network_alpha": str(concept.rank),
-        "ss_base_model_version": "sd_v1" if family == "stable-diffusion-v1" else family,
+        "ss_base_model_version": family if family == "customttt-tiny" else "sd_v1",
         "ss_sd_model_name": concept.base,
         "ss_output_name": concept.name,
         "ss_learning_rate": str(concept.learning_rate),

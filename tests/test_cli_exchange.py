@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from material import assert_one_sentence, run, snapshot
+from torch import ones
 from travel import LAYERS, NAMES, add, make_weights, pickled, safetensors
 
 from customttt.exchange import Home
@@ -58,6 +59,16 @@ def test_a_foreign_form_travels_under_another_name(library: Library, travel_home
     assert json.loads(run("show", "diving", "--json").stdout)["layers"] == [2, 5]
 
 
+def test_what_is_left_out_is_said_in_one_line(travel_home: Home, here: Path) -> None:
+    text = {f"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_{role}.weight": ones(4, 4) for role in ("down", "up")}
+    content = safetensors(make_weights(travel_home, "appearance") | text)
+    (here / "koala.safetensors").write_bytes(content)
+    done = run("import", "koala.safetensors", "--base", travel_home.base)
+    assert done.exit_code == 0, done.output
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("warning"))
+    assert line == "warning: 'koala.safetensors' is imported without 2 keys of the text encoder."
+
+
 @pytest.mark.usefixtures("here")
 def test_an_imported_concept_composes(library: Library, travel_home: Home) -> None:
     for name in NAMES.values():
@@ -105,7 +116,7 @@ def test_a_concept_of_another_version_of_its_base_is_imported_only_if_asked(
         (["export", "koala", "--kind", "motion"], 2, "is an appearance"),
         (["export", "koala", "-o", "/proc/nowhere/koala"], 11, "cannot be written"),
         (["import", "nothing.customttt"], 3, "There is no file"),
-        (["import", "."], 3, "There is no file"),
+        (["import", "."], 3, "no file adapter_model.safetensors in the folder"),
         (["import", "foreign.safetensors", "--name", "a/b"], 2, "cannot be a concept's name"),
         (["import", "foreign lora.safetensors"], 2, "cannot be a concept's name"),
         (["import", "foreign.safetensors", "--name", "KOALA"], 4, "case only"),

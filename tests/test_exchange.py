@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,72 @@ def test_pickled_tensors_may_share_memory_and_be_transposed(travel_home: Home, t
     shared[other] = shared[twin]
     take(write(tmp_path / "shared.pt", pickled(shared)), travel_home, allow_pickle=True)
     assert_same("again", shared)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "motion_module."])
+@pytest.mark.parametrize("around", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}])
+@pytest.mark.parametrize("archived", [True, False])
+def test_pickles_of_every_age_are_read(
+    travel_home: Home, tmp_path: Path, prefix: str, around: Callable[[object], object], archived: bool
+) -> None:
+    """PyTorch wrote no archives before 1.6; trainers on several GPUs put `module.` before every name."""
+    weights = make_weights(travel_home, "motion")
+    spelt = {prefix + keys.kohya(key, "motion"): weight for key, weight in weights.items()}
+    path = tmp_path / "zoom.ckpt"
+    torch.save(around(spelt), path, _use_new_zipfile_serialization=archived)
+    with pytest.raises(UsageError, match="--allow-pickle"):
+        parcel.read(path)
+    assert take(path, travel_home, allow_pickle=True).kind == "motion"
+    assert_same("again", weights)
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        ", ".join(f"koala{i}" for i in range(200)),
+        "koala, masterpiece",
+        "koala; fur",
+        "a koala that sits in a tree and eats leaves all day long until night",
+        "koala\x1b[31m",
+        "{motion}",
+        "(koala:1.2)",
+    ],
+)
+def test_a_trigger_phrase_that_is_no_noun_falls_back_to_the_name(
+    travel_home: Home, tmp_path: Path, trigger: str
+) -> None:
+    content = safetensors(make_weights(travel_home, "appearance"), **{"modelspec.trigger_phrase": trigger})
+    arrival = exchange.admit(parcel.read(write(tmp_path / "x.safetensors", content)), travel_home, "grey-koala")
+    assert (arrival.concept.phrase, arrival.concept.prompt) == ("grey koala", "A grey koala.")
+    (note,) = arrival.notes
+    assert 'the concept is called "grey koala"' in note
+    assert note.isprintable()
+    assert len(note) < 200
+
+
+@pytest.mark.parametrize("trigger", ["sks dog", "a photo of ohwx man", "k0ala_v1", "  tall   giraffe "])
+def test_a_trigger_phrase_that_is_a_noun_is_kept(travel_home: Home, tmp_path: Path, trigger: str) -> None:
+    content = safetensors(make_weights(travel_home, "appearance"), **{"modelspec.trigger_phrase": trigger})
+    arrival = exchange.admit(parcel.read(write(tmp_path / "x.safetensors", content)), travel_home, "x")
+    assert (arrival.concept.phrase, arrival.notes) == (" ".join(trigger.split()), ())
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_our_own_phrase_comes_back_whatever_it_is(travel_home: Home, tmp_path: Path, form: Form) -> None:
+    concept = add(Library(), travel_home, "appearance", phrase="small, red koala (with a hat)")
+    exchange.export(Library(), concept, form, tmp_path / "x.safetensors")
+    assert take(tmp_path / "x.safetensors", travel_home).phrase == concept.phrase
+
+
+def test_what_is_left_out_is_counted(travel_home: Home, tmp_path: Path) -> None:
+    weights = make_weights(travel_home, "appearance")
+    layers = (f"lora_te_text_model_encoder_layers_{i}_self_attn_q_proj" for i in range(3))
+    text = {f"{layer}.lora_{role}.weight": torch.ones(4, 4) for layer in layers for role in ("down", "up")}
+    path = write(tmp_path / "koala.safetensors", safetensors(weights | text))
+    arrival = exchange.admit(parcel.read(path), travel_home)
+    assert arrival.notes == ("'koala.safetensors' is imported without 6 keys of the text encoder.",)
+    arrival.add_to(Library())
+    assert_same("koala", weights)
 
 
 def test_of_a_file_with_both_kinds_one_is_chosen(travel_home: Home, tmp_path: Path) -> None:

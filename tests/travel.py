@@ -33,11 +33,12 @@ def make_weights(home: Home, kind: Kind, rank: int = RANK) -> lora.Weights:
     return weights
 
 
-def add(library: Library, home: Home, kind: Kind) -> Concept:
+def add(library: Library, home: Home, kind: Kind, phrase: str = "") -> Concept:
     """`koala` or `swimming`, in the library."""
     name = NAMES[kind]
+    phrase = phrase or f"purple {name}"
     concept = Concept(
-        name=name, kind=kind, phrase=f"purple {name}", prompt=f"A purple {name}.", base=home.base,
+        name=name, kind=kind, phrase=phrase, prompt=f"A {phrase}.", base=home.base,
         base_fingerprint=home.fingerprint, layers=LAYERS[kind], rank=RANK, steps=3, learning_rate=1e-4, seed=5,
         sources=(), inputs="c" * 64, losses=(0.5,) * 3, versions={"torch": "2.6"}, created=datetime.now(UTC), seconds=1,
     )  # fmt: skip

@@ -53,6 +53,8 @@ ADAPTER = hub.Repository(
 class AnimateDiff(Family):
     UNETS = ("UNetMotionModel", "UNet2DConditionModel")
     BRANCHES = MappingProxyType({"appearance": "attentions", "motion": "motion_modules"})
+    ARCHITECTURES = MappingProxyType({"appearance": "stable-diffusion-v1", "motion": "animatediff"})
+    KOHYA = True  # ComfyUI and AnimateDiff-Evolved
     KNOWN = (
         Known(
             "tiny", "the embedded model: a small world of emoji", "Apache-2.0, OFL-1.1", folder=TINY_PATH / "weights"

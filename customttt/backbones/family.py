@@ -77,6 +77,11 @@ class Family(ABC):
     OUTSIDE: ClassVar[Mapping[str, tuple[Kind, int]]] = MappingProxyType({})
     """Modules outside the layers in which other programs learn: their kind, and the layer that they are counted to."""
 
+    ARCHITECTURES: ClassVar[Mapping[Kind, str]]
+    """What a LoRA of each kind is for, in the words of `modelspec.architecture`."""
+    KOHYA: ClassVar[bool]
+    """Whether there is a program that reads LoRAs for this family in the spelling of kohya and AnimateDiff."""
+
     name: str
     fingerprint: str
     unet: Any

@@ -56,6 +56,8 @@ MODELSCOPE_HOME = hub.Repository("damo-vilab/text-to-video-ms-1.7b", "8227dddca7
 class UNet3D(Family):
     UNETS = ("UNet3DConditionModel",)
     BRANCHES = MappingProxyType({"appearance": "attentions", "motion": "temp_attentions"})
+    ARCHITECTURES = MappingProxyType({"appearance": "text-to-video-ms", "motion": "text-to-video-ms"})
+    KOHYA = False
     OUTSIDE = MappingProxyType({"transformer_in.": ("motion", 0)})
     KNOWN = (
         Known(
