@@ -17,6 +17,9 @@ from customttt.errors import UsageError
 
 FORMAT_VERSION = 1
 MAX_PROMPT_LENGTH = 1000
+LINE_BREAKS = "\n\r\v\f\x85\u2028\u2029"
+NO_TEXT = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0 and C1 controls and DEL, but for the tab; separators of lines; overrides of direction; halves of characters."""
 DETERMINERS = {"a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "one", "two", "some"}
 VOWEL_SOUND = re.compile(r"(?!uni(?![nm])|ufo|us[aeiu]|eu|one\b)[aeiou]", re.IGNORECASE)
 """How a word begins that wants "an": a unicorn and a UFO do not."""
@@ -28,8 +31,22 @@ def check_prompt(prompt: str) -> None:
         raise UsageError(
             f"The prompt has {len(prompt):,} characters; at most {MAX_PROMPT_LENGTH:,} are read. Use a short sentence."
         )
-    if not prompt.isprintable():
-        raise UsageError("The prompt holds line breaks or control characters; write it as one line.")
+    check_characters(prompt, "The prompt")
+
+
+def check_characters(text: str, what: str) -> None:
+    """Raise UsageError for what is no text. Spaces of every kind, joiners and letters of scripts to come are."""
+    if found := NO_TEXT.search(text):
+        raise UsageError(f"{what} holds {_called(found[0])}; write it as one line of plain text.")
+
+
+def _called(character: str) -> str:
+    code = f"U+{ord(character):04X}"
+    if character in LINE_BREAKS:
+        return f"a line break ({code})"
+    if "\ud800" <= character <= "\udfff":
+        return f"half a character ({code}), as is left of text that is not UTF-8"
+    return f"the control character {code}"
 
 
 def phrase_of(name: str) -> str:

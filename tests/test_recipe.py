@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
+import customttt.tiny
 from customttt.config import SampleConfig, TTTConfig
 from customttt.errors import UsageError
 from customttt.recipe import (
@@ -93,6 +96,46 @@ def test_what_training_depends_on_trains_again(change: dict[str, object]) -> Non
 def test_a_prompt_that_cannot_be_read_is_refused(prompt: str) -> None:
     with pytest.raises(UsageError, match="prompt"):
         check_prompt(prompt)
+
+
+SPACES = "\t\u00a0\u1680\u2002\u2003\u2009\u200a\u202f\u205f\u3000"
+
+
+@pytest.mark.parametrize("space", SPACES, ids=ascii)
+def test_spaces_of_every_kind_are_spaces(space: str) -> None:
+    check_prompt(f"on{space}Mars")
+    assert recipe(prompt=f"{space}on Mars{space}").target_prompt == "A koala is swimming on Mars."
+
+
+def test_the_embedded_base_reads_every_space_as_one() -> None:
+    file = Path(customttt.tiny.__file__).parent / "weights" / "tokenizer" / "tokenizer.json"
+    read = Tokenizer.from_file(str(file)).encode
+    assert {tuple(read(f"a koala on{space}mars").ids) for space in f" {SPACES}"} == {tuple(read("a koala on mars").ids)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a \U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f", "\U0001f3f4\U000e0067\U000e007f",
+     "می\u200cخواهم", "\u200fשלום", "co\u00adop", "\ue000", "\U0001fae9", "한국어", "e\u0301"],
+    ids=ascii,
+)  # fmt: skip
+def test_joiners_and_letters_of_every_script_are_text(text: str) -> None:
+    check_prompt(text)
+
+
+@pytest.mark.parametrize(
+    ("character", "called"),
+    [
+        *((chr(code), f"the control character U+{code:04X}") for code in (0, 7, 8, 0x1B, 0x1F, 0x7F, 0x80, 0x9B)),
+        *((chr(code), f"the control character U+{code:04X}") for code in (0x202A, 0x202E, 0x2066, 0x2069)),
+        *((mark, "a line break") for mark in "\n\r\v\f\x85\u2028\u2029"),
+        ("\udc80", r"half a character \(U\+DC80\), as is left of text that is not UTF-8"),
+    ],
+    ids=ascii,
+)
+def test_what_is_no_text_is_refused_by_its_name(character: str, called: str) -> None:
+    with pytest.raises(UsageError, match=rf"^The prompt holds {called.replace('U+', 'U.')}.*; write it as one line"):
+        check_prompt(f"on{character} Mars")
 
 
 def test_a_scale_out_of_range_is_refused() -> None:
