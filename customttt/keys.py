@@ -39,7 +39,7 @@ MAX_SIZE = 2**30
 """Bytes of all matrices at one rank."""
 
 _KEY = re.compile(
-    r"(?P<module>.+?)(?:[._]lora[._](?P<role>A|B|down|up)(?:\.(?P<adapter>[^.]+))?\.weight|\.(?P<alpha>alpha))",
+    r"(?P<module>.+?)(?:[._]lora(?:_linear_layer)?[._](?P<role>A|B|down|up)(?:\.(?P<adapter>[^.]+))?\.weight|\.(?P<alpha>alpha))",
     re.DOTALL,
 )
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)

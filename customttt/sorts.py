@@ -45,6 +45,8 @@ def check(keys: Collection[str]) -> None:
     for pattern, what in _OTHERS:
         if any(re.search(pattern, key) for key in keys):
             raise DamagedError(f"it is {what}, and only plain LoRAs are read; {PLAIN}")
+    if keys and not any("lora" in key.lower() for key in keys):
+        raise DamagedError(f"it holds no LoRA but other weights, such as {min(keys)!r}; give a LoRA")
     for pattern, base in _BASES:
         if any(re.match(pattern, key) for key in keys):
             raise DamagedError(f"it is a LoRA of {base}, and does not fit this one; use one for this base")

@@ -223,9 +223,10 @@ TEXT_ENCODERS = [
 
 
 @pytest.mark.parametrize("spelling", TEXT_ENCODERS)
-def test_a_text_encoder_is_left_out(travel_home: Home, spelling: str) -> None:
+@pytest.mark.parametrize("between", ["lora_", "lora_linear_layer."])
+def test_a_text_encoder_is_left_out(travel_home: Home, spelling: str, between: str) -> None:
     weights = make_weights(travel_home, "appearance")
-    text = {spelling.format(role): torch.ones(4, 4) for role in ("lora_down", "lora_up")}
+    text = {spelling.format(between + role): torch.ones(4, 4) for role in ("down", "up")}
     kept, left = keys.sift(weights | text, travel_home.places)
     assert (kept, left) == (weights, {"the text encoder": 2})
     with pytest.raises(DamagedError, match="no LoRA weights but those of the text encoder"):

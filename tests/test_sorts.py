@@ -62,6 +62,21 @@ def test_another_sort_of_adapter_is_refused_by_its_name(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight",
+        "emb_params",
+    ],
+)
+def test_weights_that_are_no_lora_are_refused_as_such(travel_home: Home, tmp_path: Path, key: str) -> None:
+    """A whole checkpoint, a motion module, a textual inversion."""
+    (tmp_path / "koala.safetensors").write_bytes(safetensors({key: torch.ones(4)}))
+    done = run("import", tmp_path / "koala.safetensors", "--base", travel_home.base)
+    assert_one_sentence(done, 6, "koala.safetensors", f"it holds no LoRA but other weights, such as '{key}'")
+
+
 def test_none_of_our_own_keys_is_of_another_sort(travel_home: Home) -> None:
     for name in travel_home.places:
         plain = f"{name}.lora_A.weight"
