@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    "errors", "text", "config", "concept", "recipe", "library", "media", "ledger", "stats", "sheets", "tracks", "machine",
+    "errors", "text", "config", "concept", "recipe", "library", "pixels", "pictures", "ffmpeg", "clips",
+    "outputs", "videos", "media", "ledger", "stats", "sheets", "tracks", "machine",
     "diffusion", "backbones", "lora", "sorts", "scales", "keys", "parcel", "exchange", "losses", "metrics", "checkpoint",
     "thrift", "train", "sampling", "ttt", "compose", "learn", "rivals", "planner", "influence", "compare",
     "extractors", "evaluate", "tiny",

@@ -1,0 +1,180 @@
+"""Clips to learn from: which of the frames are taken, in videos by ffmpeg and in gif, webp and avif by Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice, pairwise, takewhile
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence
+
+from customttt import ffmpeg
+from customttt.errors import MediaError, UsageError
+from customttt.pixels import Size, check_local, decoding, digest, open_image, pair, resize, to_rgb
+
+Frames = NDArray[np.uint8]  # (f h w 3)
+
+MAX_SECONDS = 60.0  # of a clip that are decoded
+MAX_FRAMES = 60 * 240  # of a clip that are counted
+JITTER = 0.004  # seconds, by which containers round times: of two frames about as near, the earlier is taken
+SHORTEST = 10  # milliseconds of a frame that browsers show as
+USUAL = 100  # milliseconds
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames sampled from one clip."""
+
+    name: str  # the file's
+    frames: Frames
+    fps: float  # mean rate of the frames taken, in the clip's own time
+    sha256: str  # of the file
+
+
+def read_clip(
+    path: Path | str,
+    num_frames: int,
+    fps: float,
+    size: int | Size,
+    start: float = 0.0,
+    end: float | None = None,
+) -> Clip:
+    """`num_frames` frames of a video, gif or webp, `fps` a second from `start` (seconds) on.
+
+    Each is the frame nearest in time, and none is taken twice: where the clip up to `end` is shorter than
+    `num_frames / fps`, the frames are spread over it; where it is slower than `fps`, they are consecutive.
+    The centre is cropped to `size` in pixels: the side, or (height, width). Frames are as a player shows them: turned
+    and cropped as the file says, with square pixels, HDR in BT.709, transparency white.
+    Raises NotFoundError, UsageError for impossible numbers, or MediaError.
+    """
+    _check_sampling(num_frames, fps, start, end)
+    path, limit = Path(path), min(MAX_SECONDS, MAX_SECONDS if end is None else end - start)
+    with decoding(path):
+        reel = open_reel(path)
+        times = reel.times(start, min(num_frames / fps, limit), MAX_FRAMES)
+        if len(times) < num_frames:  # slower than `fps`, or too short
+            times = reel.times(start, limit, num_frames)
+        if len(times) < num_frames:
+            raise MediaError(_too_short(path.name, len(times), num_frames, start, end))
+        picks = _pick(np.array(times), num_frames, fps)
+        seconds = times[picks[-1]] - times[picks[0]]
+        frames = reel.frames(start, times, picks, pair(size))
+        return Clip(path.name, frames, (num_frames - 1) / seconds if seconds > 0 else fps, digest(path))
+
+
+def count_frames(path: Path, at_most: int) -> int:
+    """How many frames a clip has, counted by decoding, up to `at_most`. Raises NotFoundError or MediaError."""
+    with decoding(path):
+        return len(open_reel(path).times(0.0, MAX_SECONDS, at_most))
+
+
+def _check_sampling(num_frames: int, fps: float, start: float, end: float | None) -> None:
+    if num_frames < 1 or not fps > 0:
+        raise UsageError(f"{num_frames} frames at {fps:g} a second cannot be read; both must be above 0.")
+    if not num_frames / fps <= MAX_SECONDS:
+        raise UsageError(f"{num_frames} frames at {fps:g} a second exceed {MAX_SECONDS:g} s; use fewer.")
+    if not start >= 0 or (end is not None and not end > start):
+        raise UsageError(f"There is nothing between {start:g} s and {end} s; the end must be after the start.")
+
+
+def _too_short(name: str, found: int, num_frames: int, start: float, end: float | None) -> str:
+    where = f" from {start:g} s on" if end is None else f" between {start:g} s and {end:g} s"
+    count = f"{found} frame" + "s" * (found != 1) + where * (start > 0 or end is not None)
+    advice = f" or --frames {found}" * (found > 1)
+    return f"Clip '{name}' has {count}; motion needs {num_frames}. Use a longer clip{advice}."
+
+
+def _pick(times: NDArray[np.float64], num_frames: int, fps: float) -> list[int]:
+    """Which of the frames that begin at `times` (seconds) to take: the nearest, each once, in order."""
+    order = np.arange(num_frames)
+    duration = (times[-1] - times[0]) * len(times) / max(len(times) - 1, 1)  # the last frame lasts, too
+    ideal = times[0] + order * min(1 / fps, duration / num_frames)
+    nearest = np.abs(times + JITTER - ideal[:, None]).argmin(axis=1)
+    once = np.maximum.accumulate(nearest - order) + order
+    return [int(pick) for pick in np.minimum(once, len(times) - num_frames + order)]
+
+
+# -- what is read from
+
+
+@dataclass(frozen=True)
+class Video:
+    """What ffmpeg decodes."""
+
+    path: Path
+    stream: ffmpeg.Stream
+
+    def times(self, start: float, seconds: float, at_most: int) -> list[float]:
+        """When each frame of the interval begins, in seconds after `start`: rising."""
+        exact = ("-enc_time_base:v", "demux")  # of the clip itself, not of its frame rate
+        output = ("-frames:v", str(at_most), "-vf", "scale=16:16", "-pix_fmt", "gray", *exact, "-f", "framecrc")
+        lines = ffmpeg.decode(self.path, self.stream, output, start, seconds).decode().splitlines()
+        ticks = {int(line.split(",")[2]) for line in lines if not line.startswith("#")}
+        base = next((Fraction(line.split()[-1]) for line in lines if line.startswith("#tb")), Fraction(1))
+        return sorted(float(tick * base) for tick in ticks)
+
+    def frames(self, start: float, times: Sequence[float], picks: Sequence[int], size: Size) -> Frames:
+        """Chosen by time: ffmpeg numbers frames anew when their size changes, and its filters are built again."""
+        edges = [times[0] - 1, *map(mean, pairwise(times)), times[-1] + 1]
+        near = _any_of([f"between(t,{edges[pick]:.6f},{edges[pick + 1]:.6f})" for pick in picks])
+        filters = f"select='(isnan(prev_selected_t)+gt(t,prev_selected_t))*{near}',{self.stream.filters(size)}"
+        output = ("-frames:v", str(len(picks)), "-vf", filters, "-pix_fmt", "rgb24", "-f", "rawvideo")
+        raw = ffmpeg.decode(self.path, self.stream, output, start)
+        return np.frombuffer(raw, np.uint8).reshape(len(picks), *size, 3).copy()
+
+
+def _any_of(conditions: Sequence[str]) -> str:
+    """The expression that is true where one of them is; balanced, as ffmpeg nests at most 100 deep."""
+    if len(conditions) == 1:
+        return conditions[0]
+    half = len(conditions) // 2
+    return f"({_any_of(conditions[:half])}+{_any_of(conditions[half:])})"
+
+
+@dataclass(frozen=True)
+class Animation:
+    """A gif, webp or avif, which Pillow decodes."""
+
+    path: Path
+
+    def times(self, start: float, seconds: float, at_most: int) -> list[float]:
+        within = (time - start for time, _ in self.all() if time >= start)
+        return list(islice(takewhile(lambda time: time < seconds, within), at_most))
+
+    def frames(self, start: float, times: Sequence[float], picks: Sequence[int], size: Size) -> Frames:  # noqa: ARG002
+        found = islice(enumerate(frame for time, frame in self.all() if time >= start), picks[-1] + 1)
+        return np.stack([resize(to_rgb(frame), size) for index, frame in found if index in picks])
+
+    def all(self, as_shown: bool = True) -> Iterator[tuple[float, Image.Image]]:
+        """All frames with the times at which they begin; `as_shown` by browsers, which make the shortest longer."""
+        begins = 0  # milliseconds, which add up exactly
+        with open_image(self.path, "GIF", "WEBP", "AVIF") as image:
+            for frame in ImageSequence.Iterator(image):
+                frame.load()  # a webp knows its durations only then
+                yield begins / 1000, frame
+                lasts = round(frame.info.get("duration") or 0)
+                begins += lasts if lasts > SHORTEST or not as_shown else USUAL
+
+
+def open_reel(path: Path) -> Video | Animation:
+    """Raises NotFoundError, or MediaError for what is no clip."""
+    if kind_of(path) in ("gif", "webp", "avif"):
+        return Animation(path)
+    return Video(path, ffmpeg.probe(path))
+
+
+def kind_of(path: Path) -> str:
+    """What the first bytes of a file say that it is, of those that Pillow reads. Raises NotFoundError or MediaError."""
+    check_local(path, "clip")
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
+        return "webp"
+    if head[4:] == b"ftypavis":
+        return "avif"
+    return {b"GIF8": "gif", b"\x89PNG": "png"}.get(head[:4], "")

@@ -1,0 +1,168 @@
+"""Videos written and read back, each with its recipe inside.
+
+What is written carries a note, the JSON text `{"customttt": recipe, "fps": ..., "shape": [f, h, w, 3]}`: the comment of
+an mp4 or gif, the EXIF description of a webp, `recipe.json` and a text chunk in each png of a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from fractions import Fraction
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from customttt import ffmpeg
+from customttt.clips import Animation, Frames, kind_of
+from customttt.errors import MediaError
+from customttt.outputs import RECIPE, kind_of_output, placed
+from customttt.pixels import Pixels, decoding, open_image, to_rgb
+
+_IMAGE_DESCRIPTION = 0x010E  # EXIF
+
+
+def write_video(path: Path, frames: Frames, fps: float, recipe: dict[str, Any]) -> None:
+    """Write frames (f h w 3) as .mp4 (H.264), .gif, .webp or a folder of png, the recipe inside.
+
+    Written beside its place and then renamed, so that it is there whole or not at all; a video that is there
+    already is replaced. Raises UsageError, AlreadyExistsError or StoreError, as `check_output` does.
+    """
+    kind = kind_of_output(path)
+    note = json.dumps({"customttt": recipe, "fps": fps, "shape": frames.shape})
+    with placed(path) as aside:
+        if kind == "":
+            _write_folder(aside, frames, note)
+        else:
+            writer = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}[kind]
+            writer(aside, frames, fps, note)
+
+
+def read_png(path: Path) -> Pixels:
+    """A picture that `write_png` wrote. Raises MediaError."""
+    with decoding(path), open_image(path, "PNG") as image:
+        return np.asarray(to_rgb(image))
+
+
+def write_png(path: Path, pixels: Pixels) -> None:
+    """Write one picture (h w 3), whole or not at all. Raises StoreError."""
+    with placed(path) as aside:
+        Image.fromarray(pixels).save(aside, "PNG")
+
+
+def _write_mp4(path: Path, frames: Frames, fps: float, note: str) -> None:
+    _, height, width, _ = frames.shape
+    even = np.pad(frames, [(0, 0), (0, height % 2), (0, width % 2), (0, 0)], mode="edge")  # as yuv420p must be
+    rate = Fraction(fps).limit_denominator(100_000)
+    source = f"-f rawvideo -pix_fmt rgb24 -s {even.shape[2]}x{even.shape[1]} -framerate {rate} -i -".split()
+    codec = ["-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"]
+    colour = ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-color_range", "tv"]
+    colour += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+    with tempfile.TemporaryDirectory() as folder:
+        metadata = Path(folder) / "metadata"  # a file, as a command line holds no more than 32 to 128 KiB
+        metadata.write_text(";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\])", r"\\\1", note) + "\n")
+        comment = ("-f", "ffmetadata", "-i", str(metadata), "-map", "0:v", "-map_metadata", "1")
+        done = ffmpeg.run(*source, *comment, *colour, *codec, f"file:{path}", stdin=even.tobytes())
+    if done.returncode:
+        raise OSError(ffmpeg.reason(done.stderr.decode(errors="replace")))
+
+
+def _write_gif(path: Path, frames: Frames, fps: float, note: str) -> None:
+    palette = Image.fromarray(frames.reshape(-1, *frames.shape[2:])).quantize(256)  # one for all: no flicker
+    images = [Image.fromarray(frame).quantize(palette=palette) for frame in frames]
+    durations = [10 * tick for tick in _durations(len(frames), 100 / fps)]  # a gif counts in 10 ms
+    moving = {"save_all": True, "append_images": images[1:], "duration": durations, "loop": 0}
+    images[0].save(path, "GIF", comment=note.encode(), **moving)
+
+
+def _write_webp(path: Path, frames: Frames, fps: float, note: str) -> None:
+    images = [Image.fromarray(frame) for frame in frames]
+    exif = Image.Exif()
+    exif[_IMAGE_DESCRIPTION] = note
+    durations = _durations(len(frames), 1000 / fps)
+    moving = {"save_all": True, "append_images": images[1:], "duration": durations, "loop": 0}
+    images[0].save(path, "WEBP", quality=90, exif=exif, **moving)
+
+
+def _write_folder(path: Path, frames: Frames, note: str) -> None:
+    path.mkdir()
+    chunk = PngInfo()
+    chunk.add_text("customttt", note)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(path / f"{number:04}.png", pnginfo=chunk)
+    (path / RECIPE).write_text(note + "\n")
+
+
+def _durations(count: int, ticks: float) -> list[int]:
+    """Whole ticks a frame that add up to `ticks` a frame."""
+    return [round((index + 1) * ticks) - round(index * ticks) for index in range(count)]
+
+
+# -- videos back in
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe in what `write_video` wrote, or in one png of it. Raises NotFoundError or MediaError."""
+    recipe: dict[str, Any] = _note(path)["customttt"]
+    return recipe
+
+
+def read_frames(path: Path) -> tuple[Frames, float]:
+    """The frames (f h w 3) of what `write_video` wrote, and the fps. Raises NotFoundError or MediaError."""
+    note = _note(path)
+    with decoding(path):
+        (count, height, width, _), fps = note["shape"], float(note["fps"])
+        if path.is_dir():
+            stored = [open_image(path / f"{number:04}.png", "PNG") for number in range(count)]
+            return np.stack([np.array(image) for image in stored]), fps
+        if kind_of(path) in ("gif", "webp"):
+            return _shown_at(path, (np.arange(count) + 0.5) / fps), fps
+        output = ("-frames:v", str(count), "-pix_fmt", "rgb24", "-f", "rawvideo")
+        raw = np.frombuffer(ffmpeg.decode(path, ffmpeg.PLAIN, output), np.uint8)
+        even = raw.reshape(count, height + height % 2, width + width % 2, 3)
+        return even[:, :height, :width].copy(), fps
+
+
+def _shown_at(path: Path, times: NDArray[np.float64]) -> Frames:
+    """The frames that an animation shows at these times; there are fewer where frames that are alike became one."""
+    until = takewhile(lambda shown: shown[0] < times[-1], Animation(path).all(as_shown=False))
+    begins, frames = zip(*((time, np.array(to_rgb(image))) for time, image in until), strict=True)
+    return np.stack([frames[index] for index in np.searchsorted(begins, times) - 1])
+
+
+def _note(path: Path) -> dict[str, Any]:
+    with decoding(path):
+        text = _note_text(path)
+    try:
+        note = json.loads(text)
+    except ValueError:
+        note = None
+    if not isinstance(note, dict) or not isinstance(note.get("customttt"), dict):
+        raise MediaError(f"'{path}' carries no recipe; it was not made by customttt, or was converted since.")
+    return note
+
+
+def _note_text(path: Path) -> str:
+    if path.is_dir():
+        return (path / RECIPE).read_text() if (path / RECIPE).is_file() else ""
+    if not kind_of(path):
+        return _comment(path)
+    with open_image(path, "GIF", "WEBP", "PNG", "AVIF") as image:
+        comment, chunk = image.info.get("comment", b"").decode(), image.info.get("customttt", "")
+        return str(comment or chunk or image.getexif().get(_IMAGE_DESCRIPTION, ""))
+
+
+def _comment(path: Path) -> str:
+    """What a video says of itself; nothing if it is none."""
+    try:
+        metadata = ffmpeg.read(path, (), ("-f", "ffmetadata")).decode()
+    except MediaError:
+        return ""
+    comment = re.search(r"^comment=(.*)$", metadata, re.MULTILINE | re.IGNORECASE)
+    return re.sub(r"\\(.)", r"\1", comment[1]) if comment else ""
