@@ -31,7 +31,7 @@ from customttt.errors import BaseUnavailableError, DamagedError, UsageError
 from customttt.library import MANIFEST, WEIGHTS, Library
 from customttt.media import placed
 from customttt.parcel import SEAL, Parcel, refusing, seal
-from customttt.recipe import MAX_PROMPT_LENGTH, phrase_of, training_prompt
+from customttt.recipe import MAX_PROMPT_LENGTH, NO_TEXT, phrase_of, training_prompt
 
 Form = Literal["customttt", "diffusers", "kohya"]
 SUFFIX: dict[Form, str] = {"customttt": ".customttt", "diffusers": ".safetensors", "kohya": ".safetensors"}
@@ -214,10 +214,10 @@ def _of_one_kind(parcel: Parcel, weights: lora.Weights, places: Mapping[str, Pla
 
 def _phrase(parcel: Parcel, name: str) -> tuple[str, tuple[str, ...]]:
     """What the file calls its concept if that can stand in a sentence, else the name, and a line that says so."""
-    own, trigger = (" ".join(parcel.metadata.get(key, "").split()) for key in (OWN_PHRASE, TRIGGER))
-    if own.isprintable() and 0 < len(own) <= MAX_PROMPT_LENGTH:
+    own, trigger = parcel.metadata.get(OWN_PHRASE, ""), " ".join(parcel.metadata.get(TRIGGER, "").split())
+    if own.strip() and len(own) <= MAX_PROMPT_LENGTH and not NO_TEXT.search(own):
         return own, ()
-    if len(trigger) <= MAX_PHRASE and trigger.isprintable() and not re.search(r"[,;:|<>(){}\[\]]", trigger):
+    if len(trigger) <= MAX_PHRASE and not NO_TEXT.search(trigger) and not re.search(r"[,;:|<>(){}\[\]]", trigger):
         return trigger or phrase_of(name), ()
     shown = trigger if len(trigger) <= MAX_PHRASE else f"{trigger[:24]}..."
     remark = f"The trigger phrase {shown!r} ({len(trigger):,} characters) cannot stand in a sentence as a noun"

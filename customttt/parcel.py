@@ -30,6 +30,7 @@ from customttt import lora
 from customttt.concept import Concept
 from customttt.errors import DamagedError, NotFoundError, UsageError
 from customttt.library import MANIFEST, WEIGHTS
+from customttt.recipe import NO_TEXT
 from customttt.scales import CONFIG
 
 SEAL = 64
@@ -163,7 +164,7 @@ def _read_own(parcel: Parcel, content: bytes, archive: zipfile.ZipFile) -> Parce
         raise DamagedError("it differs from what was exported")
     concept = Concept.from_json(archive.read(MANIFEST).decode())
     said = (concept.phrase, concept.prompt, concept.base, *(source.name for source in concept.sources))
-    if not all(text.isprintable() for text in (*said, *concept.versions, *concept.versions.values())):
+    if any(NO_TEXT.search(text) for text in (*said, *concept.versions, *concept.versions.values())):
         raise DamagedError("its manifest holds control characters")
     if MANIFEST in concept.files or WEIGHTS not in concept.files:
         raise DamagedError("its manifest lists files that no concept has")

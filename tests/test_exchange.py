@@ -196,9 +196,10 @@ def test_a_trigger_phrase_that_is_a_noun_is_kept(travel_home: Home, tmp_path: Pa
     assert (arrival.concept.phrase, arrival.notes) == (" ".join(trigger.split()), ())
 
 
-@pytest.mark.parametrize("form", ["diffusers", "kohya"])
-def test_our_own_phrase_comes_back_whatever_it_is(travel_home: Home, tmp_path: Path, form: Form) -> None:
-    concept = add(Library(), travel_home, "appearance", phrase="small, red koala (with a hat)")
+@pytest.mark.parametrize("phrase", ["small, red koala (a toy)", "grey\u3000koala", "koala \U0001f468\u200d\U0001f467"])
+@pytest.mark.parametrize("form", exchange.SUFFIX)
+def test_our_own_phrase_comes_back_whatever_it_is(travel_home: Home, tmp_path: Path, form: Form, phrase: str) -> None:
+    concept = add(Library(), travel_home, "appearance", phrase=phrase)
     exchange.export(Library(), concept, form, tmp_path / "x.safetensors")
     assert take(tmp_path / "x.safetensors", travel_home).phrase == concept.phrase
 
