@@ -27,10 +27,8 @@ def check_output(path: Path) -> None:
     written.
     """
     with store_errors(path):
-        folder = _nearest(path)
-        _check_name(path)
         kind_of_output(path)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=_nearest(path)) as file:
             file.write(bytes(1 << 16))
 
 
@@ -72,6 +70,8 @@ def too_long(path: Path) -> UsageError:
 
 def kind_of_output(path: Path) -> str:
     """The suffix, or nothing for a folder of png frames. Raises UsageError or AlreadyExistsError."""
+    _nearest(path)  # raises for what is too long
+    _check_name(path)
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and not path.is_dir():
         return suffix

@@ -57,6 +57,29 @@ def test_two_names_and_a_scene_become_a_video(here: Path, tiny_random_base: Path
     assert "customttt show koala-swimming.mp4" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--output=~/mars.mp4", "-o~/mars.mp4"])
+def test_the_output_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = run("compose", "koala", "swimming", option, "--dry-run", "--json")
+    assert json.loads(done.stdout)["paths"] == [str(tmp_path / "mars.mp4")]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-o", "x" * 252 + ".mp4"], "of 256 bytes"),
+        (["-o", "x" * 249 + ".mp4", "--num", "2"], "of 259 bytes"),
+        (["-o", ".mp4"], "'.mp4' is a suffix without a name; give one such as video.mp4."),
+        (["-o", "."], "'.' has no name of its own"),
+    ],
+)
+def test_an_output_that_is_no_good_is_found_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    monkeypatch.setattr("customttt_cli.pairs.settle", fail)
+    assert_one_sentence(run("compose", "koala", "swimming", *options), 2, words)
+
+
 @pytest.mark.parametrize("forget", [False, True], ids=["adapted LoRAs from the library", "adapted anew"])
 def test_a_video_s_recipe_renders_the_same_frames(learned: Path, here: Path, forget: bool) -> None:
     assert run("compose", "koala", "swimming", "on Mars", "--seed", 5, "-o", "first.webp").exit_code == 0

@@ -119,6 +119,53 @@ def test_what_ffmpeg_could_not_write_is_told(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "a.mp4").exists()
 
 
+@pytest.mark.parametrize("name", ["x" * 251 + ".mp4", "ä" * 125 + ".webp", "x" * 255])
+def test_the_longest_name_that_the_system_takes_is_written(tmp_path: Path, name: str) -> None:
+    for _ in range(2):  # the second replaces the first
+        check_output(tmp_path / name)
+        write_video(tmp_path / name, ramp(2), 8, RECIPE)
+        assert read_recipe(tmp_path / name) == RECIPE
+    assert [file.name for file in tmp_path.iterdir() if file.name != "home"] == [name]
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 252 + ".mp4", "ä" * 126 + ".mp4", "x" * 256, "new/" + "x" * 256 + "/a.mp4", "a/" * 2100 + "b.mp4"]
+)
+def test_a_name_that_is_too_long_is_found_before_any_work(tmp_path: Path, name: str) -> None:
+    for write in (check_output, lambda path: write_video(path, ramp(2), 8, {})):
+        with pytest.raises(
+            UsageError, match=r"^The name '.*bytes, is longer than the file system takes; give a shorter one\.$"
+        ):
+            write(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [".mp4", ".GIF", "new/.webp", ".mov", ".png"])
+def test_a_suffix_alone_is_no_name(tmp_path: Path, name: str) -> None:
+    for write in (check_output, lambda path: write_video(path, ramp(2), 8, {})):
+        with pytest.raises(
+            UsageError, match=rf"is a suffix without a name; give one such as video\{Path(name).name}\.$"
+        ):
+            write(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "new/.."])
+def test_a_place_without_a_name_of_its_own_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write in (check_output, lambda path: write_video(path, ramp(2), 8, {})):
+        with pytest.raises(
+            UsageError, match=r"has no name of its own; name a file such as video\.mp4, or a new folder"
+        ):
+            write(Path(name))
+
+
+def test_a_hidden_folder_is_a_folder(tmp_path: Path) -> None:
+    write_video(tmp_path / ".frames", ramp(2), 8, RECIPE)
+    assert read_recipe(tmp_path / ".frames") == RECIPE
+
+
 @pytest.mark.parametrize("name", ["a.avi", "a.MOV", "a.png", "a.mp4.txt"])
 def test_an_unknown_suffix_is_refused(tmp_path: Path, name: str) -> None:
     for write in (check_output, lambda path: write_video(path, ramp(2), 8, {})):
