@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from customttt import __version__
 from customttt_cli import bases, compare, compose, demo, doctor, evaluate, exchange, influence, learn, library, output
 from customttt_cli.guard import Guarded
+from customttt_cli.options import at_home
 
 EXAMPLE = "Example: customttt demo"
 LEARN, COMPOSE, LIBRARY, STUDY, MACHINE = "Learn", "Compose", "Library", "Study", "This machine"
 
-app = typer.Typer(
+
+class AtHome(typer.Typer):
+    """Every command knows the home folder by its `~`."""
+
+    def command(self, *arguments: Any, **options: Any) -> Callable[[Any], Any]:
+        register = super().command(*arguments, **options)
+        return lambda function: register(at_home(function))
+
+
+app = AtHome(
     name="customttt",
     cls=Guarded,
     epilog=EXAMPLE,

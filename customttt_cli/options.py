@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +15,9 @@ from customttt.errors import UsageError
 LAST_LAYER = 8
 AUTO = "auto"
 """The value of --layers that stands for what `influence` found."""
+
+PLACES = ("base", "thing")
+"""Names of options and arguments that may be a path or another name."""
 
 
 class Kind(StrEnum):
@@ -61,3 +67,27 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
     if bad := [layer for layer in layers if not 0 <= layer <= LAST_LAYER]:
         raise UsageError(f"Layer {bad[0]} does not exist; the blocks of the U-Net are 0 to {LAST_LAYER}.")
     return tuple(layers)
+
+
+def at_home(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command in whose paths `~` is the home folder, also where no shell has put it in, as in `--output=~/a.mp4`."""
+
+    @wraps(command)
+    def run(**given: Any) -> Any:
+        return command(**{name: _at_home(value, name in PLACES) for name, value in given.items()})
+
+    return run
+
+
+def _at_home(value: Any, place: bool) -> Any:
+    """`value` with the home folder in place of `~`, if it is a path or several. Raises UsageError."""
+    if isinstance(value, (list, tuple)):
+        return [_at_home(one, place) for one in value]
+    if not (isinstance(value, Path) or (place and isinstance(value, str))) or not str(value).startswith("~"):
+        return value
+    try:
+        return type(value)(Path(value).expanduser())
+    except RuntimeError as error:
+        raise UsageError(
+            f"'{value}' begins with a home folder that is not known here; write the path in full."
+        ) from error

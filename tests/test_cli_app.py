@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from material import run
+from material import assert_one_sentence, run
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -19,6 +19,7 @@ from customttt.library import Library
 from customttt.train import Progress, Report
 from customttt_cli import output
 from customttt_cli.app import app
+from customttt_cli.options import at_home
 
 group = get_command(app)
 assert isinstance(group, TyperGroup)
@@ -41,6 +42,29 @@ def test_every_command_s_help_has_an_example_that_parses(name: str) -> None:
     command, *arguments = shlex.split(found[1])
     assert COMMANDS[command].help == COMMANDS[name].help
     COMMANDS[command].make_context(command, arguments)
+
+
+def test_every_command_knows_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(one.callback is not None and hasattr(one.callback, "__wrapped__") for one in app.registered_commands)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given: dict[str, object] = {}
+    at_home(lambda **values: given.update(values))(
+        out=Path("~/a.mp4"),
+        images=[Path("~"), Path("b/~")],
+        base="~/base",
+        thing="~/a.mp4",
+        prompt="~/on Mars",
+        none=None,
+    )
+    assert given == {
+        "out": tmp_path / "a.mp4", "images": [tmp_path, Path("b/~")], "base": f"{tmp_path}/base",
+        "thing": f"{tmp_path}/a.mp4", "prompt": "~/on Mars", "none": None,
+    }  # fmt: skip
+
+
+def test_a_home_folder_of_nobody_is_a_usage_error() -> None:
+    done = run("learn-motion", "swimming", "~nosuchuser/clip.mp4")
+    assert_one_sentence(done, 2, "'~nosuchuser/clip.mp4' begins with a home folder that is not known here")
 
 
 def test_the_version() -> None:
