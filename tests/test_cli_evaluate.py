@@ -151,7 +151,7 @@ def test_seeds_of_one_prompt_count_as_one_where_there_are_several_prompts(tmp_pa
     ("make", "code", "words"),
     [
         (lambda path: path, 3, ("There is no video",)),
-        (text_file, 9, ("is not an mp4",)),
+        (text_file, 9, ("is no clip that can be read",)),
         (cut(make_clip), 9, ("cut off or damaged",)),
         (sound_only, 9, ("has no video in it",)),
         (lambda path: path.parent, 9, ("neither a video's frames nor a comparison", "*.mp4")),
