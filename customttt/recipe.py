@@ -25,13 +25,13 @@ VOWEL_SOUND = re.compile(r"(?!uni(?![nm])|ufo|us[aeiu]|eu|one\b)[aeiou]", re.IGN
 """How a word begins that wants "an": a unicorn and a UFO do not."""
 
 
-def check_prompt(prompt: str) -> None:
-    """Raise UsageError for a prompt that no text encoder can read."""
+def check_prompt(prompt: str, what: str = "The prompt") -> None:
+    """Raise UsageError for a prompt, or `what` else it is, that no text encoder can read."""
     if len(prompt) > MAX_PROMPT_LENGTH:
         raise UsageError(
-            f"The prompt has {len(prompt):,} characters; at most {MAX_PROMPT_LENGTH:,} are read. Use a short sentence."
+            f"{what} has {len(prompt):,} characters; at most {MAX_PROMPT_LENGTH:,} are read. Use a short sentence."
         )
-    check_characters(prompt, "The prompt")
+    check_characters(prompt, what)
 
 
 def check_characters(text: str, what: str) -> None:

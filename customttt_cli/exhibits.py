@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from customttt.errors import CustomTTTError, MediaError, NotFoundError, UsageError
 from customttt.recipe import VideoRecipe, check_prompt
 from customttt_cli.sources import count as counted
+from customttt_cli.sources import tell_passed_over
 
 if TYPE_CHECKING:
     from customttt.media import Frames
@@ -101,7 +102,9 @@ def pictures(paths: Sequence[Path]) -> Frames:
 
     from customttt import media
 
-    return np.stack([picture.pixels for picture in media.read_pictures(list(paths), SIZE)])
+    found = np.stack([picture.pixels for picture in media.read_pictures(paths, SIZE)])
+    tell_passed_over(paths)
+    return found
 
 
 def clips(path: Path, shown: Sequence[Exhibit]) -> list[Frames | None]:

@@ -62,8 +62,8 @@ class Plan:
 def learn(lesson: Lesson, source: Source) -> None:
     """Everything from the first check to the stored concept."""
     library = Library()
-    for text in (lesson.prompt, lesson.phrase):
-        check_prompt(text)
+    check_prompt(lesson.phrase, "The noun" if lesson.kind == "appearance" else "The phrase")
+    check_prompt(lesson.prompt)
     taken = _taken(library, lesson)
     look = source.look()
     if taken and not _learned_from(taken, lesson, look):
@@ -245,6 +245,9 @@ def _carry_out(
 
     with output.loading(plan.base):
         backbone, accelerator = learning.open_accelerated(plan.base)
+    said = [("The prompt", lesson.prompt)] * material.prompted + list(material.captions)
+    if long := showing.unread(backbone, plan.base, said):
+        output.warn(long)
     with output.progress() as report:
         learned = material.teach(
             backbone, wording=plan.words, config=plan.config, accelerator=accelerator, report=report, keeper=keeper,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from customttt.errors import UsageError
 from customttt.library import Library
 from customttt.recipe import VideoRecipe
-from customttt_cli import output, relearn
+from customttt_cli import output, relearn, showing
 from customttt_cli.pairs import Pair
 
 if TYPE_CHECKING:
@@ -85,9 +85,8 @@ def _check(backbone: Backbone, recipe: VideoRecipe) -> None:
     backbone.latent_shape(recipe.sample.num_frames, recipe.sample.size)
     prompt = recipe.target_prompt
     output.say(f'Prompt: "{prompt}"')
-    tokens, most = backbone.count_tokens(prompt)
-    if tokens > most:
-        output.warn(f"The prompt has {tokens} tokens, and {recipe.base} reads {most}; its end will be ignored.")
+    if long := showing.unread(backbone, recipe.base, [("The prompt", prompt)]):
+        output.warn(long)
 
 
 def _taught(

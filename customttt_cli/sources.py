@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from customttt.config import SampleConfig
+from customttt_cli import output
 
 if TYPE_CHECKING:
     from customttt.learn import Learned
@@ -36,6 +37,10 @@ class Material:
     teach: Callable[..., Learned]
     clip: Frames | None = None
     """Of a movement."""
+    captions: tuple[tuple[str, str], ...] = ()
+    """Of pictures: whose it is, and what it says."""
+    prompted: bool = True
+    """Whether anything is learned with the prompt, and not with captions of its own."""
 
 
 class Source(Protocol):
@@ -58,7 +63,9 @@ class Pictures:
     def look(self) -> Look:
         from customttt import media
 
-        return Look(tuple(picture.sha256 for picture in media.read_pictures(self.paths, LOOK_SIZE)))
+        found = Look(tuple(picture.sha256 for picture in media.read_pictures(self.paths, LOOK_SIZE)))
+        tell_passed_over(self.paths)
+        return found
 
     def read(self, sample: SampleConfig) -> Material:
         from customttt import learn, media
@@ -66,7 +73,10 @@ class Pictures:
         pictures = media.read_pictures(self.paths, sample.size, self.fit)
         how = "fitted" if self.fit else "cropped"
         summary = f"{count(len(pictures), 'picture')}, {how} to {sample.size} x {sample.size}"
-        return Material(summary, 1, learn.picture_digest(pictures), partial(learn.appearance, pictures=pictures))
+        captions = tuple((f"The caption of '{one.name}'", caption) for one in pictures for caption in one.captions)
+        prompted = not all(one.captions for one in pictures)
+        teach = partial(learn.appearance, pictures=pictures)
+        return Material(summary, 1, learn.picture_digest(pictures), teach, captions=captions, prompted=prompted)
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,14 @@ class Movement:
         clip = media.read_clip(self.path, wanted, sample.fps, sample.size, self.start, self.end)
         summary = f"{count(wanted, 'frame')} at {clip.fps:.3g} a second, {sample.size} x {sample.size}"
         return Material(summary, wanted, learn.clip_digest(clip), partial(learn.motion, clip=clip), clip.frames)
+
+
+def tell_passed_over(paths: Sequence[Path]) -> None:
+    """Name what is no picture in the folders among `paths`."""
+    from customttt import media
+
+    for line in media.passed_over(paths):
+        output.say(line)
 
 
 def count(number: int, noun: str) -> str:

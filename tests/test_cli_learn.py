@@ -45,6 +45,52 @@ def test_settings_reach_the_manifest(tiny_random_base: Path, clip: Path) -> None
     assert json.loads(done.stdout)["files"] == concept.files
 
 
+def test_captions_that_are_longer_than_the_base_reads_are_told(tiny_random_base: Path, tmp_path: Path) -> None:
+    folder = material.make_pictures(tmp_path / "imgs")
+    (folder / "0.txt").write_text("koala, grey fur, sitting, tree, " * 50)
+    done = run("learn-appearance", "koala", folder, "--base", tiny_random_base, "--steps", 1)
+    assert done.exit_code == 0, done.output
+    told = rf"warning: The caption of '0\.jpg' has \d\d\d+ tokens, and {tiny_random_base} reads \d+; its end"
+    assert len(re.findall("tokens", done.stderr)) == len(re.findall(told, done.stderr)) == 1
+    (folder / "1.txt").write_text("koala, grey fur, sitting, tree, " * 40 + "\na koala")
+    done = run("learn-appearance", "bear", folder, "--base", tiny_random_base, "--steps", 1)
+    assert "The caption of '0.jpg' and 1 more have up to" in done.stderr
+
+
+def test_a_prompt_that_is_longer_than_the_base_reads_is_told(tiny_random_base: Path, clip: Path) -> None:
+    prompt = ("--prompt", "A man is diving into the water. " * 20)
+    done = run("learn-motion", "diving", clip, "--base", tiny_random_base, "--steps", 1, *prompt)
+    assert re.search(r"warning: The prompt has \d+ tokens, and .* reads \d+; its end will be ignored", done.stderr)
+
+
+def test_a_prompt_nobody_learns_with_is_not_warned_of(tiny_random_base: Path, tmp_path: Path) -> None:
+    folder = material.make_pictures(tmp_path / "imgs", 1)
+    (folder / "0.txt").write_text("a koala")
+    prompt = ("--prompt", "A koala is sitting in a tree. " * 20)
+    done = run("learn-appearance", "koala", folder, "--base", tiny_random_base, "--steps", 1, *prompt)
+    assert (done.exit_code, "tokens" in done.stderr) == (0, False)
+
+
+def test_what_a_folder_holds_besides_pictures_is_named(tiny_random_base: Path, tmp_path: Path) -> None:
+    folder = material.make_pictures(tmp_path / "imgs")
+    (folder / "IMG_1.CR2").write_bytes(b"raw")
+    (folder / "IMG_1.txt").write_text("a koala")
+    done = run("learn-appearance", "koala", folder, "--base", tiny_random_base, "--steps", 1)
+    assert done.exit_code == 0, done.output
+    line = (
+        f"Passed over in '{folder}': IMG_1.CR2 (no picture that can be read); "
+        "IMG_1.txt (a caption without its picture)."
+    )
+    assert line in done.stderr.splitlines()
+
+
+def test_a_prompt_in_any_script_is_learned_with(tiny_random_base: Path, clip: Path) -> None:
+    prompt = "走る\u3000男\tand \u00a0\U0001f468\u200d\U0001f469"
+    done = run("learn-motion", "running", clip, "--base", tiny_random_base, "--steps", 1, "--prompt", prompt)
+    assert done.exit_code == 0, done.output
+    assert Library().get("running").prompt == prompt
+
+
 @pytest.mark.usefixtures("learned")
 def test_the_next_command_names_a_partner(tiny_random_base: Path, pictures: Path) -> None:
     done = run("learn-appearance", "bear", pictures, "--base", tiny_random_base)
@@ -157,7 +203,7 @@ def test_a_relative_base_is_remembered_by_its_whole_path(
 BAD_PICTURES: list[tuple[str, Callable[[Path], Path], int, str]] = [
     ("nowhere", lambda path: path, 3, "nowhere"),
     ("nowhere.jpg", lambda path: path, 3, "nowhere.jpg"),
-    ("empty", material.empty_folder, 9, "no .jpg"),
+    ("empty", material.empty_folder, 9, "has no picture that can be read"),
     ("text.jpg", material.text_file, 9, "text.jpg"),
     ("cut.jpg", material.cut(material.picture(300, 300)), 9, "cut.jpg"),
     ("dot.png", material.picture(1, 1), 9, "1x1"),
@@ -227,6 +273,8 @@ BAD_SETTINGS = [
     (("bear", "--layers", "3"), 2, "Layer 3"),  # there is one, with nothing to learn in
     (("bear", "--noun", " "), 2, "--noun"),
     (("bear", "--prompt", "x" * 10_000), 2, "10,000 characters"),
+    (("bear", "--prompt", "A bear\x1b[31m."), 2, "The prompt holds the control character U+001B"),
+    (("bear", "--noun", "be\u202ear"), 2, "The noun holds the control character U+202E"),
     (("bear", "--base", "nonsense"), 10, "nonsense"),
     (("bear", "--base", "./nowhere"), 10, "nowhere"),
 ]
