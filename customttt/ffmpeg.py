@@ -36,6 +36,7 @@ _DECODERS = {
 _UNKNOWN = re.compile(r"decoder found for|Decoder .*not found|patches welcome|not implemented")
 _ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya|uyva")
 _STREAM = re.compile(r"^  Stream #0:\d.*?: Video: (\w+).*?, ([a-z]\w*)(?:\(([^)]*)\))?, \d+x\d+(.*)$", re.MULTILINE)
+_PICTURES = re.compile(r"^  Stream #0:\d.*?: Video: (?!.*\(attached pic\))", re.MULTILINE)
 _HDR = re.compile(r"([^ ,/]+)/([^ ,/]+)/(smpte2084|arib-std-b67)")
 _ON_WHITE = "format=rgba,split[a][b];[a]drawbox=c=white:t=fill:replace=1[c];[c][b]overlay=format=rgb"
 _WHITE = 203
@@ -84,8 +85,10 @@ def probe(path: Path) -> Stream:
     if "\nInput #0, " not in f"\n{said}":
         raise _unopened(path, said)
     streams = [found for found in _STREAM.finditer(said) if "(attached pic)" not in found[4]]
-    if not streams:
+    if not streams and not _PICTURES.search(said):
         raise MediaError(f"'{path.name}' has no video in it; give a clip with pictures.")
+    if not streams:
+        return PLAIN  # and decoding will say what is wrong with it
     codec, pixel_format, details, _ = streams[0].groups()
     about = said[streams[0].end() :].partition("\n  Stream #")[0]  # what is said of this stream
     hidden = codec in ("vp8", "vp9") and bool(re.search(r"^ +alpha_mode +: 1", about, re.IGNORECASE | re.MULTILINE))

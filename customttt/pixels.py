@@ -81,7 +81,11 @@ def _unwarned() -> Iterator[None]:
 
 def what_it_is(path: Path) -> str:
     """Why Pillow cannot open a file."""
-    if _HEIC.match(_head(path)):
+    try:
+        head = _head(path)
+    except OSError as error:
+        return f"a file that cannot be opened ({error.strerror})"
+    if _HEIC.match(head):
         return "a HEIC picture, which takes the package pillow-heif to read"
     return "no picture that can be read"
 

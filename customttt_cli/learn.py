@@ -58,7 +58,7 @@ def learn_appearance(
 
 def learn_motion(
     name: options.NewName,
-    clip: Annotated[Path, typer.Argument(help="A clip of it: mp4, mov, webm, mkv, gif or webp.", show_default=False)],
+    clip: Annotated[Path, typer.Argument(help="A clip of it: mp4, mov, webm, mkv, gif, webp ...", show_default=False)],
     phrase: Annotated[str | None, typer.Option(help="What is done; by default from NAME.", show_default=False)] = None,
     prompt: options.Prompt = None,
     start: Annotated[float, typer.Option(help="Where in the clip to begin, in seconds.")] = 0.0,

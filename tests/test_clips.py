@@ -270,6 +270,26 @@ def test_a_clip_without_pictures_is_refused(tmp_path: Path) -> None:
         read_clip(tmp_path / "a.mp4", 16, 8, 32)
 
 
+def test_a_cover_is_no_clip(tmp_path: Path) -> None:
+    cover, clip, sound = tmp_path / "cover.png", encode(tmp_path / "clip.mp4", ramp(50), 25), tmp_path / "sound.m4a"
+    Image.new("RGB", (64, 64), "white").save(cover)
+    ffmpeg("-f", "lavfi", "-i", "sine=d=1", str(sound))
+    for media, codec, name in ((clip, "copy", "a.mp4"), (sound, "copy", "a.m4a")):
+        both = ("-i", str(cover), "-i", str(media), "-map", "0", "-map", "1", "-c", codec, "-c:v:0", "png")
+        ffmpeg(*both, "-disposition:v:0", "attached_pic", str(tmp_path / name))
+    assert which(read_clip(tmp_path / "a.mp4", 8, 5, 32)) == [0, 5, 10, 15, 20, 25, 30, 35]
+    with pytest.raises(MediaError, match=r"'a\.m4a' has no video in it; give a clip with pictures"):
+        read_clip(tmp_path / "a.m4a", 8, 5, 32)
+
+
+@pytest.mark.parametrize("suffix", ["mov", "mkv"])
+def test_frames_that_are_too_large_are_refused(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / f"a.{suffix}", ramp(20), 25, "-c:v", "mjpeg", "-pix_fmt", "yuvj420p")
+    monkeypatch.setattr("customttt.ffmpeg.SAFE", ("-max_pixels", str(48 * 64 - 1)))
+    with pytest.raises(MediaError, match="has over 100 megapixels; make it smaller"):
+        read_clip(path, 16, 8, 32)
+
+
 @pytest.mark.parametrize("flags", [(), ("-movflags", "+faststart")])
 def test_a_clip_that_is_cut_off_is_refused(tmp_path: Path, flags: Sequence[str]) -> None:
     path = encode(tmp_path / "a.mp4", moving(50, 128, 128), 25, *flags)
