@@ -1,12 +1,12 @@
 """Pictures and clips to `frames`, uint8 (f h w c), and back: the face of the files that know codecs. No tensors."""
 
 from customttt.clips import Clip, Frames, count_frames, read_clip
-from customttt.outputs import check_output, placed
+from customttt.outputs import check_output, check_place, placed
 from customttt.pictures import Picture, passed_over, read_pictures
 from customttt.pixels import Pixels, Size
 from customttt.videos import read_frames, read_png, read_recipe, write_png, write_video
 
 __all__ = [
-    "Clip", "Frames", "Picture", "Pixels", "Size", "check_output", "count_frames", "passed_over", "placed", "read_clip",
-    "read_frames", "read_pictures", "read_png", "read_recipe", "write_png", "write_video",
+    "Clip", "Frames", "Picture", "Pixels", "Size", "check_output", "check_place", "count_frames", "passed_over",
+    "placed", "read_clip", "read_frames", "read_pictures", "read_png", "read_recipe", "write_png", "write_video",
 ]  # fmt: skip

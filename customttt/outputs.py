@@ -28,8 +28,13 @@ def check_output(path: Path) -> None:
     """
     with store_errors(path):
         kind_of_output(path)
-        with tempfile.TemporaryFile(dir=_nearest(path)) as file:
-            file.write(bytes(1 << 16))
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Find out whether a file could be written there. Raises UsageError for a name that is too long, or StoreError."""
+    with store_errors(path), tempfile.TemporaryFile(dir=_nearest(path)) as file:
+        file.write(bytes(1 << 16))
 
 
 def _check_name(path: Path) -> None:

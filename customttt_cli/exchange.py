@@ -38,8 +38,12 @@ def export(
     ] = None,
 ) -> None:
     """Write a concept to one file: our own form, or a LoRA for diffusers or for ComfyUI (kohya)."""
+    from customttt import media
+
     library = Library()
     concept = library.get(name, kind.value if kind else None)
+    if out is not None:
+        media.check_place(out)
     output.quiet()
     with output.waiting("Loading torch"):
         from customttt import exchange

@@ -115,6 +115,7 @@ def test_a_concept_of_another_version_of_its_base_is_imported_only_if_asked(
         (["export", "koalla"], 3, "did you mean 'koala'?"),
         (["export", "koala", "--kind", "motion"], 2, "is an appearance"),
         (["export", "koala", "-o", "/proc/nowhere/koala"], 11, "cannot be written"),
+        (["export", "koala", "-o", "x" * 256], 2, "of 256 bytes"),
         (["import", "nothing.customttt"], 3, "There is no file"),
         (["import", "."], 3, "no file adapter_model.safetensors in the folder"),
         (["import", "foreign.safetensors", "--name", "a/b"], 2, "cannot be a concept's name"),
