@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from customttt.concept import Kind
 from customttt.errors import BaseUnavailableError, MediaError, NotFoundError, UsageError
 from customttt.ledger import Ledger
 from customttt.library import Library
+from customttt.recipe import check_prompt
 from customttt_cli import options, output
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ def influence(
     The same command goes on after a kill: what was scored is in the folder.
     """
     texts, numbers = _read(prompt, starred, pairs), [_numbers(text) for text in layers or ()]
+    for text in chain.from_iterable(texts):
+        check_prompt(text)
     output.quiet(bars=True)
     with output.waiting("Loading torch"):
         from customttt import backbones, influence, learn, media
@@ -157,7 +161,7 @@ def _read(prompt: str | None, starred: str | None, pairs: Path | None) -> list[t
     if pairs is None:
         return [(str(prompt), str(starred))]
     try:
-        lines = [line for line in pairs.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in pairs.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no file {pairs}.") from error
     except (OSError, UnicodeDecodeError) as error:

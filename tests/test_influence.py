@@ -257,6 +257,7 @@ def test_bad_studies_are_refused_before_anything_is_loaded(tiny_random_base: Pat
     assert_one_sentence(
         run("influence", "A koala.", "A wombat.", "--base", "tiny", *out), 2, "'A wombat.' names no subject"
     )
+    assert_one_sentence(run("influence", "A koala.", "A\x1b tiger.", *out), 2, "the control character U+001B")
     assert_one_sentence(run("influence", "--pairs", bad, *out), 2, "is no pair")
     assert_one_sentence(run("influence", "--pairs", tmp_path / "none.tsv", *out), 3, "There is no file")
     tiny, other = (
