@@ -26,8 +26,8 @@ from customttt.tiny.scenes import SCENES
 
 FILE = TINY_PATH / "judge.safetensors"
 UNSURE = "unsure"
-SURE = 0.5
-"""From this calibrated probability on, a name is said."""
+SURE, SURE_OF_COLOUR = 0.5, 0.7
+"""From this calibrated probability on, a name is said; of colours more is asked, as some subjects have one anyway."""
 SIZE, CROP = 64, 48
 """Pixels a side of the frames that are read, and of what is cut out of them."""
 MARGIN = 1.15
@@ -61,6 +61,11 @@ class Residual(nn.Module):
 # --------------------------------------------------------------------------------------------------------- opinions
 
 
+def sure(head: str) -> float:
+    """From which probability on a name is said."""
+    return SURE_OF_COLOUR if head == "colour" else SURE
+
+
 @dataclass(frozen=True)
 class Seen:
     """What the judge thinks of one subject in each of b clips; probabilities are calibrated."""
@@ -81,7 +86,7 @@ class Seen:
         of the colours and patterns."""
         probabilities, indices = getattr(self, head).max(-1)
         pairs = zip(probabilities.tolist(), indices.tolist(), strict=True)
-        return [NAMES[head][index] if probability >= SURE else UNSURE for probability, index in pairs]
+        return [NAMES[head][index] if probability >= sure(head) else UNSURE for probability, index in pairs]
 
 
 @dataclass(frozen=True)

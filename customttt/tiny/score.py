@@ -129,7 +129,7 @@ def _judge_rows(
         rows[f"{title} {head}"] = asdict(stats.share(int(right.sum()), len(right)))
         rows[f"{title} {head} calibration error"] = calibration_error(probability, right)
         if head in WORN:
-            unasked = ((chosen != 0) & (probability >= judge.SURE))[label == 0]
+            unasked = ((chosen != 0) & (probability >= judge.sure(head)))[label == 0]
             rows[f"{title} {head} seen where there is none"] = asdict(stats.share(int(unasked.sum()), len(unasked)))
     return rows | {f"{title} position": asdict(stats.mean(torch.cat(errors).tolist()))}
 
