@@ -54,6 +54,8 @@ def _load(path: Path, file: Path | BytesIO, smallest: int) -> Image.Image:
         if min(image.size) < smallest:
             found = f"{image.width}x{image.height}"
             raise MediaError(f"'{path.name}' is {found} pixels; use one of at least {smallest}x{smallest}.")
+        if image.mode == "F":  # whose white may be anything
+            raise MediaError(f"'{path.name}' has floating-point pixels; save it with 8 or 16 bits a channel.")
         image.load()
         return _upright(image)
 

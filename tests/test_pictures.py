@@ -248,6 +248,10 @@ NOISE = Image.effect_noise((64, 64), 80)
         (saved(NOISE)[:60] + b"xxxx" + saved(NOISE)[64:], "cut off or damaged"),
         (saved(Image.new("RGB", (1, 1))), "'a.png' is 1x1 pixels; use one of at least 32x32"),
         (saved(Image.new("RGB", (500, 31))), "is 500x31 pixels; use one of at least 32x32"),
+        (
+            saved(Image.new("F", (64, 64), 0.5), "TIFF"),
+            "has floating-point pixels; save it with 8 or 16 bits a channel",
+        ),
         (png_header(10_001, 10_000), "'a.png' has over 100 megapixels; make it smaller"),
         (png_header(2**30, 2**30), "over 100 megapixels"),
     ],
