@@ -13,6 +13,7 @@ from customttt.library import Library
 from customttt.recipe import Rival, VideoRecipe
 from customttt_cli import lesson, output
 from customttt_cli.pairs import Pair
+from customttt_cli.sources import tell_passed_over
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,6 +45,7 @@ def _pictures(concept: Concept, paths: Sequence[Path], size: int) -> list[Pictur
     for fit in (False, True):
         pictures = media.read_pictures(list(paths), size, fit)
         if learn.picture_digest(pictures) == concept.inputs:
+            tell_passed_over(paths)
             return pictures
     given = ", ".join(f"'{path}'" for path in paths)
     if {picture.sha256 for picture in pictures} == _sha256s(concept):
