@@ -43,10 +43,10 @@ def _at_most(**limits: tuple[float, float]) -> None:
             raise UsageError(f"{name.replace('_', ' ')} is {value}; it must be at most {high:,}.")
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: int, called: str = "seed") -> None:
     """Raise UsageError for a seed that no generator takes."""
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"seed is {seed!r}; it must be from 0 to 2^64 - 1, which is {MAX_SEED}.")
+        raise UsageError(f"{called} is {seed!r}; it must be from 0 to 2^64 - 1, which is {MAX_SEED}.")
 
 
 def _check_shares(**pairs: tuple[float, ...]) -> None:
@@ -54,6 +54,17 @@ def _check_shares(**pairs: tuple[float, ...]) -> None:
     for name, pair in pairs.items():
         if not (len(pair) == 2 and 0 <= pair[0] < pair[1] <= 1):
             raise UsageError(f"{name.replace('_', ' ')} is {pair}; it must be two rising shares from 0 to 1.")
+
+
+def check_fields(cls: type, data: Any) -> None:
+    """Raise UsageError unless `data`, from JSON, has fields of this dataclass alone, each of its type."""
+    known = get_type_hints(cls)
+    if not isinstance(data, Mapping):
+        raise UsageError(f"The recipe has {_shown(data)} where settings should be.")
+    if unknown := sorted(set(data) - set(known)):
+        raise UsageError(f"The recipe has unknown settings: {_short(', '.join(unknown))}.")
+    for name, value in data.items():
+        _check_type(name, value, known[name])
 
 
 _CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -68,7 +79,7 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         kind = get_args(hint)[0]
         if not isinstance(value, list | tuple) or not all(_is(one, kind) for one in value):
             raise _unfit(name, value, f"a list, each {_CALLED[kind]}")
-    elif not _is(value, hint):
+    elif hint in _CALLED and not _is(value, hint):
         raise _unfit(name, value, _CALLED[hint])
 
 
@@ -77,9 +88,16 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def _unfit(name: str, value: Any, wanted: str) -> UsageError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return UsageError(f"{name.replace('_', ' ')} is {shown}; it must be {wanted}.")
+    return UsageError(f"{name.replace('_', ' ')} is {_shown(value)}; it must be {wanted}.")
+
+
+def _shown(value: Any) -> str:
+    """A stranger's value, short enough for a sentence."""
+    return _short(repr(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 Settings = TypeVar("Settings", bound="_Settings")
@@ -97,13 +115,9 @@ class _Settings:
         return {name: value for name, value in self.to_dict().items() if value != plain[name]}
 
     @classmethod
-    def from_dict(cls: type[Settings], data: Mapping[str, Any]) -> Settings:
+    def from_dict(cls: type[Settings], data: Any) -> Settings:
         """Raises UsageError for an unknown field, or a word where a field knows only others."""
-        known = get_type_hints(cls)
-        if unknown := set(data) - set(known):
-            raise UsageError(f"The recipe has unknown settings: {', '.join(sorted(unknown))}.")
-        for name, value in data.items():
-            _check_type(name, value, known[name])
+        check_fields(cls, data)
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
 
     def but(self: Settings, **changes: Any) -> Settings:

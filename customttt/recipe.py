@@ -12,11 +12,13 @@ from itertools import pairwise
 from typing import Any, get_args
 
 from customttt.concept import Concept, Kind
-from customttt.config import SampleConfig, TTTConfig, check_seed, digest
+from customttt.config import SampleConfig, TTTConfig, check_fields, check_seed, digest
 from customttt.errors import UsageError
 
 FORMAT_VERSION = 1
 MAX_PROMPT_LENGTH = 1000
+MAX_TEXT_LENGTH = 4096
+"""Of anything else in a recipe that is text, such as the folder of a base."""
 LINE_BREAKS = "\n\r\v\f\x85\u2028\u2029"
 NO_TEXT = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls and DEL, but for the tab; separators of lines; overrides of direction; halves of characters."""
@@ -38,6 +40,14 @@ def check_characters(text: str, what: str) -> None:
     """Raise UsageError for what is no text. Spaces of every kind, joiners and letters of scripts to come are."""
     if found := NO_TEXT.search(text):
         raise UsageError(f"{what} holds {_called(found[0])}; write it as one line of plain text.")
+
+
+def _check_texts(**texts: str) -> None:
+    """Raise UsageError for what is no text that a recipe has."""
+    for name, text in texts.items():
+        if len(text) > MAX_TEXT_LENGTH:
+            raise UsageError(f"The recipe's {name} has {len(text):,} characters; at most {MAX_TEXT_LENGTH:,} are read.")
+        check_characters(text, f"The recipe's {name.replace('_', ' ')}")
 
 
 def _called(character: str) -> str:
@@ -112,6 +122,9 @@ class Ingredient:
     scale: float = 1.0
     """How strongly its LoRA acts; 1 as learned."""
 
+    def __post_init__(self) -> None:
+        _check_texts(name=self.name, phrase=self.phrase, sha256=self.sha256)
+
     @classmethod
     def of(cls, concept: Concept, scale: float = 1.0) -> Ingredient:
         return cls(concept.name, concept.phrase, concept.files["lora.safetensors"], scale)
@@ -124,6 +137,9 @@ class Rival:
     name: str
     key: str
     """sha256 of all that its learning depends on; what it learned is kept in the library under it."""
+
+    def __post_init__(self) -> None:
+        _check_texts(name=self.name, key=self.key)
 
 
 @dataclass(frozen=True)
@@ -143,6 +159,7 @@ class VideoRecipe:
     """Where the video is one's; None: of the two concepts' own LoRAs."""
 
     def __post_init__(self) -> None:
+        _check_texts(base=self.base, base_fingerprint=self.base_fingerprint)
         check_prompt(self.prompt)
         check_seed(self.seed)
         if self.rival and self.ttt.steps:
@@ -218,8 +235,13 @@ class VideoRecipe:
             raise UsageError("The recipe was not written by this version of customttt; it cannot be rendered again.")
         values.pop("versions", None)
         try:
-            values |= {kind: Ingredient(**values[kind]) for kind in ("appearance", "motion")}
-            values["rival"] = Rival(**values["rival"]) if values.get("rival") else None
+            check_fields(cls, values)
+            for kind in ("appearance", "motion"):
+                check_fields(Ingredient, values[kind])
+                values[kind] = Ingredient(**values[kind])
+            if values.get("rival") is not None:
+                check_fields(Rival, values["rival"])
+                values["rival"] = Rival(**values["rival"])
             values |= {"ttt": TTTConfig.from_dict(values["ttt"]), "sample": SampleConfig.from_dict(values["sample"])}
             return cls(**values)
         except (KeyError, TypeError) as error:

@@ -33,7 +33,7 @@ class Wish:
         if not 1 <= self.num <= MAX_VIDEOS:
             raise UsageError(f"--num is {self.num}; it must be 1 to {MAX_VIDEOS}.")
         for seed in (self.seed or 0, (self.seed or 0) + self.num - 1):
-            check_seed(seed)
+            check_seed(seed, "--seed")
         anything = Ingredient("x", "x", "")
         self.again(VideoRecipe(anything, anything, self.prompt, "", "", TTTConfig(), SampleConfig()))
 
