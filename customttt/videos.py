@@ -1,7 +1,8 @@
 """Videos written and read back, each with its recipe inside.
 
-What is written carries a note, the JSON text `{"customttt": recipe, "fps": ..., "shape": [f, h, w, 3]}`: the comment of
-an mp4 or gif, the EXIF description of a webp, `recipe.json` and a text chunk in each png of a folder.
+What is written carries a note, the JSON text `{"customttt": recipe, "fps": ..., "shape": [f, h, w, 3], "sha256": ...}`
+with the checksum of its other fields: the comment of an mp4 or gif, the EXIF description of a webp, `recipe.json` and a
+text chunk in each png of a folder.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from customttt import ffmpeg
 from customttt.clips import Animation, Frames, kind_of
-from customttt.errors import MediaError
+from customttt.config import digest
+from customttt.errors import DamagedError, MediaError
 from customttt.outputs import RECIPE, kind_of_output, placed
 from customttt.pixels import Pixels, decoding, open_image, to_rgb
 
@@ -35,7 +37,8 @@ def write_video(path: Path, frames: Frames, fps: float, recipe: dict[str, Any]) 
     already is replaced. Raises UsageError, AlreadyExistsError or StoreError, as `check_output` does.
     """
     kind = kind_of_output(path)
-    note = json.dumps({"customttt": recipe, "fps": fps, "shape": frames.shape})
+    bare = {"customttt": recipe, "fps": fps, "shape": frames.shape}
+    note = json.dumps({**bare, "sha256": _seal(bare)})
     with placed(path) as aside:
         if kind == "":
             _write_folder(aside, frames, note)
@@ -107,10 +110,22 @@ def _durations(count: int, ticks: float) -> list[int]:
 # -- videos back in
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe in what `write_video` wrote, or in one png of it. Raises NotFoundError or MediaError."""
-    recipe: dict[str, Any] = _note(path)["customttt"]
+def read_recipe(path: Path, altered: bool = False) -> dict[str, Any]:
+    """The recipe in what `write_video` wrote, or in one png of it.
+
+    Raises NotFoundError, MediaError, or DamagedError for one that is not as it was written, unless `altered` takes it.
+    """
+    note = _note(path)
+    seal = note.pop("sha256", None)  # which videos of earlier versions lack
+    if not altered and seal is not None and seal != _seal(note):
+        raise DamagedError(f"The recipe in '{path}' is not as it was written: the file was altered or damaged.")
+    recipe: dict[str, Any] = note["customttt"]
     return recipe
+
+
+def _seal(note: dict[str, Any]) -> str:
+    """The checksum of a note, whatever the order of its fields."""
+    return digest(json.dumps(note, sort_keys=True))
 
 
 def read_frames(path: Path) -> tuple[Frames, float]:
@@ -141,7 +156,7 @@ def _note(path: Path) -> dict[str, Any]:
         text = _note_text(path)
     try:
         note = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         note = None
     if not isinstance(note, dict) or not isinstance(note.get("customttt"), dict):
         raise MediaError(f"'{path}' carries no recipe; it was not made by customttt, or was converted since.")

@@ -16,6 +16,7 @@ from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
     from customttt.planner import Forecast
+    from customttt_cli.pairs import Pair
 
 EXAMPLE = 'Example: customttt compose koala swimming "on Mars" --seed 3 -o mars.mp4'
 _Amount = Annotated[float | None, typer.Option(help="How strongly it acts, 0 to 4; 1 as learned.", show_default=False)]
@@ -44,6 +45,7 @@ def compose(
     appearance_scale: _Amount = None,
     motion_scale: _Amount = None,
     recipe: Annotated[Path | None, typer.Option(help="Render this video again, or with what else is given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Take a recipe that was altered.")] = False,
     base: Annotated[str | None, typer.Option(help="By default the base that the concepts were learned on.")] = None,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
@@ -57,7 +59,14 @@ def compose(
         published=published,
     )  # fmt: skip
     wish.check()
-    _compose(wish, _names(appearance, motion, recipe), recipe, out, dry_run, as_json)
+    from customttt_cli import pairs
+
+    library = Library()
+    if names := _names(appearance, motion, recipe):
+        pair = pairs.named(library, *names)
+    else:
+        pair = pairs.in_recipe(library, recipe or Path(), force)
+    _compose(library, pair, wish, out, dry_run, as_json)
 
 
 def _names(appearance: str | None, motion: str | None, recipe: Path | None) -> tuple[str, str] | None:
@@ -71,18 +80,15 @@ def _names(appearance: str | None, motion: str | None, recipe: Path | None) -> t
     return appearance, motion
 
 
-def _compose(
-    wish: Wish, names: tuple[str, str] | None, file: Path | None, out: Path | None, dry_run: bool, as_json: bool
-) -> None:
+def _compose(library: Library, pair: Pair, wish: Wish, out: Path | None, dry_run: bool, as_json: bool) -> None:
     from customttt import media
-    from customttt_cli import pairs, render
+    from customttt_cli import render
+    from customttt_cli.pairs import settle
 
-    library = Library()
-    pair = pairs.named(library, *names) if names else pairs.in_recipe(library, file or Path())
     paths = render.output_paths(out, pair.title, wish.seeds(pair.recipe))
     for path in paths.values():
         media.check_output(path)
-    recipe = pairs.settle(pair, wish)
+    recipe = settle(pair, wish)
     forecast = render.forecast(library, pair, recipe, len(paths), dry_run)
     if dry_run:
         _plan(recipe, forecast, list(paths.values()), as_json)

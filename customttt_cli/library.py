@@ -96,7 +96,11 @@ def _show_video(path: Path, as_json: bool) -> None:
     from customttt import media
     from customttt.recipe import VideoRecipe
 
-    made = media.read_recipe(path)
+    try:
+        made = media.read_recipe(path)
+    except DamagedError as error:
+        output.warn(str(error))
+        made = media.read_recipe(path, altered=True)
     if as_json:
         output.result(json.dumps(made, indent=2, ensure_ascii=False))
         return

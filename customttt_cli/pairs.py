@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from customttt.concept import Concept, Kind
-from customttt.errors import BaseUnavailableError, NotFoundError
+from customttt.errors import BaseUnavailableError, DamagedError, NotFoundError
 from customttt.library import WEIGHTS, Library
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt_cli import output
@@ -33,14 +33,19 @@ def named(library: Library, appearance: str, motion: str) -> Pair:
     return _pair(library, library.get(appearance, "appearance"), library.get(motion, "motion"))
 
 
-def in_recipe(library: Library, file: Path) -> Pair:
+def in_recipe(library: Library, file: Path, altered: bool = False) -> Pair:
     """The concepts that a video was made of, by the sha256 of their weights: renamed ones are found, too.
+
+    A recipe that is not as it was written is refused, unless `altered` takes it.
 
     Raises NotFoundError, MediaError, UsageError, DamagedError or BaseUnavailableError.
     """
     from customttt import media
 
-    recipe = VideoRecipe.from_dict(media.read_recipe(file))
+    try:
+        recipe = VideoRecipe.from_dict(media.read_recipe(file, altered))
+    except DamagedError as error:
+        raise DamagedError(f"{error} 'customttt show' prints it, and --force renders it all the same.") from error
     found = (
         _with_weights(library, "appearance", recipe.appearance, file),
         _with_weights(library, "motion", recipe.motion, file),
