@@ -33,7 +33,7 @@ _DECODERS = {
     ("theora", False): ("-threads", "1"),
 }
 """By codec and whether alpha is hidden beside it, which ffmpeg's own leave out; theora's threads race each other."""
-_UNKNOWN = re.compile(r"decoder found for|Decoder .*not found|patches welcome|not implemented")
+_UNKNOWN = re.compile(r"decoder found for|Decoder .*not found|patches welcome|not implemented|no path between")
 _ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya|uyva")
 _STREAM = re.compile(r"^  Stream #0:\d.*?: Video: (\w+).*?, ([a-z]\w*)(?:\(([^)]*)\))?, \d+x\d+(.*)$", re.MULTILINE)
 _PICTURES = re.compile(r"^  Stream #0:\d.*?: Video: (?!.*\(attached pic\))", re.MULTILINE)
