@@ -95,7 +95,7 @@ def test_the_teachers_stay_frozen_while_the_student_learns(backbone: Backbone, p
         asked, generator = prompts(backbone), torch.Generator().manual_seed(0)
         teacher = ttt.Teacher(backbone, "motion", asked.objects, asked.empty, CONFIG, SAMPLE, generator)
         shown = teacher.show(0)
-        assert shown.latents.shape == (1, *backbone.latent_shape(4, 32))
+        assert shown.latents.shape == (1, *backbone.latent_shape(4, 64))
         assert not shown.latents.requires_grad
     finally:
         lora.remove(backbone.unet, "motion_teacher")
