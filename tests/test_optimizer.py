@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from customttt.tiny import optimizer as optimizer_module
 from customttt.tiny.optimizer import Optimizer, Replayed, is_inner, orthogonal
 
 
@@ -96,3 +98,10 @@ def test_a_function_runs_as_it_is_where_there_is_no_cuda() -> None:
     replayed()
     replayed()
     assert (replayed.graph, counted) == (None, [1, 1])
+
+
+def test_a_function_that_cuda_cannot_record_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(optimizer_module, "_capture", lambda _: None)
+    Replayed(lambda: counted.append(1), on=True)()
+    assert counted == [1]
