@@ -8,13 +8,17 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from customttt.errors import AlreadyExistsError, StoreError, UsageError
 
 RECIPE = "recipe.json"
+YOUNG_SECONDS = 600.0
 SUFFIXES = (".mp4", ".gif", ".webp")
 _ONLY_SUFFIX = re.compile(r"\.(mp4|gif|webp|mov|avi|mkv|webm|m4v|apng|png|jpe?g)", re.IGNORECASE)
 
@@ -32,9 +36,20 @@ def check_output(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Find out whether a file could be written there. Raises UsageError for a name that is too long, or StoreError."""
-    with store_errors(path), tempfile.TemporaryFile(dir=_nearest(path)) as file:
-        file.write(bytes(1 << 16))
+    """Find out whether a file could be written there.
+
+    Raises UsageError for a name that is too long, or for what is no file, such as a device or a pipe; or StoreError.
+    """
+    with store_errors(path):
+        _check_plain(path)
+        with tempfile.TemporaryFile(dir=_nearest(path)) as file:
+            file.write(bytes(1 << 16))
+
+
+def _check_plain(path: Path) -> None:
+    """Raise UsageError for a device, a pipe or a socket, which a file would take the place of."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(f"Output '{path}' is no file but a device or a pipe; name a file.")
 
 
 def _check_name(path: Path) -> None:
@@ -77,6 +92,7 @@ def kind_of_output(path: Path) -> str:
     """The suffix, or nothing for a folder of png frames. Raises UsageError or AlreadyExistsError."""
     _nearest(path)  # raises for what is too long
     _check_name(path)
+    _check_plain(path)
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and not path.is_dir():
         return suffix
@@ -103,12 +119,14 @@ def store_errors(path: Path) -> Iterator[None]:
 def placed(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to; what was written there replaces `path` if all went well.
 
-    Its name is short: whatever name a file system takes for `path`, it takes this.
+    Its name is short: whatever name a file system takes for `path`, it takes this. What killed processes left beside
+    `path` is cleared away.
     """
-    aside = path.with_name(f".{secrets.token_hex(8)}")
+    aside = path.with_name(f".customttt-{os.getpid()}-{secrets.token_hex(4)}")
     older = aside.with_name(f"{aside.name}.old")
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path.parent)
         try:
             yield aside
             if path.is_dir():  # a folder is not replaced in one step
@@ -117,3 +135,11 @@ def placed(path: Path) -> Iterator[Path]:
             shutil.rmtree(older, ignore_errors=True)
         finally:
             shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what processes that are gone were writing there; what is young may be that of another machine."""
+    for left in folder.glob(".customttt-*"):
+        known = re.fullmatch(r"\.customttt-(\d+)-[0-9a-f]{8}", left.name)
+        if known and not psutil.pid_exists(int(known[1])) and time.time() - left.lstat().st_mtime > YOUNG_SECONDS:
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)

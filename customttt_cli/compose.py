@@ -88,6 +88,8 @@ def _compose(library: Library, pair: Pair, wish: Wish, out: Path | None, dry_run
     paths = render.output_paths(out, pair.title, wish.seeds(pair.recipe))
     for path in paths.values():
         media.check_output(path)
+        if pair.file is not None and path.absolute().resolve() == pair.file.absolute().resolve():
+            raise UsageError(f"'{path}' is the video that --recipe names; name another with --output.")
     recipe = settle(pair, wish)
     forecast = render.forecast(library, pair, recipe, len(paths), dry_run)
     if dry_run:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from customttt.concept import check_name
-from customttt.errors import AlreadyExistsError, BaseUnavailableError, NotFoundError
+from customttt.errors import AlreadyExistsError, BaseUnavailableError, NotFoundError, UsageError
 from customttt.library import Library
 from customttt_cli import options, output
 
@@ -48,6 +48,8 @@ def export(
     with output.waiting("Loading torch"):
         from customttt import exchange
     path = out or Path(name + exchange.SUFFIX[form.value])
+    if path.absolute().resolve().is_relative_to(library.root.resolve()):
+        raise UsageError(f"'{path}' is inside the library, whose files are its own; name a file elsewhere.")
     if path.is_dir() or (out is None and path.exists()):
         raise AlreadyExistsError(f"'{path}' is here already; name another file with --output.")
     exchange.export(library, concept, form.value, path)

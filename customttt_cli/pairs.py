@@ -22,6 +22,8 @@ class Pair:
     weights: tuple[Path, Path]
     recipe: VideoRecipe | None = None
     """Where they come from one."""
+    file: Path | None = None
+    """The video that it stands in."""
 
     @property
     def title(self) -> str:
@@ -50,7 +52,7 @@ def in_recipe(library: Library, file: Path, altered: bool = False) -> Pair:
         _with_weights(library, "appearance", recipe.appearance, file),
         _with_weights(library, "motion", recipe.motion, file),
     )
-    return replace(_pair(library, *found), recipe=recipe)
+    return replace(_pair(library, *found), recipe=recipe, file=file)
 
 
 def _with_weights(library: Library, kind: Kind, ingredient: Ingredient, file: Path) -> Concept:
