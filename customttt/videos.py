@@ -11,7 +11,8 @@ import json
 import re
 import tempfile
 from fractions import Fraction
-from itertools import takewhile
+from itertools import islice, takewhile
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from customttt import ffmpeg
 from customttt.clips import Animation, Frames, kind_of
-from customttt.config import digest
+from customttt.config import MAX_FPS, digest
 from customttt.errors import DamagedError, MediaError
 from customttt.outputs import RECIPE, kind_of_output, placed
 from customttt.pixels import Pixels, decoding, open_image, to_rgb
 
+MAX_BYTES = 1 << 30
+"""Of all frames of one video that is read back whole."""
 _IMAGE_DESCRIPTION = 0x010E  # EXIF
 
 
@@ -132,22 +135,38 @@ def read_frames(path: Path) -> tuple[Frames, float]:
     """The frames (f h w 3) of what `write_video` wrote, and the fps. Raises NotFoundError or MediaError."""
     note = _note(path)
     with decoding(path):
-        (count, height, width, _), fps = note["shape"], float(note["fps"])
+        count, height, width, fps = _measures(note)
         if path.is_dir():
-            stored = [open_image(path / f"{number:04}.png", "PNG") for number in range(count)]
-            return np.stack([np.array(image) for image in stored]), fps
+            stored = (open_image(path / f"{number:04}.png", "PNG") for number in range(count))
+            return np.stack([np.array(_sized(image, width, height)) for image in stored]), fps
         if kind_of(path) in ("gif", "webp"):
-            return _shown_at(path, (np.arange(count) + 0.5) / fps), fps
-        output = ("-frames:v", str(count), "-pix_fmt", "rgb24", "-f", "rawvideo")
+            return _shown_at(path, (np.arange(count) + 0.5) / fps, width, height), fps
+        even = count, height + height % 2, width + width % 2, 3
+        output = ("-frames:v", str(count), "-fs", str(prod(even)), "-pix_fmt", "rgb24", "-f", "rawvideo")
         raw = np.frombuffer(ffmpeg.decode(path, ffmpeg.PLAIN, output), np.uint8)
-        even = raw.reshape(count, height + height % 2, width + width % 2, 3)
-        return even[:, :height, :width].copy(), fps
+        return raw.reshape(even)[:, :height, :width].copy(), fps
 
 
-def _shown_at(path: Path, times: NDArray[np.float64]) -> Frames:
+def _measures(note: dict[str, Any]) -> tuple[int, int, int, float]:
+    """(frames, height, width, fps) as a note tells them. Raises ValueError for what no video of ours has."""
+    (count, height, width, _), fps = map(int, note["shape"]), float(note["fps"])
+    if min(count, height, width) < 1 or count * height * width * 3 > MAX_BYTES or not 0 < fps <= MAX_FPS:
+        raise ValueError(f"it tells of {count} frames of {width} x {height}, {fps:g} a second")
+    return count, height, width, fps
+
+
+def _sized(image: Image.Image, width: int, height: int) -> Image.Image:
+    """An image before it is decoded. Raises ValueError if it is of another size than is told."""
+    if image.size != (width, height):
+        raise ValueError(f"a frame is {image.width} x {image.height}, not {width} x {height}")
+    return image
+
+
+def _shown_at(path: Path, times: NDArray[np.floating[Any]], width: int, height: int) -> Frames:
     """The frames that an animation shows at these times; there are fewer where frames that are alike became one."""
-    until = takewhile(lambda shown: shown[0] < times[-1], Animation(path).all(as_shown=False))
-    begins, frames = zip(*((time, np.array(to_rgb(image))) for time, image in until), strict=True)
+    animation = islice(Animation(path).all(as_shown=False), len(times))
+    until = takewhile(lambda shown: shown[0] < times[-1], animation)
+    begins, frames = zip(*((time, np.array(to_rgb(_sized(one, width, height)))) for time, one in until), strict=True)
     return np.stack([frames[index] for index in np.searchsorted(begins, times) - 1])
 
 

@@ -104,3 +104,26 @@ def test_a_recipe_nested_without_end_is_none(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="carries no recipe"):
         media.read_recipe(tmp_path / "a.png")
     assert Library().entries() == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp", ""])
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"shape": [10**6, 32, 32, 3]}, {"shape": [2, 10**6, 10**6, 3]}, {"shape": [2, 16, 16, 3]}, {"fps": 0},
+        {"fps": 1e9},
+    ],
+    ids=["frames", "size", "other size", "no fps", "fps"],
+)  # fmt: skip
+def test_a_video_that_tells_of_other_frames_than_it_has_is_refused(
+    tmp_path: Path, suffix: str, told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = json.dumps
+
+    def telling(note: Any, **more: Any) -> str:
+        return whole({**note, **told} if isinstance(note, dict) and "shape" in note else note, **more)
+
+    monkeypatch.setattr("customttt.videos.json.dumps", telling)
+    media.write_video(tmp_path / f"video{suffix}", FRAMES, 8, {"prompt": "on Mars"})
+    with pytest.raises(MediaError):
+        media.read_frames(tmp_path / f"video{suffix}")
