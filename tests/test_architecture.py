@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors", "text", "config", "concept", "recipe", "library", "pixels", "pictures", "ffmpeg", "clips",
     "outputs", "videos", "media", "ledger", "stats", "sheets", "tracks", "machine",
-    "diffusion", "backbones", "lora", "sorts", "scales", "keys", "parcel", "exchange", "losses", "metrics", "checkpoint",
-    "thrift", "train", "sampling", "ttt", "compose", "learn", "rivals", "planner", "influence", "compare",
+    "diffusion", "backbones", "lora", "sorts", "scales", "keys", "parcel", "exchange", "losses", "metrics",
+    "checkpoint", "thrift", "train", "sampling", "ttt", "compose", "learn", "rivals", "planner", "influence", "compare",
     "extractors", "evaluate", "tiny",
 ]  # fmt: skip
 SCRIPTS = {"pretrain.py", "judge_training.py", "score.py", "study.py"}
