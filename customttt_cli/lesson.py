@@ -255,6 +255,7 @@ def _carry_out(
         )  # fmt: skip
     concept = learned.add_to(library, force=lesson.force)
     library.remove_unfinished(key)
+    output.stored()
     output.say(
         f"Learned '{concept.name}' in {output.duration(concept.seconds)}; loss {showing.losses(concept.losses)}."
     )

@@ -88,6 +88,11 @@ def kept() -> None:
     _state["kept"] = True
 
 
+def stored() -> None:
+    """Remember that what was asked for is safe, and its checkpoint gone."""
+    _state.update(results=True, kept=False)
+
+
 def interrupted() -> None:
     if _state["kept"]:
         done = "the same command goes on from the last checkpoint"

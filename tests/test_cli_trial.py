@@ -42,6 +42,20 @@ def test_a_movement_that_was_not_learned_is_said_to_be_so(capsys: pytest.Capture
     assert "The movement was not learned." in told
 
 
+def test_a_movement_that_is_stored_is_not_called_unfinished(
+    tiny_random_base: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("customttt.checkpoint.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("customttt.compose.try_out", interrupted)
+    done = run("learn-motion", "swimming", clip, "--base", tiny_random_base)
+    assert done.exit_code == 130
+    assert "Interrupted; only what is printed above was done." in done.stderr
+    assert Library().get("swimming", "motion")
+
+
 def test_a_concept_is_kept_where_there_is_no_memory_to_try_it_out(
     tiny_random_base: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
