@@ -35,8 +35,7 @@ from customttt.train import Report, silent
 VIEWS = 8
 """Of every picture, where pictures are shifted."""
 LAUNCHER = re.compile(
-    "(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|LOCAL_WORLD_SIZE$|MASTER_(ADDR|PORT)$|ACCELERATE_|OMPI_|PMI_|MPI_|MV2_|MPIRUN_"
-    "|TORCHELASTIC_|KMP_CREATION"
+    "(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|MASTER_(ADDR|PORT)$|ACCELERATE_|OMPI_|PMI_|MPI_|MV2_|MPIRUN_|TORCHELASTIC_"
 )
 """Names of the variables by which launchers tell a process that it is one of many."""
 CHANGEABLE = ("steps", "learning_rate")
