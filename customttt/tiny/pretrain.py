@@ -119,8 +119,11 @@ class Run:
         return float(self.vae.config.scaling_factor)
 
 
-def create(folder: Path, device: torch.device, start: Path | None = None) -> Run:
-    """A new run, of its own or from an exported base, or the state that an earlier one left in `folder`."""
+def create(folder: Path, device: torch.device, start: Path | None = None, seed: int = 0) -> Run:
+    """A new run, of its own or from an exported base, or the state that an earlier one left in `folder`.
+
+    `seed` chooses the clips, captions and noise: another one for each run that goes on from a base.
+    """
     words = folder / "tokenizer"  # never built twice: which of two equally frequent pairs comes first is left to chance
     torch.manual_seed(0)
     saved = _read(folder / "state.pt", device)
@@ -134,7 +137,7 @@ def create(folder: Path, device: torch.device, start: Path | None = None) -> Run
     run = Run(
         folder, device, SIZES[device.type], models.build_vae(), models.build_unet(),
         models.build_text_encoder(len(tokenizer)), tokenizer, diffusion.NoiseSchedule.from_config(models.SCHEDULER),
-        torch.Generator(device).manual_seed(0), torch.Generator().manual_seed(0),
+        torch.Generator(device).manual_seed(seed), torch.Generator().manual_seed(seed),
     )  # fmt: skip
     if start:
         _start_from(run, start)
@@ -555,13 +558,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120, help="training time over all stages")
     parser.add_argument("--start", type=Path, help="an exported base, for a new run to begin with")
     parser.add_argument("--rate", type=float, default=RATES["clip"], help="highest learning rate of the U-Net")
+    parser.add_argument("--seed", type=int, default=0, help="of clips and noise: another one for each --start")
     parser.add_argument("--export", type=Path, help="write the averaged model here and stop")
     arguments = parser.parse_args()
     if arguments.start and not all((arguments.start / part / "config.json").is_file() for _, part in PARTS.values()):
         parser.error(f"{arguments.start} holds no exported base (vae, unet and text_encoder)")
+    if arguments.seed == VALIDATION_SEED:
+        parser.error(f"seed {VALIDATION_SEED} is that of the clips that are never trained on")
     arguments.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = create(arguments.out, device, arguments.start)
+    run = create(arguments.out, device, arguments.start, arguments.seed)
     if arguments.export:
         export(run, arguments.export)
         return
