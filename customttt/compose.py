@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
 from customttt import diffusion, lora, ttt
-from customttt.backbones import Backbone, Video
+from customttt.backbones import Backbone
 from customttt.concept import Kind
 from customttt.config import SampleConfig
 from customttt.media import Frames
+from customttt.progress import Report, silent
 from customttt.recipe import VideoRecipe
 from customttt.sampling import denoise_in_phases
-from customttt.train import Report, silent
+from customttt.video import to_frames
 
 LoraPair = tuple[lora.Weights, lora.Weights]
 
@@ -89,18 +89,3 @@ def initial_noise(backbone: Backbone, sample: SampleConfig, seed: int) -> diffus
     shape = backbone.latent_shape(sample.num_frames, sample.size)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *shape, generator=generator).to(backbone.device)
-
-
-def to_frames(video: Video, magnify: int = 1) -> Frames:
-    """Pixels in [-1, 1] of one video (1 3 f h w) to uint8 (f h w 3), `magnify` times larger."""
-    images = video[0].transpose(0, 1)
-    if magnify > 1:
-        images = torch.nn.functional.interpolate(images, scale_factor=magnify, mode="bicubic", align_corners=False)
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def to_video(frames: Frames) -> Video:
-    """uint8 frames (f h w 3) to pixels in [-1, 1] (1 3 f h w)."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).float() / 127.5 - 1
-    return pixels.permute(3, 0, 1, 2)[None]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
-import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +15,20 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from customttt import lora, machine, train
-from customttt.backbones import Backbone, computing, open_base
+from customttt import lora, train
+from customttt.backbones import Backbone
 from customttt.checkpoint import FORGETFUL, Keeper
-from customttt.compose import to_video
 from customttt.concept import Concept, Kind, Source
 from customttt.config import TrainConfig, digest
-from customttt.errors import OutOfMemoryError
 from customttt.library import WEIGHTS, Library
+from customttt.machine import versions
 from customttt.media import Clip, Picture, Pixels
+from customttt.progress import Report, silent
 from customttt.text import escaped
-from customttt.train import Report, silent
+from customttt.video import to_video
 
 VIEWS = 8
 """Of every picture, where pictures are shifted."""
-LAUNCHER = re.compile(
-    "(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|MASTER_(ADDR|PORT)$|ACCELERATE_|OMPI_|PMI_|MPI_|MV2_|MPIRUN_|TORCHELASTIC_"
-)
-"""Names of the variables by which launchers tell a process that it is one of many."""
 CHANGEABLE = ("steps", "learning_rate")
 """Fields of TrainConfig that a run may change when it goes on."""
 
@@ -67,33 +58,6 @@ class Wording:
     name: str
     phrase: str
     prompt: str
-
-
-def open_accelerated(base: str) -> tuple[Backbone, Accelerator]:
-    """A base on the best device here, in half precision where the device has it. Raises BaseUnavailableError."""
-    device = machine.device()
-    half = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[computing(device)]
-    with alone():
-        accelerator = Accelerator(mixed_precision=half, cpu=device.type == "cpu")
-    try:
-        return open_base(base, accelerator.device), accelerator
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(f"Base {base!r} does not fit into this GPU's memory; use --base tiny.") from error
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """While this lasts, the environment knows no launcher: this is one process, whoever has started it.
-
-    accelerate would wait for the others that LOCAL_RANK or WORLD_SIZE speak of.
-    """
-    launched = {name: value for name, value in os.environ.items() if LAUNCHER.match(name)}
-    for name in launched:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(launched)
 
 
 def appearance(
@@ -196,9 +160,3 @@ def manifest(backbone: Backbone, of: Sequence[Picture] | Clip, wording: Wording,
 def _learned(concept: Concept, weights: lora.Weights, history: Sequence[float], began: float) -> Learned:
     losses, seconds = tuple(round(loss, 6) for loss in history), round(time.monotonic() - began, 1)
     return Learned(concept.model_copy(update={"losses": losses, "seconds": seconds}), weights)
-
-
-def versions() -> dict[str, str]:
-    """What a concept or a video was made with."""
-    packages = ("customttt", "torch", "diffusers", "transformers", "peft")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -1,10 +1,12 @@
-"""What this machine has: cores, memory, GPUs. Imports torch only to ask for GPUs."""
+"""What this machine has: cores, memory, GPUs, packages. Imports torch only to ask for GPUs."""
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,3 +75,9 @@ def free_disk(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def versions() -> dict[str, str]:
+    """What a concept or a video was made with."""
+    packages = ("customttt", "torch", "diffusers", "transformers", "peft")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -12,8 +12,8 @@ from torch import Tensor
 from customttt import diffusion, lora
 from customttt.backbones import Backbone
 from customttt.config import SampleConfig
+from customttt.progress import Progress, Report, silent
 from customttt.recipe import stretches
-from customttt.train import Progress, Report, silent
 
 
 @torch.no_grad()

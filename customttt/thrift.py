@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from customttt.backbones.family import replaced
 from customttt.errors import is_out_of_memory
+from customttt.patch import replaced
 
 Terms = Generator[Float[Tensor, ""], None, None]
 """The terms of one step's loss, each given while the network is still in the state that made it."""

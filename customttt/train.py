@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -21,29 +20,10 @@ from customttt.checkpoint import FORGETFUL, Keeper, randomness, set_randomness
 from customttt.concept import Kind
 from customttt.config import TrainConfig
 from customttt.errors import DivergedError, OutOfMemoryError
+from customttt.progress import Progress, Report, silent
 from customttt.thrift import Ladder, Terms
 
 LION_BETAS, LION_WEIGHT_DECAY = (0.9, 0.99), 0.1
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a long step stands: reported after every step."""
-
-    phase: str
-    step: int
-    """Steps done."""
-    total: int
-    loss: float | None = None
-    note: str | None = None
-    """What happened on the way, for people; no step is done then."""
-
-
-Report = Callable[[Progress], None]
-
-
-def silent(_: Progress) -> None:
-    """A report that tells nobody."""
 
 
 def optimize(

@@ -26,10 +26,11 @@ from customttt import diffusion, lora, losses
 from customttt.backbones import Backbone, PromptEmbeds
 from customttt.concept import Kind
 from customttt.config import SampleConfig, TTTConfig
+from customttt.progress import Report, silent
 from customttt.recipe import renoised
 from customttt.sampling import denoise
 from customttt.thrift import Ladder, Terms
-from customttt.train import Report, noised, optimize, silent
+from customttt.train import noised, optimize
 
 
 @dataclass(frozen=True)

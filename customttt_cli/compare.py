@@ -19,7 +19,7 @@ from customttt_cli.exhibits import Exhibit
 from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
-    from customttt.rivals import Material
+    from customttt.measure.rivals import Material
 
 EXAMPLE = 'Example: customttt compare koala swimming "on Mars" --seeds 3 --images ./imgs --clip clip.mp4'
 CELL = 128
@@ -83,7 +83,7 @@ def compare(
 
 def _chosen(methods: str | None, images: bool, clip: bool) -> list[str]:
     """The methods to compare. Raises UsageError for an unknown one, or one without what it learns from."""
-    from customttt.compare import METHODS
+    from customttt.measure.compare import METHODS
 
     if images != clip:
         given, lacking = ("--images", "--clip") if images else ("--clip", "--images")
@@ -101,14 +101,14 @@ def _chosen(methods: str | None, images: bool, clip: bool) -> list[str]:
 
 
 def _title(name: str) -> str:
-    from customttt.compare import METHODS
+    from customttt.measure.compare import METHODS
 
     return METHODS[name].title.replace("\n", " ")
 
 
 def _recipe(name: str, recipe: VideoRecipe, material: Material | None) -> VideoRecipe:
     """That of a method; a rival's tells what it learned from."""
-    from customttt.compare import METHODS
+    from customttt.measure.compare import METHODS
 
     made = METHODS[name].recipe(recipe)
     if material is None or not METHODS[name].learns:
@@ -159,8 +159,9 @@ def _lay_out(shown: Shown, fps: int, folder: Path) -> None:
     """A grid of the first seed's frames, and a video with a row a method and a column a seed."""
     import numpy as np
 
-    from customttt import media, sheets
-    from customttt.compare import METHODS
+    from customttt import media
+    from customttt.measure import sheets
+    from customttt.measure.compare import METHODS
 
     videos = {name: [one.frames for one in some] for name, some in shown.items()}
     rows = [(METHODS[name].title, some[0]) for name, some in videos.items()]
@@ -188,7 +189,7 @@ def _tell(scores: Scores) -> None:
 
 
 def _tell_notes(chosen: Sequence[str]) -> None:
-    from customttt.compare import METHODS
+    from customttt.measure.compare import METHODS
 
     for name in chosen:
         if METHODS[name].note:

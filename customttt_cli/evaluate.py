@@ -15,9 +15,9 @@ from customttt_cli import exhibits, options, output
 from customttt_cli.exhibits import Exhibit
 
 if TYPE_CHECKING:
-    from customttt.evaluate import Candidate, Row
+    from customttt.measure.evaluate import Candidate, Row
+    from customttt.measure.stats import Estimate
     from customttt.media import Frames
-    from customttt.stats import Estimate
 
 EXAMPLE = "Example: customttt evaluate koala-swimming.mp4 --images ./imgs --clip clip.mp4"
 Groups = Mapping[str, Sequence[int]]
@@ -62,7 +62,7 @@ def measured(
     clips = exhibits.clips(clip, shown) if clip else [None] * len(shown)
     output.quiet(bars=True)
     with output.waiting("Loading torch"):
-        from customttt.evaluate import Candidate
+        from customttt.measure.evaluate import Candidate
     judged = _judged(shown)
     candidates = [
         Candidate(str(one.path), one.frames, one.prompt, reference, one.group)
@@ -88,7 +88,7 @@ def _judged(shown: Sequence[Exhibit]) -> bool:
 
 
 def _measure(candidates: Sequence[Candidate], pictures: Frames | None, judged: bool) -> list[Row]:
-    from customttt import evaluate, extractors
+    from customttt.measure import evaluate, extractors
 
     with output.progress() as report:
         if judged:

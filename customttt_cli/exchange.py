@@ -14,8 +14,8 @@ from customttt.library import Library
 from customttt_cli import options, output
 
 if TYPE_CHECKING:
-    from customttt.exchange import Home
-    from customttt.parcel import Parcel
+    from customttt.interchange.exchange import Home
+    from customttt.interchange.parcel import Parcel
 
 EXPORT_EXAMPLE = "Example: customttt export koala --format kohya --output koala.safetensors"
 IMPORT_EXAMPLE = "Example: customttt import koala.safetensors --name my-koala --base tiny"
@@ -46,7 +46,7 @@ def export(
         media.check_place(out)
     output.quiet()
     with output.waiting("Loading torch"):
-        from customttt import exchange
+        from customttt.interchange import exchange
     path = out or Path(name + exchange.SUFFIX[form.value])
     if path.absolute().resolve().is_relative_to(library.root.resolve()):
         raise UsageError(f"'{path}' is inside the library, whose files are its own; name a file elsewhere.")
@@ -80,7 +80,7 @@ def import_concept(
         library.check_free(name, force)
     output.quiet()
     with output.waiting("Loading torch"):
-        from customttt import exchange, parcel
+        from customttt.interchange import exchange, parcel
     opened = parcel.read(file, allow_pickle)
     library.check_free(name or opened.name, force)
     arrival = exchange.admit(opened, _home(opened, base), name, kind.value if kind else None)
@@ -97,7 +97,7 @@ def _home(parcel: Parcel, asked: str | None) -> Home:
     Raises BaseUnavailableError where a concept was learned on another version of its base, and none was asked for.
     """
     from customttt import backbones
-    from customttt.exchange import Home
+    from customttt.interchange.exchange import Home
 
     known = parcel.concept
     if known and not asked:

@@ -50,7 +50,7 @@ def collect(paths: Sequence[Path], prompt: str | None) -> list[Exhibit]:
 
 def _cells(run: Path) -> list[Path]:
     """The videos of a comparison, method by method in the order in which `compare` knows them."""
-    from customttt.compare import METHODS
+    from customttt.measure.compare import METHODS
 
     order = list(METHODS)
     found = [path for path in sorted(run.glob("*-seed*.mp4")) if path.stem.rpartition("-seed")[0] in order]

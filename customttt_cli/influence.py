@@ -14,14 +14,14 @@ import typer
 
 from customttt.concept import Kind
 from customttt.errors import BaseUnavailableError, MediaError, NotFoundError, UsageError
-from customttt.ledger import Ledger
 from customttt.library import Library
+from customttt.measure.ledger import Ledger
 from customttt.recipe import check_prompt
 from customttt_cli import options, output
 
 if TYPE_CHECKING:
     from customttt.backbones import Backbone
-    from customttt.influence import Influence, Layers, Pair, Scorer, Study
+    from customttt.measure.influence import Influence, Layers, Pair, Scorer, Study
 
 CARRIED: dict[str, Kind] = {
     "noun": "appearance", "colour": "appearance", "hat": "appearance", "pattern": "appearance", "movement": "motion"
@@ -78,7 +78,8 @@ def influence(
         check_prompt(text)
     output.quiet(bars=True)
     with output.waiting("Loading torch"):
-        from customttt import backbones, influence, learn, media
+        from customttt import backbones, media, opening
+        from customttt.measure import influence
     wanted, shown = [influence.Pair(*text) for text in texts], [frozenset(some) for some in numbers]
     media.check_output(folder / "influence.mp4")
     name, why = backbones.choose_base(base)
@@ -91,7 +92,7 @@ def influence(
     scorer, scored = _scorer(by)
     output.say(f"Base: {name} ({why}); scored by {scored}")
     with output.loading(name):
-        backbone, _ = learn.open_accelerated(name)
+        backbone, _ = opening.open_accelerated(name)
     ledger = Ledger(folder / "scores.jsonl")
     study = influence.Study(backbone, wanted, scorer(backbone), seeds, ledger=ledger, by=scored)
     with output.progress() as report:
@@ -142,7 +143,7 @@ def _scorer(by: Score | None) -> tuple[Callable[[Backbone], Scorer], str]:
 
     Raises BaseUnavailableError where that cannot be had.
     """
-    from customttt import extractors, influence, tracks
+    from customttt.measure import extractors, influence, tracks
     from customttt.tiny import judge
 
     if by is None:
@@ -173,8 +174,9 @@ def _read(prompt: str | None, starred: str | None, pairs: Path | None) -> list[t
 
 def _draw(study: Study, alone: list[Influence], columns: list[Layers], folder: Path) -> None:
     """The chart of all blocks, and for each pair the page's four videos beside the null."""
-    from customttt import influence, media, sheets
-    from customttt.compose import to_frames
+    from customttt import media
+    from customttt.measure import influence, sheets
+    from customttt.video import to_frames
 
     bars = [("all" if len(one.layers) > 1 else str(one.layers[0]), one.effect) for one in alone]
     media.write_png(folder / "chart.png", sheets.bar_chart(bars, "what a block carries: score minus null, 95 %"))

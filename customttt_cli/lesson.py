@@ -241,10 +241,10 @@ def _describe(lesson: Lesson, plan: Plan, material: Material) -> list[str]:
 def _carry_out(
     library: Library, lesson: Lesson, plan: Plan, material: Material, keeper: Keeper, rung: int, key: str
 ) -> None:
-    from customttt import learn as learning
+    from customttt import opening
 
     with output.loading(plan.base):
-        backbone, accelerator = learning.open_accelerated(plan.base)
+        backbone, accelerator = opening.open_accelerated(plan.base)
     said = [("The prompt", lesson.prompt)] * material.prompted + list(material.captions)
     if long := showing.unread(backbone, plan.base, said):
         output.warn(long)

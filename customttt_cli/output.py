@@ -16,7 +16,7 @@ from customttt.text import escaped
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from customttt.train import Progress, Report
+    from customttt.progress import Progress, Report
 
 PLAIN_SECONDS = 5.0
 """Between two lines of progress where stderr is not a terminal."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from customttt.backbones import Backbone
     from customttt.checkpoint import Keeper
     from customttt.lora import Weights
+    from customttt.measure.rivals import Material, Taught
     from customttt.media import Clip, Picture
-    from customttt.rivals import Material, Taught
 
 
 def read(pair: Pair, recipe: VideoRecipe, images: Sequence[Path], clip: Path) -> Material:
@@ -31,7 +31,7 @@ def read(pair: Pair, recipe: VideoRecipe, images: Sequence[Path], clip: Path) ->
     Raises UsageError for others, and NotFoundError or MediaError for what cannot be read.
     """
     from customttt import backbones
-    from customttt.rivals import Material
+    from customttt.measure.rivals import Material
 
     pictures = _pictures(pair.appearance, images, recipe.sample.size)
     return Material(
@@ -100,7 +100,8 @@ def taught(
     library: Library, rival: Rival, backbone: Backbone, accelerator: Accelerator, material: Material | None
 ) -> Taught:
     """What a rival learned, which is not learned twice; a killed run of it goes on."""
-    from customttt import lora, rivals
+    from customttt import lora
+    from customttt.measure import rivals
 
     if kept := library.adapted(rival.key):
         output.say(f"'{rival.name}' learned from these before; its result is used again.")

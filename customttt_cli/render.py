@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from customttt.backbones import Backbone
     from customttt.compose import LoraPair
+    from customttt.measure.rivals import Material, Taught
     from customttt.planner import Forecast
-    from customttt.rivals import Material, Taught
 
 
 def output_paths(out: Path | None, title: str, seeds: Sequence[int]) -> dict[int, Path]:
@@ -63,19 +63,19 @@ def videos(
 
     A rival learns from the material what the library does not hold. Raises UsageError where it needs that and lacks it.
     """
-    from customttt import compose, learn, media
+    from customttt import compose, machine, media, opening
 
     if recipe.rival and not material:
         relearn.check_kept(library, recipe.rival)
     with output.loading(recipe.base):
-        backbone, accelerator = learn.open_accelerated(recipe.base)
+        backbone, accelerator = opening.open_accelerated(recipe.base)
     _check(backbone, recipe)
     taught = _taught(backbone, accelerator, library, pair, recipe, material, rung)
     for seed, path in paths.items():
         one = recipe.with_seed(seed)
         with output.progress() as report, taught.spoken(backbone, recipe.appearance.phrase):
             frames = compose.render(backbone, taught.pair, one, accelerator, report)
-        made = {**one.to_dict(), "versions": learn.versions()}
+        made = {**one.to_dict(), "versions": machine.versions()}
         media.write_video(path, frames, recipe.sample.fps, made)
         yield seed, path, made
 
@@ -98,7 +98,7 @@ def _taught(
     material: Material | None,
     rung: int,
 ) -> Taught:
-    from customttt.rivals import Taught
+    from customttt.measure.rivals import Taught
 
     if recipe.rival:
         return relearn.taught(library, recipe.rival, backbone, accelerator, material)

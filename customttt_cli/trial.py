@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from customttt.backbones import Backbone
-    from customttt.evaluate import Candidate, Row
     from customttt.learn import Learned
+    from customttt.measure.evaluate import Candidate, Row
     from customttt.media import Frames
-    from customttt.train import Report
+    from customttt.progress import Report
 
 SEEDS = (0, 1)
 LEARNED = 0.5
@@ -25,7 +25,7 @@ def try_out(backbone: Backbone, accelerator: Accelerator, learned: Learned, clip
     import torch
 
     from customttt import compose
-    from customttt.evaluate import Candidate
+    from customttt.measure.evaluate import Candidate
 
     prompt, sample = learned.concept.prompt, backbone.defaults.sample.but(num_frames=len(clip))
     with output.progress() as report:
@@ -42,7 +42,7 @@ def try_out(backbone: Backbone, accelerator: Accelerator, learned: Learned, clip
 
 def _likeness(backbone: Backbone, candidates: list[Candidate], report: Report) -> Row:
     """By the judge of `tiny`'s world, or by tracks of points."""
-    from customttt import evaluate
+    from customttt.measure import evaluate
 
     if not backbone.defaults.judged:
         return evaluate.by_tracks(candidates, report)[0]

@@ -320,19 +320,20 @@ def scene_of(asked: argparse.Namespace, folder: Path) -> Scene:
     import torch
     from bases import build_tiny_random
 
-    from customttt import compose, learn
-
     if asked.size == "full":
         base = folder / asked.base
         if not base.exists():
             published.write_base(asked.base, base)
     else:
         base = "tiny" if asked.base == "animatediff" else build_tiny_random(folder / "tiny-3d", three_d=True)
-    backbone, accelerator = learn.open_accelerated(str(base))
+    from customttt import opening
+    from customttt.video import to_video
+
+    backbone, accelerator = opening.open_accelerated(str(base))
     torch.manual_seed(0)
     frames = np.random.default_rng(0).integers(0, 256, (asked.frames, asked.pixels, asked.pixels, 3), dtype=np.uint8)
     return Scene(
-        backbone, accelerator, published.RECIPES[asked.base], backbone.encode(compose.to_video(frames)),
+        backbone, accelerator, published.RECIPES[asked.base], backbone.encode(to_video(frames)),
         backbone.embed(["A koala is swimming."]), asked.pixels, asked.steps,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 from standin import Hub, at, running
 
 if TYPE_CHECKING:
-    from customttt.exchange import Home
+    from customttt.interchange.exchange import Home
 
 
 def pytest_configure() -> None:
@@ -70,7 +70,7 @@ def any_base(request: pytest.FixtureRequest) -> Path:
 def travel_home(tiny_random_base: Path) -> Home:
     """What an imported concept is held against: the random base, read without its weights."""
     from customttt import backbones
-    from customttt.exchange import Home
+    from customttt.interchange.exchange import Home
 
     base = str(tiny_random_base)
     return Home(base, backbones.identify(base), backbones.places(base))

@@ -112,13 +112,13 @@ def clip(frames: int, size: int) -> Any:
 
 def go_through(base: str, folder: Path, frames: int, size: int, steps: int, cuda: bool) -> bool:
     """Everything the program does; whether all of it is as it should be."""
-    from customttt import compose, learn
+    from customttt import compose, learn, opening
     from customttt.recipe import Ingredient, VideoRecipe
 
     print(f"\n{base}, {frames} frames of {size} x {size}, {steps} steps of each")
     print(f"{'phase':22} {'seconds':>9} {'of CPU':>9} {'a step':>9} {'peak GB':>9}")
     with phase("opening", cuda):
-        backbone, accelerator = learn.open_accelerated(str(folder))
+        backbone, accelerator = opening.open_accelerated(str(folder))
     recipe = backbone.defaults
     learned, minutes = [], []
     for kind, material in (("appearance", pictures(size)), ("motion", clip(frames, size))):

@@ -11,44 +11,67 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = [
-    "errors", "text", "config", "concept", "recipe", "library", "pixels", "pictures", "ffmpeg", "clips",
-    "outputs", "videos", "media", "ledger", "stats", "sheets", "tracks", "machine",
-    "diffusion", "backbones", "lora", "sorts", "scales", "keys", "parcel", "exchange", "losses", "metrics",
-    "checkpoint", "thrift", "train", "sampling", "ttt", "compose", "learn", "rivals", "planner", "influence", "compare",
-    "extractors", "evaluate", "tiny",
-]  # fmt: skip
+PACKAGE = ROOT / "customttt"
+TORCH_FREE = """
+    errors text progress machine config concept recipe library
+    media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
+    interchange measure.ledger measure.stats measure.tracks measure.sheets measure.compare measure tiny lab
+""".split()  # noqa: SIM905
+ORDER = """
+    errors text progress machine config concept recipe library
+    media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
+    video diffusion losses patch lora checkpoint
+    tiny backbones.hub backbones.interface backbones.family backbones.animatediff backbones.unet3d backbones
+    backbones.survey
+    opening thrift train sampling ttt learn compose planner
+    interchange interchange.sorts interchange.scales interchange.keys interchange.parcel interchange.exchange
+    measure measure.ledger measure.stats measure.tracks measure.sheets measure.metrics measure.extractors
+    measure.evaluate measure.compare measure.rivals measure.influence
+    tiny.movements tiny.scenes tiny.world tiny.captions tiny.models tiny.judge tiny.known tiny.demo
+    lab lab.optimizer lab.codec lab.pretrain lab.spoil lab.judge_training lab.lessons lab.demo_inputs lab.score
+    lab.arms lab.experiment lab.report lab.study
+""".split()  # noqa: SIM905
+"""Every file, by its name below `customttt`; a package's own name is its `__init__`."""
 SCRIPTS = {"pretrain.py", "judge_training.py", "score.py", "study.py"}
-TORCH_FREE = ORDER[: ORDER.index("machine") + 1]
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Names below `customttt` that a file imports at its top level."""
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imported(path: Path) -> set[str]:
+    """Names below `customttt` that a file imports, wherever in it: at the top, in functions, for types alone."""
     found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module == "customttt":
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("customttt."):
-            found.add((node.module or "").split(".")[1])
-    return found
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            files = {name for name in inside if name.removeprefix("customttt.") in FILES}
+            found |= files | ({node.module} if files != inside else set())
+    return {name.removeprefix("customttt.") for name in found if name.startswith("customttt.")}
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_a_file_imports_only_from_files_above_it(module: str) -> None:
-    path = ROOT / "customttt" / f"{module}.py"
-    if not path.exists():
-        return  # the packages `backbones` and `tiny` know those below them only inside functions or by purpose
-    later = set(ORDER[ORDER.index(module) :])
-    assert not imported_modules(path) & later
+@pytest.mark.parametrize("name", ORDER)
+def test_a_file_imports_only_from_files_above_it(name: str) -> None:
+    assert imported(FILES[name]) <= set(ORDER[: ORDER.index(name)])
 
 
 def test_every_file_has_its_place_in_the_order() -> None:
-    names = {path.stem for path in (ROOT / "customttt").iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert names - {"__init__", "__pycache__"} == set(ORDER)
+    assert sorted({*FILES} - {"__init__"}) == sorted(ORDER)
+
+
+def test_nothing_but_the_lab_imports_the_lab() -> None:
+    for path in (*PACKAGE.rglob("*.py"), *(ROOT / "customttt_cli").rglob("*.py")):
+        if path.parent.name != "lab":
+            assert "customttt.lab" not in {f"customttt.{name}"[:13] for name in imported(path)}, path
 
 
 def test_the_library_prints_nothing_and_knows_no_command_line() -> None:
-    for path in (ROOT / "customttt").rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         if path.name not in SCRIPTS:
             assert not re.search(r"\bprint\(", path.read_text()), path
         assert "import typer" not in path.read_text(), path
@@ -61,17 +84,17 @@ def test_importing_the_upper_part_never_imports_torch(module: str) -> None:
 
 
 def test_only_the_backbones_name_layers() -> None:
-    for path in (ROOT / "customttt").rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         if path.parent.name != "backbones":
             assert "up_blocks" not in path.read_text().replace("up_block_types", ""), path
 
 
 def test_a_family_is_one_file_and_one_name_in_the_list_of_families() -> None:
-    """Nothing else knows what architectures there are, but `tiny`, which builds and trains one."""
-    inside = ROOT / "customttt" / "backbones"
-    for path in (*(ROOT / "customttt").rglob("*.py"), *(ROOT / "customttt_cli").rglob("*.py")):
+    """Nothing else knows what architectures there are, but `tiny` and the lab, which build and train one."""
+    inside = PACKAGE / "backbones"
+    for path in (*PACKAGE.rglob("*.py"), *(ROOT / "customttt_cli").rglob("*.py")):
         text = path.read_text()
-        if path.parent.name == "tiny" or (path.parent == inside and path.stem in ("animatediff", "unet3d")):
+        if path.parent.name in ("tiny", "lab") or (path.parent == inside and path.stem in ("animatediff", "unet3d")):
             continue
         assert not re.search(r"UNet3DCond|UNetMotionModel|UNet2DCond|isinstance\(.*AnimateDiff", text), path
         assert path == inside / "__init__.py" or not re.search(r"backbones\.(animatediff|unet3d)", text), path

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 import customttt
 from customttt.library import Library
-from customttt.train import Progress, Report
+from customttt.progress import Progress, Report
 from customttt_cli import output
 from customttt_cli.app import app
 from customttt_cli.options import at_home

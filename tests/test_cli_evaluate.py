@@ -14,8 +14,9 @@ from material import assert_one_sentence, cut, make_clip, one_frame_clip, run, s
 from standin import Hub
 from vision import save_clip, save_dino
 
-from customttt import extractors, media
+from customttt import media
 from customttt.config import SampleConfig, TTTConfig
+from customttt.measure import extractors
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt.tiny import known
 from customttt_cli import exhibits

@@ -10,7 +10,7 @@ from material import assert_one_sentence, run, snapshot
 from torch import ones
 from travel import LAYERS, NAMES, add, make_weights, pickled, safetensors
 
-from customttt.exchange import Home
+from customttt.interchange.exchange import Home
 from customttt.library import Library
 
 

@@ -27,9 +27,9 @@ from footage import (
 )  # fmt: skip
 from PIL import Image
 
-from customttt.clips import open_reel
 from customttt.errors import MediaError, NotFoundError, UsageError
 from customttt.media import read_clip, read_recipe, write_video
+from customttt.media.clips import open_reel
 
 CLIPS: dict[str, Callable[[Path], Path]] = {
     "mp4": lambda folder: encode(folder / "a.mp4", ramp(50), 25),
@@ -285,7 +285,7 @@ def test_a_cover_is_no_clip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["mov", "mkv"])
 def test_frames_that_are_too_large_are_refused(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / f"a.{suffix}", ramp(20), 25, "-c:v", "mjpeg", "-pix_fmt", "yuvj420p")
-    monkeypatch.setattr("customttt.ffmpeg.SAFE", ("-max_pixels", str(48 * 64 - 1)))
+    monkeypatch.setattr("customttt.media.ffmpeg.SAFE", ("-max_pixels", str(48 * 64 - 1)))
     with pytest.raises(MediaError, match="has over 100 megapixels; make it smaller"):
         read_clip(path, 16, 8, 32)
 

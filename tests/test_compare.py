@@ -16,12 +16,13 @@ from accelerate import Accelerator
 from material import assert_one_sentence, make_clip, make_pictures, run, snapshot
 from typer.testing import Result
 
-from customttt import checkpoint, compose, learn, lora, media, rivals, sampling
+from customttt import checkpoint, compose, lora, media, opening, sampling
 from customttt.backbones import open_base
-from customttt.compare import METHODS
 from customttt.config import SampleConfig, TTTConfig
 from customttt.errors import UsageError
 from customttt.library import Library
+from customttt.measure import rivals
+from customttt.measure.compare import METHODS
 from customttt.recipe import Ingredient, VideoRecipe
 
 pytestmark = pytest.mark.usefixtures("nobody")
@@ -174,7 +175,7 @@ def test_a_rival_s_video_is_rendered_again_as_long_as_the_library_holds_what_it_
         run("compose", "--recipe", video, "--ttt-steps", 2), 2, "'dreamvideo', which knows no test-time"
     )
     shutil.rmtree(learned / "adapted")
-    monkeypatch.setattr(learn, "open_accelerated", refuse)
+    monkeypatch.setattr(opening, "open_accelerated", refuse)
     gone = run("compose", "--recipe", video, "-o", tmp_path / "third.mp4")
     assert_one_sentence(gone, 2, "what that learned is not in this library", "customttt compare --methods dreamvideo")
 
@@ -198,7 +199,7 @@ def test_a_killed_comparison_goes_on_in_the_middle_of_a_rival(
 @pytest.mark.usefixtures("learned")
 def test_rivals_are_left_out_without_what_they_learn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rest = {name: method for name, method in METHODS.items() if name in ("base", "full")}
-    monkeypatch.setattr("customttt.compare.METHODS", rest)
+    monkeypatch.setattr("customttt.measure.compare.METHODS", rest)
     done = run("compare", "koala", "swimming", "--seeds", 1, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "Left out without --images and --clip, as they learn anew from both: full." in done.stderr
@@ -208,7 +209,7 @@ def test_rivals_are_left_out_without_what_they_learn_from(tmp_path: Path, monkey
 def test_other_material_is_refused_before_a_model_is_loaded(
     learned: Path, pictures: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learn, "open_accelerated", refuse)
+    monkeypatch.setattr(opening, "open_accelerated", refuse)
     before = snapshot(learned)
     other_pictures, other_clip = make_pictures(tmp_path / "other", 4), make_clip(tmp_path / "other.mp4", 11)
     captioned = Path(shutil.copytree(pictures, tmp_path / "captioned"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from material import assert_one_sentence, make_pictures, run, snapshot
 
-from customttt import learn
+from customttt import learn, opening
 from customttt import library as store
 from customttt.backbones import hub
 from customttt.config import MAX_SEED
@@ -59,7 +59,7 @@ def test_a_launcher_s_environment_is_not_waited_for(
     done = process("learn-motion", "swimming", clip, "--base", tiny_random_base, *QUICK, env={**os.environ, **launched})
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with learn.alone():
+    with opening.alone():
         assert "WORLD_SIZE" not in os.environ
     assert os.environ["WORLD_SIZE"] == "2"
 

@@ -15,14 +15,16 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors import safe_open
 from travel import LAYERS, NAMES, add, make_weights, pickled, safetensors
 
-from customttt import compose, exchange, keys, lora, parcel
+from customttt import lora
 from customttt.backbones import open_base
 from customttt.concept import Concept, Kind
 from customttt.config import ADAPTED
 from customttt.errors import DamagedError, NotFoundError, StoreError, UsageError
-from customttt.exchange import Form, Home
+from customttt.interchange import exchange, keys, parcel
+from customttt.interchange.exchange import Form, Home
 from customttt.library import Library
 from customttt.sampling import denoise
+from customttt.video import to_frames
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def frames(backbone: Any) -> torch.Tensor:
     noise = torch.randn(1, *backbone.latent_shape(4, 32), generator=torch.Generator().manual_seed(0))
     embeds, empty = backbone.embed(["A purple koala is swimming."]), backbone.embed([""])
     latents = denoise(backbone, noise, embeds, empty, guidance_scale=2.0, timesteps=[999, 500])
-    return torch.from_numpy(compose.to_frames(backbone.decode(latents)))
+    return torch.from_numpy(to_frames(backbone.decode(latents)))
 
 
 def test_a_motion_director_list_is_read_where_pickles_are_allowed(travel_home: Home, tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from standin import Hub
 from torch import Tensor
 from vision import save_clip
 
-from customttt import backbones, extractors, influence
+from customttt import backbones
 from customttt.backbones import Backbone, open_base
 from customttt.errors import UsageError
-from customttt.ledger import Ledger
 from customttt.library import Library
+from customttt.measure import extractors, influence
+from customttt.measure.ledger import Ledger
 from customttt.media import Frames
-from customttt.train import Progress
+from customttt.progress import Progress
 
 PAIR = influence.Pair("A koala.", "A tiger.")
 

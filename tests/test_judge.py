@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from customttt import metrics, stats
 from customttt.errors import UsageError
-from customttt.tiny import judge, judge_training, lessons, score, spoil, world
-from customttt.tiny.judge_training import UNKNOWN, random_clips, truth
-from customttt.tiny.lessons import Content
+from customttt.lab import judge_training, lessons, score, spoil
+from customttt.lab.judge_training import UNKNOWN, random_clips, truth
+from customttt.lab.lessons import Content
+from customttt.measure import metrics, stats
+from customttt.tiny import judge, world
 from customttt.tiny.movements import HELD_OUT_MOVEMENTS
 from customttt.tiny.scenes import SCENES, paint
 from customttt.tiny.world import Look

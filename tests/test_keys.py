@@ -14,11 +14,12 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from travel import LAYERS, make_weights
 
-from customttt import backbones, keys, lora
+from customttt import backbones, lora
 from customttt.backbones import animatediff
 from customttt.concept import Kind
 from customttt.errors import DamagedError
-from customttt.exchange import Home
+from customttt.interchange import keys
+from customttt.interchange.exchange import Home
 from customttt.lora import Weights
 
 Respell = Callable[[str], str]

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from customttt import learn
-from customttt.backbones import Video, open_base
+from customttt.backbones import open_base
 from customttt.config import TrainConfig
 from customttt.media import Picture
+from customttt.video import Video
 
 CONFIG = TrainConfig(layers=(2,), learning_rate=1e-3)
 PIXELS = np.arange(40 * 40 * 3, dtype=np.int64).reshape(40, 40, 3).astype(np.uint8)

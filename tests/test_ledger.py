@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from customttt.ledger import Ledger
+from customttt.measure.ledger import Ledger
 
 
 def test_what_one_process_puts_another_gets(tmp_path: Path) -> None:

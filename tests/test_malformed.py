@@ -18,9 +18,10 @@ import torch
 from material import assert_one_sentence, run, snapshot
 from travel import add, make_weights, pickled, safetensors, zipped
 
-from customttt import backbones, exchange, lora, parcel
+from customttt import backbones, lora
 from customttt.concept import Concept
-from customttt.exchange import Home
+from customttt.interchange import exchange, parcel
+from customttt.interchange.exchange import Home
 from customttt.library import Library
 
 EACH = 3

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from vision import save_clip, save_dino
 
-from customttt import evaluate, extractors, metrics, tracks
 from customttt.errors import BaseUnavailableError
-from customttt.evaluate import CLIP_I, CLIP_T, CONSISTENCY, DINO_I, FIDELITY, Candidate
+from customttt.lab import lessons
+from customttt.measure import evaluate, extractors, metrics, tracks
+from customttt.measure.evaluate import CLIP_I, CLIP_T, CONSISTENCY, DINO_I, FIDELITY, Candidate
 from customttt.media import Frames
-from customttt.tiny import known, lessons
+from customttt.tiny import known
 
 WORDS = {"a red square.": (255, 0, 0), "a green square.": (0, 255, 0)}
 
@@ -237,7 +238,7 @@ def test_the_interval_is_over_videos_and_over_groups_where_there_are_several() -
 
 
 def rendered(noun: str, movement: str, scene: str, seed: int = 3) -> Frames:
-    from customttt.compose import to_frames
+    from customttt.video import to_frames
 
     return to_frames(lessons.render([lessons.Content(noun, movement, scene)], seed, vary=0.0).video)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from customttt.tiny import optimizer as optimizer_module
-from customttt.tiny.optimizer import Optimizer, Replayed, is_inner, orthogonal
+from customttt.lab import optimizer as optimizer_module
+from customttt.lab.optimizer import Optimizer, Replayed, is_inner, orthogonal
 
 
 def network() -> nn.Module:

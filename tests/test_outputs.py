@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from material import assert_one_sentence, run, snapshot
 
-from customttt import outputs
 from customttt.errors import UsageError
 from customttt.library import Library
+from customttt.media import outputs
 
 GONE = 2**22 + 1  # above the largest process number of Linux
 

@@ -10,7 +10,7 @@ import pytest
 from accelerate import Accelerator
 from material import run
 
-from customttt import compose, learn, lora, media
+from customttt import compose, learn, lora, media, opening
 from customttt.backbones import Backbone
 from customttt.concept import Concept
 from customttt.library import Library
@@ -23,7 +23,7 @@ Story = tuple[Backbone, Accelerator, Library, Concept, Concept]
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A koala and swimming, learned for a few steps and kept."""
-    backbone, accelerator = learn.open_accelerated("tiny")
+    backbone, accelerator = opening.open_accelerated("tiny")
     settings, library = backbone.defaults, Library(tmp_path_factory.mktemp("library"))
     pictures = media.read_pictures([INPUTS / "koala"], settings.sample.size)
     clip = media.read_clip(INPUTS / "swimming.mp4", 8, 8, settings.sample.size)

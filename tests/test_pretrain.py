@@ -10,7 +10,8 @@ import torch
 
 from customttt.backbones import open_base
 from customttt.errors import UsageError
-from customttt.tiny import captions, codec, models, pretrain, world
+from customttt.lab import codec, pretrain
+from customttt.tiny import captions, models, world
 
 CPU = torch.device("cpu")
 MOMENT = 1e-9

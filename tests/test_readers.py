@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from travel import LAYERS, NAMES, add, make_weights
 
-from customttt import backbones, exchange, keys, lora, parcel
+from customttt import backbones, lora
 from customttt.concept import Kind
-from customttt.exchange import Form, Home
+from customttt.interchange import exchange, keys, parcel
+from customttt.interchange.exchange import Form, Home
 from customttt.library import Library
 from customttt.lora import Weights
 

@@ -16,6 +16,7 @@ from customttt.backbones import Backbone, open_base
 from customttt.config import TrainConfig
 from customttt.errors import DamagedError, DivergedError
 from customttt.library import Library
+from customttt.progress import Progress
 
 CONFIG = TrainConfig(layers=(2,), learning_rate=1e-3, steps=6, batch_size=2, rank=2, dropout=0.3, falling=True)
 LEARN = {"appearance": (train.learn_appearance, (3, 1)), "motion": (train.learn_motion, (1, 4))}
@@ -41,7 +42,7 @@ def learn(
     function, (count, frames) = LEARN[kind]
     latents = torch.randn(count, *backbone.latent_shape(frames, 32), generator=torch.Generator().manual_seed(0))
 
-    def report(progress: train.Progress) -> None:
+    def report(progress: Progress) -> None:
         if progress.step == killed_after:
             raise KilledError
 

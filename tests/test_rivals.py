@@ -12,14 +12,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from customttt import checkpoint, compose, lora, media, rivals
+from customttt import checkpoint, compose, lora, media
 from customttt.backbones import Backbone, open_base
-from customttt.compare import METHODS
 from customttt.concept import Concept
 from customttt.library import Library
+from customttt.measure import rivals
+from customttt.measure.compare import METHODS
+from customttt.measure.rivals import Material, Taught
+from customttt.progress import Progress, silent
 from customttt.recipe import Ingredient, VideoRecipe
-from customttt.rivals import Material, Taught
-from customttt.train import Progress, silent
 
 STEPS = 4
 

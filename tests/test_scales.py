@@ -17,9 +17,10 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 from travel import make_weights, safetensors
 
-from customttt import exchange, keys, lora, parcel, scales
+from customttt import lora
 from customttt.errors import DamagedError, NotFoundError
-from customttt.exchange import Arrival, Home
+from customttt.interchange import exchange, keys, parcel, scales
+from customttt.interchange.exchange import Arrival, Home
 from customttt.library import Library
 
 WRAPPER = "base_model.model."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from customttt.sheets import bar_chart, contact_sheet, mosaic
-from customttt.stats import Estimate
+from customttt.measure.sheets import bar_chart, contact_sheet, mosaic
+from customttt.measure.stats import Estimate
 
 BLUE = (110, 150, 200)
 

@@ -9,9 +9,10 @@ import torch
 from material import assert_one_sentence, run, snapshot
 from travel import make_weights, safetensors
 
-from customttt import keys, lora, sorts
+from customttt import lora
 from customttt.errors import DamagedError
-from customttt.exchange import Home
+from customttt.interchange import keys, sorts
+from customttt.interchange.exchange import Home
 from customttt.library import Library
 
 MODULE = "lora_unet_down_blocks_2_attentions_0_transformer_blocks_0_attn1_to_q"

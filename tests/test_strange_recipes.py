@@ -123,7 +123,7 @@ def test_a_video_that_tells_of_other_frames_than_it_has_is_refused(
     def telling(note: Any, **more: Any) -> str:
         return whole({**note, **told} if isinstance(note, dict) and "shape" in note else note, **more)
 
-    monkeypatch.setattr("customttt.videos.json.dumps", telling)
+    monkeypatch.setattr("customttt.media.videos.json.dumps", telling)
     media.write_video(tmp_path / f"video{suffix}", FRAMES, 8, {"prompt": "on Mars"})
     with pytest.raises(MediaError):
         media.read_frames(tmp_path / f"video{suffix}")

@@ -8,18 +8,20 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from customttt import influence, media, stats
+from customttt import media
 from customttt.backbones import defaults, open_base
-from customttt.tiny import arms, report, study, world
+from customttt.lab import arms, experiment, report, study
+from customttt.measure import influence, stats
+from customttt.tiny import world
 from customttt.tiny.movements import HELD_OUT_MOVEMENTS
 
 
-def judged_by_number(_: media.Frames, cell: study.Cell) -> dict[str, float]:
-    return dict.fromkeys(study.MEASURES, float(1 + cell.pairing))
+def judged_by_number(_: media.Frames, cell: experiment.Cell) -> dict[str, float]:
+    return dict.fromkeys(experiment.MEASURES, float(1 + cell.pairing))
 
 
 @pytest.fixture
-def small(tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.Study:
+def small(tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> experiment.Study:
     """Two pairings by five arms on a base that draws nothing; a video's scores are its pairing's number, 1 or 2."""
     import torch
 
@@ -27,33 +29,33 @@ def small(tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     few = {name: ttt[name] for name in ("direct", "appearance", "motion")}
     brief = arms.Arm("brief", lambda recipe: replace(recipe, ttt=recipe.ttt.but(steps=2)))
     monkeypatch.setitem(arms.TABLES, "ttt", {**few, "paper": brief, "ours": ttt["ours"]})
-    monkeypatch.setattr(study, "judged", judged_by_number)
+    monkeypatch.setattr(experiment, "judged", judged_by_number)
     backbone = open_base(str(tiny_random_base), torch.device("cpu"))
-    size = study.Size(pairings=2, scenes=1, seeds=1, steps=2)
+    size = experiment.Size(pairings=2, scenes=1, seeds=1, steps=2)
     none = stats.Estimate(0.0, 0.0, 0.0, 2)
     found = [influence.Influence((layer,), none) for layer in range(3)]
     monkeypatch.setattr(influence.Study, "per_layer", lambda self: found)  # noqa: ARG005
     monkeypatch.setattr(influence.Study, "select", lambda self: found[:1])  # noqa: ARG005
-    return study.Study(backbone, Accelerator(cpu=True), tmp_path / "run", size)
+    return experiment.Study(backbone, Accelerator(cpu=True), tmp_path / "run", size)
 
 
-def test_a_second_run_makes_nothing_again(small: study.Study) -> None:
+def test_a_second_run_makes_nothing_again(small: experiment.Study) -> None:
     small.run(["ttt"])
     made = {path: path.stat().st_mtime_ns for path in small.out.rglob("*.*")}
     small.run(["ttt"])
     assert {path: path.stat().st_mtime_ns for path in small.out.rglob("*.*")} == made
 
 
-def test_who_comes_first_learns_for_the_others(small: study.Study) -> None:
-    cells, arm = [study.Cell(0, scene, 0) for scene in study.SCENES[:2]], arms.TABLES["ttt"]["paper"]
+def test_who_comes_first_learns_for_the_others(small: experiment.Study) -> None:
+    cells, arm = [experiment.Cell(0, scene, 0) for scene in experiment.SCENES[:2]], arms.TABLES["ttt"]["paper"]
     first, second = small._costs([(cell, arm) for cell in cells])
-    assert first == pytest.approx(1 + 2 * 2 * study.LEARNING_STEP + 2 * study.TTT_STEP)
+    assert first == pytest.approx(1 + 2 * 2 * experiment.LEARNING_STEP + 2 * experiment.TTT_STEP)
     assert second == 1
     small.run(["ttt"])
     assert small._costs([(cells[1], arm)]) == [1]
 
 
-def test_two_processes_share_the_work(small: study.Study) -> None:
+def test_two_processes_share_the_work(small: experiment.Study) -> None:
     first, second = small.size.cells()
     small.run(["ttt"], (1, 2))
     assert small.scores(first, arms.DIRECT)
@@ -61,11 +63,11 @@ def test_two_processes_share_the_work(small: study.Study) -> None:
 
 
 def test_the_report_holds_means_intervals_and_pictures(
-    small: study.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: experiment.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "LEARNED", 1.5)
     small.run(["ttt", arms.BLOCKS])
-    report.write(small, ["ttt", arms.BLOCKS], tmp_path / "docs" / "study.md", "python -m customttt.tiny.study")
+    report.write(small, ["ttt", arms.BLOCKS], tmp_path / "docs" / "study.md", "python -m customttt.lab.study")
     text = (tmp_path / "docs" / "study.md").read_text()
     assert "| brief | 2 | 1.50 (1.00 to 2.00) |" in text
     assert "| brief | 2 | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |" in text  # as much as each LoRA does alone
@@ -78,17 +80,17 @@ def test_the_report_holds_means_intervals_and_pictures(
     }  # fmt: skip
 
 
-def test_a_sheet_stays_where_not_all_of_its_videos_are_at_hand(small: study.Study, tmp_path: Path) -> None:
+def test_a_sheet_stays_where_not_all_of_its_videos_are_at_hand(small: experiment.Study, tmp_path: Path) -> None:
     small.run(["ttt"])
-    report.write(small, ["ttt"], tmp_path / "study.md", "python -m customttt.tiny.study")
+    report.write(small, ["ttt"], tmp_path / "study.md", "python -m customttt.lab.study")
     whole = (tmp_path / "study-0.png").read_bytes()
-    small.video(study.Cell(0, study.SCENES[0], 0), arms.DIRECT).unlink()
-    report.write(small, ["ttt"], tmp_path / "study.md", "python -m customttt.tiny.study")
+    small.video(experiment.Cell(0, experiment.SCENES[0], 0), arms.DIRECT).unlink()
+    report.write(small, ["ttt"], tmp_path / "study.md", "python -m customttt.lab.study")
     assert (tmp_path / "study-0.png").read_bytes() == whole
     assert "(study-0.png)" in (tmp_path / "study.md").read_text()
 
 
-def forget(whole: study.Study, *titles: str, but: int) -> study.Study:
+def forget(whole: experiment.Study, *titles: str, but: int) -> experiment.Study:
     """The same study, where all but so many of the scores of these arms are lost."""
     lines = (whole.out / "ledger.jsonl").read_text().splitlines(keepends=True)
     lost = [line for line in lines if any(f'"{title}"' in line for title in titles)][but:]
@@ -96,19 +98,19 @@ def forget(whole: study.Study, *titles: str, but: int) -> study.Study:
     return replace(whole)
 
 
-def test_arms_are_compared_over_what_both_have(small: study.Study, tmp_path: Path) -> None:
+def test_arms_are_compared_over_what_both_have(small: experiment.Study, tmp_path: Path) -> None:
     whole = replace(small, size=replace(small.size, scenes=3))
     whole.run(["ttt"])
-    report.write(forget(whole, "brief", but=3), ["ttt"], tmp_path / "study.md", "python -m customttt.tiny.study")
+    report.write(forget(whole, "brief", but=3), ["ttt"], tmp_path / "study.md", "python -m customttt.lab.study")
     text = (tmp_path / "study.md").read_text()
     assert "| both LoRAs, no test-time training | 6 | 1.50 (1.00 to 2.00) |" in text
     assert "| brief | 2 | 1.50 (1.00 to 2.00) |" in text  # of the second scene only one of two pairings is made
     assert "| brief | +0.00 (+0.00 to +0.00) |" in text
 
 
-def test_an_arm_that_has_hardly_begun_is_named_and_left_out(small: study.Study, tmp_path: Path) -> None:
+def test_an_arm_that_has_hardly_begun_is_named_and_left_out(small: experiment.Study, tmp_path: Path) -> None:
     small.run(["ttt"])
-    report.write(forget(small, "brief", but=1), ["ttt"], tmp_path / "study.md", "python -m customttt.tiny.study")
+    report.write(forget(small, "brief", but=1), ["ttt"], tmp_path / "study.md", "python -m customttt.lab.study")
     text = (tmp_path / "study.md").read_text()
     assert "no scene of theirs is made of all pairings: brief (1), ours (1)." in text  # which are the same here
 
@@ -118,9 +120,9 @@ def test_quick_goes_through_every_table_of_the_supplement(
 ) -> None:
     given = ["--quick", "--base", str(tiny_random_base), "--out", str(tmp_path / "run")]
     monkeypatch.setattr("sys.argv", ["study", *given, "--report", str(tmp_path / "study.md")])
-    monkeypatch.setattr(study, "judged", judged_by_number)
+    monkeypatch.setattr(experiment, "judged", judged_by_number)
     monkeypatch.setattr(report, "judged", judged_by_number)
-    monkeypatch.setattr(study, "QUICK", replace(study.QUICK, pairings=1, steps=2, ttt_steps=1))
+    monkeypatch.setattr(experiment, "QUICK", replace(experiment.QUICK, pairings=1, steps=2, ttt_steps=1))
     none = [influence.Influence((0,), stats.Estimate(0.0, 0.0, 0.0, 1))]
     monkeypatch.setattr(influence.Study, "per_layer", lambda self: none)  # noqa: ARG005
     monkeypatch.setattr(influence.Study, "select", lambda self: none)  # noqa: ARG005
@@ -134,7 +136,7 @@ def test_quick_goes_through_every_table_of_the_supplement(
     assert done[-1].endswith(" 0 minutes left")
 
 
-def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_setting_is_another_cell(small: experiment.Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small.backbone, "defaults", defaults("tiny"))
     titles: dict[Path, set[str]] = {}
     for arm in (arm for table in arms.TABLES.values() for arm in table.values()):
@@ -159,8 +161,8 @@ def test_another_setting_is_another_cell(small: study.Study, monkeypatch: pytest
 
 
 def test_pairings_are_of_what_the_base_has_never_seen() -> None:
-    for pairing in range(study.Size().pairings):
-        cell = study.Cell(pairing, study.SCENES[0], 0)
+    for pairing in range(experiment.Size().pairings):
+        cell = experiment.Cell(pairing, experiment.SCENES[0], 0)
         assert cell.movement in HELD_OUT_MOVEMENTS
         noun, look = cell.subject
         assert noun in world.HELD_OUT_NOUNS or look in world.HELD_OUT_LOOKS

@@ -16,6 +16,7 @@ from customttt import checkpoint, lora, thrift, train, ttt
 from customttt.backbones import Backbone, open_base
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
 from customttt.errors import OutOfMemoryError
+from customttt.progress import silent
 from customttt.thrift import Rung, rungs
 
 KINDS = ["appearance", "motion", "ttt"]
@@ -27,7 +28,7 @@ def backbone(any_base: Path) -> Backbone:
     return open_base(str(any_base), torch.device("cpu"))
 
 
-def run(backbone: Backbone, kind: str, rung: int = 0, report: Any = train.silent, **options: Any) -> Any:
+def run(backbone: Backbone, kind: str, rung: int = 0, report: Any = silent, **options: Any) -> Any:
     """Learn or adapt for two steps: (weights, losses)."""
     accelerator = Accelerator(cpu=True)
     if kind == "ttt":

@@ -14,6 +14,7 @@ from customttt import diffusion, lora, train
 from customttt.backbones import Backbone, open_base
 from customttt.config import TrainConfig
 from customttt.errors import DivergedError
+from customttt.progress import Progress
 
 APPEARANCE = TrainConfig(layers=(2, 6), learning_rate=1e-3, steps=3, batch_size=2, rank=2)
 MOTION = TrainConfig(layers=(2, 5), learning_rate=1e-3, steps=3, rank=2)
@@ -94,7 +95,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_leaves_the_base_clean(
 def test_an_interrupted_run_leaves_the_base_clean(backbone: Backbone, accelerator: Accelerator) -> None:
     modules = [name for name, _ in backbone.unet.named_modules()]
 
-    def interrupt(_: train.Progress) -> None:
+    def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
 
     latents = torch.zeros(1, *backbone.latent_shape(4, 32))
@@ -105,7 +106,7 @@ def test_an_interrupted_run_leaves_the_base_clean(backbone: Backbone, accelerato
 
 
 def test_progress_is_reported_after_every_step(backbone: Backbone, accelerator: Accelerator) -> None:
-    seen: list[train.Progress] = []
+    seen: list[Progress] = []
     latents = torch.zeros(1, *backbone.latent_shape(4, 32))
     train.learn_motion(backbone, latents, backbone.embed(["A koala."]), MOTION, accelerator, seen.append)
     assert [(progress.step, progress.total) for progress in seen] == [(1, 3), (2, 3), (3, 3)]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from footage import OUTPUTS, RECIPE, animate, encode, moving, ramp, which
 
-from customttt import ffmpeg, media
+from customttt import media
 from customttt.errors import AlreadyExistsError, MediaError, NotFoundError, StoreError, UsageError
-from customttt.media import check_output, read_clip, read_frames, read_recipe, write_video
+from customttt.media import check_output, ffmpeg, read_clip, read_frames, read_recipe, write_video
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

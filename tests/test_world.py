@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from customttt.lab.lessons import Content, indices, render
 from customttt.tiny import world
-from customttt.tiny.lessons import Content, indices, render
 from customttt.tiny.movements import MOVEMENTS, MOVING, TRAINED_MOVEMENTS, poses
 from customttt.tiny.scenes import SCENES, paint
 

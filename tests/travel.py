@@ -13,7 +13,7 @@ from safetensors.torch import save
 from customttt import lora
 from customttt.concept import Concept, Kind
 from customttt.config import ADAPTED
-from customttt.exchange import Home
+from customttt.interchange.exchange import Home
 from customttt.library import WEIGHTS, Library
 
 RANK = 4

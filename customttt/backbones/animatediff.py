@@ -17,11 +17,13 @@ from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
 
-from customttt.backbones import PromptEmbeds, hub
-from customttt.backbones.family import Family, Known, load_part, read_config, replaced
+from customttt.backbones import hub
+from customttt.backbones.family import Family, Known, load_part, read_config
+from customttt.backbones.interface import PromptEmbeds
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
 from customttt.errors import BaseUnavailableError
+from customttt.patch import replaced
 from customttt.tiny import TINY_PATH
 
 PAPER = Defaults(

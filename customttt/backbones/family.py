@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,14 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import lora
-from customttt.backbones import Place, PromptEmbeds, Video, WordEmbedding, precision
 from customttt.backbones.hub import Repository, variant
+from customttt.backbones.interface import Place, PromptEmbeds, WordEmbedding, precision
 from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
 from customttt.errors import BaseUnavailableError, UsageError
+from customttt.patch import replaced
+from customttt.video import Video
 
 STABLE_DIFFUSION_VAE = {
     "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
@@ -307,17 +309,3 @@ def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
         yield
     finally:
         network.to(home)
-
-
-@contextmanager
-def replaced(modules: Sequence[nn.Module], forward: Callable[[nn.Module], Any]) -> Iterator[None]:
-    """Let every module do what `forward` makes for it while this lasts; contexts of this kind may be nested."""
-    before = [vars(module).get("forward") for module in modules]
-    for module in modules:
-        module.forward = forward(module)
-    try:
-        yield
-    finally:
-        for module, earlier in zip(modules, before, strict=True):
-            vars(module).pop("forward", None)
-            vars(module).update({} if earlier is None else {"forward": earlier})

@@ -19,10 +19,12 @@ from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import nn
 
-from customttt.backbones import PromptEmbeds, hub
-from customttt.backbones.family import Family, Known, load_part, read_config, replaced
+from customttt.backbones import hub
+from customttt.backbones.family import Family, Known, load_part, read_config
+from customttt.backbones.interface import PromptEmbeds
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
 from customttt.diffusion import Latents, NoiseSchedule, Timesteps
+from customttt.patch import replaced
 
 ZEROSCOPE = Defaults(
     appearance=TrainConfig(layers=(2, 6), learning_rate=1e-4, steps=1000),

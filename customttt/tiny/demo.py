@@ -1,6 +1,6 @@
 """The whole story in minutes on a CPU: learn a koala and a movement that `tiny` has never seen, and compose them.
 
-The inputs in `demo/` come from the world's held-out part; `python -m customttt.tiny.demo` renders them again.
+The inputs in `demo/` come from the world's held-out part; `python -m customttt.lab.demo_inputs` renders them again.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from customttt import compose, learn, media, sheets
+from customttt import compose, learn, machine, media, opening
 from customttt.backbones import Backbone
-from customttt.compare import METHODS
 from customttt.concept import Concept
 from customttt.library import Library
+from customttt.measure import sheets
+from customttt.measure.compare import METHODS
+from customttt.progress import Report
 from customttt.recipe import Ingredient, VideoRecipe, sentence, with_article
 from customttt.tiny import TINY_PATH
 from customttt.tiny.world import Look
-from customttt.train import Report
 
 INPUTS = TINY_PATH / "demo"
 APPEARANCE, MOTION, SCENE = "demo-koala", "demo-swimming", "on Mars"
@@ -43,7 +44,7 @@ def run(output: Path, library: Library, report: Report, say: Callable[[str], Non
     The two concepts stay in the library. Returns the path of the contact sheet.
     """
     library.check_writable()
-    opened = learn.open_accelerated("tiny")
+    opened = opening.open_accelerated("tiny")
     size, frames, fps = (getattr(opened[0].defaults.sample, key) for key in ("size", "num_frames", "fps"))
     pictures = media.read_pictures([INPUTS / "koala"], size)
     clip = media.read_clip(INPUTS / "swimming.mp4", frames, fps, size)
@@ -91,7 +92,7 @@ def _compose(
         say(f'Composing "{adapted.target_prompt}" by {title.replace(chr(10), " ")}.')
         trained = compose.adapt(backbone, pair, recipe, accelerator, report)
         videos[title] = compose.render(backbone, trained, recipe, accelerator, report)
-        made = {**recipe.to_dict(), "versions": learn.versions()}
+        made = {**recipe.to_dict(), "versions": machine.versions()}
         media.write_video(output / file, videos[title], recipe.sample.fps, made)
     return videos
 
@@ -99,20 +100,3 @@ def _compose(
 def captions(noun: str, scene: str) -> tuple[str, str]:
     """What is said of a still picture."""
     return sentence(with_article(noun), STILL, scene), sentence(with_article(noun), "", scene)
-
-
-def render_inputs(folder: Path = INPUTS) -> None:
-    """Render the pictures and the clip from the world's held-out look and movement, with a fixed seed."""
-    from customttt.tiny.lessons import Content, render
-
-    shown = [Content("koala", STILL, scene, LOOK) for scene in PICTURE_SCENES]
-    stills = render(shown, 7, num_frames=1, size=PIXELS)
-    for number, (image, scene) in enumerate(zip(stills.video, PICTURE_SCENES, strict=True), 1):
-        media.write_png(folder / "koala" / f"{number}.png", compose.to_frames(image[None])[0])
-        (folder / "koala" / f"{number}.txt").write_text("\n".join([*captions("koala", scene), ""]))
-    swim = render([Content(CLIP_NOUN, "swimming", CLIP_SCENE)], 7, size=PIXELS, vary=0.0)
-    media.write_video(folder / "swimming.mp4", compose.to_frames(swim.video), 8, {"made by": "customttt.tiny.demo"})
-
-
-if __name__ == "__main__":
-    render_inputs()

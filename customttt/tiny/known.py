@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from customttt import metrics
-from customttt.compose import to_video
-from customttt.evaluate import CLIP_T, DINO_I, FIDELITY, Candidate, Row, lacking
+from customttt.measure import metrics
+from customttt.measure.evaluate import CLIP_T, DINO_I, FIDELITY, Candidate, Row, lacking
 from customttt.media import Frames
+from customttt.progress import Progress, Report, silent
 from customttt.tiny import judge
-from customttt.train import Progress, Report, silent
+from customttt.video import to_video
 
 NAME = "the judge of tiny's world"
 SHOWS = {"noun": "shows the subject", "movement": "shows the movement", "scene": "shows the scene"}

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from customttt import learn, lora, media
 from customttt.backbones import Backbone
-from customttt.compose import to_frames
 from customttt.concept import Kind
 from customttt.config import TrainConfig, digest
 from customttt.recipe import sentence, with_article
@@ -23,6 +22,7 @@ from customttt.tiny.captions import noun_phrase, pair_sentence
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, captions
 from customttt.tiny.movements import HELD_OUT_MOVEMENTS, MOVEMENTS
 from customttt.tiny.scenes import SCENES
+from customttt.video import to_frames
 
 SEED = 78
 """Of the first renders that are learned from; the n-th seed of learning sees those of the n-th seed after it."""

@@ -26,12 +26,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from customttt import sorts
 from customttt.backbones import Place
 from customttt.concept import Kind
 from customttt.errors import DamagedError
+from customttt.interchange import sorts
+from customttt.interchange.scales import Strength
 from customttt.lora import Weights
-from customttt.scales import Strength
 
 MAX_RANK = 1280
 """The width of the widest attention of Stable Diffusion 1.5: more than that is no low rank."""

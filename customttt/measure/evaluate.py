@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from customttt import metrics, stats, tracks
 from customttt.errors import BaseUnavailableError
+from customttt.measure import metrics, stats, tracks
+from customttt.measure.metrics import Features, ImageFeatures
 from customttt.media import Frames
-from customttt.metrics import Features, ImageFeatures
-from customttt.train import Progress, Report, silent
+from customttt.progress import Progress, Report, silent
 
 CLIP_T, CLIP_I, DINO_I = "CLIP-T", "CLIP-I", "DINO-I"
 CONSISTENCY, FIDELITY = "temporal consistency", "motion fidelity"

@@ -1,4 +1,4 @@
-"""Train `tiny` from its world: `python -m customttt.tiny.pretrain --out runs/tiny --start customttt/tiny/weights
+"""Train `tiny` from its world: `python -m customttt.lab.pretrain --out runs/tiny --start customttt/tiny/weights
 --minutes 120`.
 
 Three stages as in AnimateDiff (arXiv 2307.04725): the codec on crops of frames; the image U-Net with the text encoder
@@ -34,8 +34,9 @@ from customttt.backbones import precision
 from customttt.backbones.animatediff import without_motion
 from customttt.backbones.family import suit
 from customttt.errors import UsageError
-from customttt.tiny import captions, codec, models, world
-from customttt.tiny.optimizer import Optimizer, Replayed
+from customttt.lab import codec
+from customttt.lab.optimizer import Optimizer, Replayed
+from customttt.tiny import captions, models, world
 
 Stage = Literal["codec", "still", "clip"]
 Mode = Literal["crop", "frame", "clip"]
@@ -553,7 +554,7 @@ def export(run: Run, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m customttt.tiny.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m customttt.lab.pretrain", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: state, log, sheets")
     parser.add_argument("--minutes", type=float, default=120, help="training time over all stages")
     parser.add_argument("--start", type=Path, help="an exported base, for a new run to begin with")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from customttt.errors import MediaError, UsageError
-from customttt.pixels import (
+from customttt.media.pixels import (
     Pixels,
     Size,
     check_local,

@@ -29,9 +29,9 @@ from torch import Tensor
 from customttt import lora
 from customttt.concept import Concept
 from customttt.errors import DamagedError, NotFoundError, UsageError
+from customttt.interchange.scales import CONFIG
 from customttt.library import MANIFEST, WEIGHTS
 from customttt.recipe import NO_TEXT
-from customttt.scales import CONFIG
 
 SEAL = 64
 """Bytes of the seal: hex digits of a sha256."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from customttt.errors import DamagedError
-from customttt.sorts import PLAIN
+from customttt.interchange.sorts import PLAIN
 
 CONFIG = "adapter_config.json"
 HEADER = "lora_adapter_metadata"

@@ -1,4 +1,4 @@
-"""Trains the judge on fresh renders: `python -m customttt.tiny.judge_training --minutes 45`, on one core.
+"""Trains the judge on fresh renders: `python -m customttt.lab.judge_training --minutes 45`, on one core.
 
 First it learns to find subjects, then to name what is cut out, then how subjects move; each part by itself.
 """
@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from customttt import machine
+from customttt.lab.optimizer import Optimizer
+from customttt.lab.spoil import augment, warp
 from customttt.tiny import world
 from customttt.tiny.judge import FILE, LOOKS, SIZE, Judge, cut
 from customttt.tiny.movements import MOVEMENTS, MOVING
-from customttt.tiny.optimizer import Optimizer
 from customttt.tiny.scenes import SCENES, paint
-from customttt.tiny.spoil import augment, warp
 
 PAIRS = 0.3
 """Share of the clips that show two subjects."""
@@ -375,7 +375,7 @@ def train(minutes: float, out: Path, seed: int = 0) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m customttt.tiny.judge_training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m customttt.lab.judge_training", description=__doc__)
     parser.add_argument("--minutes", type=float, default=45, help="training time")
     parser.add_argument("--out", type=Path, default=FILE, help="where the weights go")
     arguments = parser.parse_args()

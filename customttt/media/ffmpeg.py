@@ -16,7 +16,7 @@ import imageio_ffmpeg
 from PIL import Image
 
 from customttt.errors import MediaError
-from customttt.pixels import MAX_PIXELS, Size
+from customttt.media.pixels import MAX_PIXELS, Size
 
 CONTAINERS = (
     "mov", "matroska", "avi", "flv", "asf", "mpegts", "mpeg", "ogg", "mxf", "gxf", "nut", "ivf", "dv", "rm", "wtv",

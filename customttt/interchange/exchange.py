@@ -24,13 +24,14 @@ from typing import Literal
 
 import torch
 
-from customttt import __version__, backbones, keys, lora, scales
+from customttt import __version__, backbones, lora
 from customttt.backbones import Place
 from customttt.concept import Concept, Kind, Source, check_name
 from customttt.errors import BaseUnavailableError, DamagedError, UsageError
+from customttt.interchange import keys, scales
+from customttt.interchange.parcel import SEAL, Parcel, refusing, seal
 from customttt.library import MANIFEST, WEIGHTS, Library
 from customttt.media import placed
-from customttt.parcel import SEAL, Parcel, refusing, seal
 from customttt.recipe import MAX_PROMPT_LENGTH, NO_TEXT, phrase_of, training_prompt
 
 Form = Literal["customttt", "diffusers", "kohya"]

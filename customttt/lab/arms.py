@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from customttt.compare import METHODS
 from customttt.concept import Kind
 from customttt.config import ADAPTED
+from customttt.measure.compare import METHODS
 from customttt.recipe import VideoRecipe
 
 BLOCKS = "influence"

@@ -1,4 +1,4 @@
-"""All numbers of the model card, by one command: `python -m customttt.tiny.score --out runs/score --card`.
+"""All numbers of the model card, by one command: `python -m customttt.lab.score --out runs/score --card`.
 
 The judge on renders it has not seen, the codec, 200 prompts, and the learning of what the base has never seen.
 Everything is seeded; each cell is kept in `--out` as it is done, so a killed run goes on where it was.
@@ -23,18 +23,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from customttt import learn, lora, media, metrics, sampling, sheets, stats, train
-from customttt.backbones import Backbone, Video
-from customttt.compose import to_frames
+from customttt import lora, media, opening, sampling
+from customttt.backbones import Backbone
 from customttt.concept import Kind
 from customttt.config import digest
-from customttt.ledger import Ledger
-from customttt.tiny import TINY_PATH, judge, models, spoil, world
+from customttt.lab import spoil
+from customttt.lab.judge_training import UNKNOWN, random_clips, random_contents, truth
+from customttt.lab.lessons import Content, Say, School, held_out, render
+from customttt.measure import metrics, sheets, stats
+from customttt.measure.ledger import Ledger
+from customttt.progress import Report, silent
+from customttt.tiny import TINY_PATH, judge, models, world
 from customttt.tiny.demo import PICTURE_SCENES, STILL
-from customttt.tiny.judge_training import UNKNOWN, random_clips, random_contents, truth
-from customttt.tiny.lessons import Content, Say, School, held_out, render
 from customttt.tiny.movements import MOVEMENTS, TRAINED_MOVEMENTS
 from customttt.tiny.scenes import SCENES
+from customttt.video import Video, to_frames
 
 CARD, GALLERY = TINY_PATH / "MODEL_CARD.md", TINY_PATH / "learned.png"
 MARKS = "<!-- scores -->", "<!-- end of scores -->"
@@ -74,7 +77,7 @@ def generate(
     contents: Sequence[Content],
     seed: int,
     scales: Mapping[str, float] = MappingProxyType({}),
-    report: train.Report = train.silent,
+    report: Report = silent,
 ) -> Video:
     """The base's clips of these contents' prompts, by the LoRAs in `scales` or by none; eight at a time."""
     sample, videos = backbone.defaults.sample, []
@@ -436,7 +439,7 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Score `parts`, each kept in `out`: the learning cell by cell, so that processes can share it, others as JSON."""
     out.mkdir(parents=True, exist_ok=True)
-    backbone, accelerator = learn.open_accelerated(base)
+    backbone, accelerator = opening.open_accelerated(base)
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
         "judge": lambda: score_judge(100 if quick else JUDGED),
         "codec": lambda: score_codec(backbone),
@@ -456,7 +459,7 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m customttt.tiny.score", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m customttt.lab.score", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, pictures included")
     parser.add_argument("--base", default="tiny", help="tiny, or the folder of an exported checkpoint")
     parser.add_argument("--parts", nargs="+", default=["judge", "codec", "prompts", "learning"])

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from customttt import ffmpeg
-from customttt.clips import Animation, Frames, kind_of
 from customttt.config import MAX_FPS, digest
 from customttt.errors import DamagedError, MediaError
-from customttt.outputs import RECIPE, kind_of_output, placed
-from customttt.pixels import Pixels, decoding, open_image, to_rgb
+from customttt.media import ffmpeg
+from customttt.media.clips import Animation, Frames, kind_of
+from customttt.media.outputs import RECIPE, kind_of_output, placed
+from customttt.media.pixels import Pixels, decoding, open_image, to_rgb
 
 MAX_BYTES = 1 << 30
 """Of all frames of one video that is read back whole."""

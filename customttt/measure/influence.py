@@ -19,14 +19,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from customttt import diffusion, metrics, stats, tracks
-from customttt.backbones import Backbone, PromptEmbeds, Video
-from customttt.compose import to_frames
+from customttt import diffusion
+from customttt.backbones import Backbone, PromptEmbeds
 from customttt.config import SampleConfig, digest
 from customttt.errors import UsageError
-from customttt.ledger import Ledger
+from customttt.measure import metrics, stats, tracks
+from customttt.measure.ledger import Ledger
+from customttt.progress import Progress, Report, silent
 from customttt.sampling import denoise
-from customttt.train import Progress, Report, silent
+from customttt.video import Video, to_frames
 
 BLOCKS = range(9)
 TOGETHER = 4

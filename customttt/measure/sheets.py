@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from customttt.measure.stats import Estimate
 from customttt.media import Frames, Pixels
-from customttt.stats import Estimate
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Pixels] | Frames]], cell: int, title: str = "") -> Pixels:

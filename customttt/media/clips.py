@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from customttt import ffmpeg
 from customttt.errors import MediaError, UsageError
-from customttt.pixels import Size, check_local, decoding, digest, open_image, pair, resize, to_rgb
+from customttt.media import ffmpeg
+from customttt.media.pixels import Size, check_local, decoding, digest, open_image, pair, resize, to_rgb
 
 Frames = NDArray[np.uint8]  # (f h w 3)
 

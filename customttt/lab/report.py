@@ -9,13 +9,14 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from customttt import media, sheets, stats
-from customttt.compose import to_frames
+from customttt import media
 from customttt.concept import Kind
-from customttt.tiny import lessons
-from customttt.tiny.arms import TABLES, Arm
+from customttt.lab import lessons
+from customttt.lab.arms import TABLES, Arm
+from customttt.lab.experiment import INFLUENCE, MEASURES, SCENES, Cell, Study, judged
+from customttt.measure import sheets, stats
 from customttt.tiny.captions import noun_phrase
-from customttt.tiny.study import INFLUENCE, MEASURES, SCENES, Cell, Study, judged
+from customttt.video import to_frames
 
 TITLES = {
     "main": "Ways to put a subject and a movement together",

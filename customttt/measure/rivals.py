@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from customttt import learn, lora, losses, train
 from customttt.backbones import Backbone, PromptEmbeds, WordEmbedding
 from customttt.checkpoint import FORGETFUL, Keeper
-from customttt.compose import LoraPair, to_video
+from customttt.compose import LoraPair
 from customttt.concept import Concept, Kind
 from customttt.config import Defaults, TrainConfig, digest
 from customttt.diffusion import Latents
 from customttt.media import Clip, Picture
+from customttt.progress import Report, silent
 from customttt.recipe import training_prompt
 from customttt.thrift import Ladder, Terms
-from customttt.train import Report, silent
+from customttt.video import to_video
 
 FORMAT_VERSION = 2
 """Part of every key; raise it when a rival here learns otherwise than before."""

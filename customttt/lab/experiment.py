@@ -1,16 +1,10 @@
-"""The method, measured on `tiny`: `python -m customttt.tiny.study --out runs/study --report docs/study.md`.
+"""The study's cells: pairings, scenes and seeds, what every arm learns and renders for them, and what the judge says.
 
-Ten pairings of a held-out subject with a held-out movement, five scenes, three seeds; every arm renders them from the
-same noise, and the judge, who knows the truth, scores them. Every LoRA, adaptation and cell is kept in `--out`, so a
-killed run goes on, and two processes share the work: `--share 1/2` beside `--share 2/2`. `--share 3/10` is all of the
-third pairing; other machines' scores are joined by appending their `ledger.jsonl` to one file. It makes the tables that
-the supplement has, or those of `--tables`. `--quick` goes through all of it in minutes, too few to learn anything.
+Every arm renders from the same noise. Every LoRA, adaptation and cell is kept in a folder, so a killed run goes on.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,17 +15,20 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from customttt import compose, influence, learn, lora, media, metrics, rivals, stats
+from customttt import compose, learn, lora, media
 from customttt.backbones import Backbone
 from customttt.concept import Kind
 from customttt.config import TrainConfig, digest
-from customttt.ledger import Ledger
+from customttt.lab import score
+from customttt.lab.arms import BLOCKS, TABLES, Arm
+from customttt.lab.lessons import Content, Say, School, clip, keep, pictures, render, wording
+from customttt.measure import influence, metrics, rivals, stats
+from customttt.measure.ledger import Ledger
 from customttt.recipe import Ingredient, VideoRecipe
-from customttt.tiny import judge, score
-from customttt.tiny.arms import BLOCKS, SUPPLEMENT, TABLES, Arm
+from customttt.tiny import judge
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
-from customttt.tiny.lessons import Content, Say, School, clip, keep, pictures, render, wording
 from customttt.tiny.world import PLAIN, Look
+from customttt.video import to_video
 
 SUBJECTS = [
     ("koala", Look("purple", "crown")), ("dog", Look("blue", "top hat")), ("cat", Look("green", "bow")),
@@ -307,7 +304,7 @@ class Study:
 def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
     """MEASURES of one video. A subject is right where its noun is, and no other look of that noun is more similar."""
     noun, look = cell.subject
-    opinion = judge.load().look(compose.to_video(frames))
+    opinion = judge.load().look(to_video(frames))
     cosines = (opinion.identity @ score.in_all_looks(noun).T)[0]
     mine = score.LOOKS.index(look)
     truth = render([Content(CLIP_NOUN, cell.movement, CLIP_SCENE)], 0, vary=0.0).pose[0, 0, :, :2]
@@ -321,31 +318,3 @@ def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
         "scene": float(scene),
         "all": float(subject and movement and scene),
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m customttt.tiny.study", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of everything that is made")
-    parser.add_argument("--base", default="tiny", help="tiny, or the folder of an exported checkpoint")
-    parser.add_argument("--tables", nargs="+", default=SUPPLEMENT, choices=[*TABLES, BLOCKS])
-    parser.add_argument("--share", default="1/1", help="which part of the work this process does: 1/2, 2/2")
-    parser.add_argument("--pairings", type=int, default=Size().pairings)
-    parser.add_argument("--scenes", type=int, default=Size().scenes)
-    parser.add_argument("--seeds", type=int, default=Size().seeds)
-    parser.add_argument("--quick", action="store_true", help="two pairings, one scene, one seed, few steps")
-    parser.add_argument("--report", type=Path, help="write the report here, with its pictures beside it")
-    given = parser.parse_args()
-    backbone, accelerator = learn.open_accelerated(given.base)
-    size = QUICK if given.quick else Size(given.pairings, given.scenes, given.seeds)
-    study = Study(backbone, accelerator, given.out, size, lambda line: print(line, flush=True))
-    i, n = map(int, given.share.split("/"))
-    study.run(given.tables, (i, n))
-    if given.report:
-        from customttt.tiny import report
-
-        command = " ".join(["python -m customttt.tiny.study", *sys.argv[1:]])
-        report.write(study, given.tables, given.report, command)
-
-
-if __name__ == "__main__":
-    main()

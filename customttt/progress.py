@@ -1,0 +1,26 @@
+"""How long steps tell how far they are. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a long step stands: reported after every step."""
+
+    phase: str
+    step: int
+    """Steps done."""
+    total: int
+    loss: float | None = None
+    note: str | None = None
+    """What happened on the way, for people; no step is done then."""
+
+
+Report = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """A report that tells nobody."""
