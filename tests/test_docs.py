@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
+import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import customttt
 from customttt_cli.app import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [
+    "README.md",
+    "LOG.md",
+    "customttt/tiny/MODEL_CARD.md",
+    *(f"docs/{one.name}" for one in (ROOT / "docs").glob("*.md")),
+]
+MAX_README = 9 * 1024
+
+
+def script(name: str) -> ModuleType:
+    """A script of `docs/`."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = script("reference")
 
 
 def commands() -> set[str]:
@@ -21,16 +50,81 @@ def commands() -> set[str]:
     return groups | {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
 
 
-def test_every_command_in_the_readme_exists() -> None:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    used = {name for block in blocks for name in re.findall(r"customttt ([a-z-]+)", block)}
-    assert {"learn-appearance", "learn-motion", "compose", "list", "demo"} <= used
+def shown_commands(group: Any, prefix: str = "") -> dict[str, Any]:
+    """The commands that the help shows, as they are typed, with those of groups."""
+    found: dict[str, Any] = {}
+    for name, one in group.commands.items():
+        if not one.hidden:
+            found |= {prefix + name: one, **(shown_commands(one, f"{name} ") if isinstance(one, TyperGroup) else {})}
+    return found
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) <= MAX_README
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_command_in_a_page_exists(name: str) -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    used = {found for block in blocks for found in re.findall(r"customttt ([a-z][a-z-]+)", block)}
     assert used <= commands()
+    assert name != "README.md" or {"learn-appearance", "learn-motion", "compose", "list", "demo"} <= used
 
 
-def test_every_link_in_the_readme_leads_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).is_file(), target
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_in_a_page_leads_somewhere(name: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", (ROOT / name).read_text()):
+        if "://" in target:
+            continue
+        path = (ROOT / name).parent / target if target else ROOT / name
+        assert path.is_file(), target
+        assert not anchor or anchor in anchors(path.read_text()), anchor
+
+
+def anchors(text: str) -> set[str]:
+    """Of headings, and those that are written out."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    slugs = {re.sub(r"[\s]", "-", re.sub(r"[^\w\s-]", "", title.lower())) for title in titles}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_python_of_a_page_imports_what_there_is(name: str) -> None:
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL):
+        modules = {"customttt": customttt}
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("customttt"):
+                modules |= {alias.name: member(node.module, alias.name) for alias in node.names}
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                assert hasattr(modules[node.value.id], node.attr), f"{node.value.id}.{node.attr}"
+
+
+def member(module: str, name: str) -> Any:
+    """What `from module import name` brings."""
+    found = import_module(module)
+    return getattr(found, name) if hasattr(found, name) else import_module(f"{module}.{name}")
+
+
+def test_the_reference_has_every_command_and_every_option() -> None:
+    page = reference.page()
+    group = get_command(app)
+    found = shown_commands(group)
+    assert {one.name for one in reference.commands()} == set(found)
+    sections = dict(re.findall(r"^### customttt ([^\n]+)\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE))
+    for name, command in found.items():
+        for one in command.params:
+            spellings = one.opts if one.param_type_name == "option" else [(one.metavar or one.name).removesuffix("...")]
+            for spelling in {*spellings} - {"--help", "-h"}:
+                assert f"`{spelling}`".lower() in sections[name].lower(), (name, spelling)
+        assert str(command.epilog).removeprefix("Example: ") in sections[name]
+
+
+def test_the_reference_names_the_choices_and_defaults() -> None:
+    page = reference.page()
+    assert "| `--format` | `customttt`, `diffusers`, `kohya` |" in page
+    assert "Default: `customttt-compare`." in page
+    assert "customttt rm [OPTIONS] NAME..." in page
+    assert "Environment: `CUSTOMTTT_BASE`." in page
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
@@ -39,12 +133,23 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert "pip install -e '.[test]' && python -m pytest" in README
 
 
-def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
+def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     from customttt import errors
+    from customttt_cli import guard
 
+    table = reference.exit_codes()
+    assert table in (ROOT / "docs" / "exit-codes.md").read_text(), "python docs/reference.py exit-codes"
+    listed = {int(code) for code in re.findall(r"^\| (\d+) ", table, re.MULTILINE)}
     codes = {cls.exit_code for cls in vars(errors).values() if isinstance(cls, type)}
-    listed = {int(code) for code in re.findall(r"(?:^|, |,\n)(\d+) [a-z]", README[README.index("## Exit codes") :])}
-    assert codes <= listed
+    assert listed == {0, *codes, guard.INTERRUPTED, *(128 + number for number in guard.ENDING)}
+
+
+def test_every_page_is_in_the_menu_of_the_site() -> None:
+    menu = set(re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    written = {one.name for one in (ROOT / "docs").glob("*.md")}
+    source = (ROOT / "docs" / "pages.py").read_text()
+    assert written <= menu
+    assert all(f'"{name}"' in source for name in menu - written)
 
 
 def test_the_changelog_knows_this_version() -> None:
