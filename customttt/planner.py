@@ -123,7 +123,7 @@ def composing(
     base: str, appearance: Adapter, motion: Adapter, config: TTTConfig, sample: SampleConfig, videos: int = 1
 ) -> Forecast:
     """Of test-time training and of rendering here. Raises BaseUnavailableError or UsageError."""
-    device, ladder = machine.device(), rungs(min(appearance.layers + motion.layers), config.batch_size)
+    device, ladder = machine.device(), rungs(min(appearance.layers + motion.layers), batch_size=1)
     # a step on which one LoRA rests costs less: rehearsed is one on which both act
     one = config.but(steps=1, reference_steps=1, references=0, learning_rate=1.0, motion_rate=1.0, student_rests=False)
     denoising = denoising_step(base, sample, device)

@@ -187,8 +187,8 @@ class VideoRecipe:
 
     @property
     def joint_prompt(self) -> str:
-        """What the student reads in test-time training: subject and movement, with the scene only where asked."""
-        return self.target_prompt if self.ttt.scene_in_student else sentence(self.subject, self.motion.phrase)
+        """What the student reads in test-time training: subject and movement, without the scene."""
+        return sentence(self.subject, self.motion.phrase)
 
     @property
     def doing_prompts(self) -> list[str]:
@@ -208,8 +208,6 @@ class VideoRecipe:
             FORMAT_VERSION, self.appearance.sha256, self.motion.sha256, self.base_fingerprint, prompts,
             self.ttt.to_dict(), self.sample.num_frames, self.sample.size,
         ]  # fmt: skip
-        if self.ttt.reference_schedule == "truncated":
-            parts.append(self.sample.num_inference_steps)
         if self.sample.unconditional_scale < 1:
             parts.append(self.sample.unconditional_scale)
         if self.ttt.student_rests:

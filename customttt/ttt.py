@@ -43,14 +43,6 @@ class Prompts:
     empty: Float[Tensor, "1 l d"]
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What a teacher showed, and the prompt it read."""
-
-    latents: diffusion.Latents
-    prompt: Float[Tensor, "1 l d"]
-
-
 def adapt(
     backbone: Backbone,
     appearance: lora.Weights,
@@ -68,7 +60,7 @@ def adapt(
 
     `rung` is where on the ladder of `thrift` it begins.
     """
-    generator, ladder = torch.Generator().manual_seed(seed), Ladder(backbone.blocks, config.batch_size, rung)
+    generator, ladder = torch.Generator().manual_seed(seed), Ladder(backbone.blocks, start=rung)
     lora.restore(backbone.unet, "appearance_teacher", appearance)
     lora.restore(backbone.unet, "motion_teacher", motion)
     students = [
@@ -77,11 +69,11 @@ def adapt(
     ]
     spatial = Teacher(backbone, "appearance", prompts.doings, prompts.empty, config, sample, generator)
     temporal = Teacher(backbone, "motion", prompts.objects, prompts.empty, config, sample, generator)
-    student = Student(backbone, prompts.student, config, sample, generator, ladder)
+    student = Student(backbone, prompts.student, config, sample, generator)
 
     def terms_at(step: int) -> Terms:
-        yield from student.keeps(spatial, step, config.appearance_weight)
-        yield from student.keeps(temporal, step, config.motion_weight)
+        yield from student.keeps(spatial, step)
+        yield from student.keeps(temporal, step)
 
     try:
         history = optimize(
@@ -112,10 +104,10 @@ class Teacher:
         self.config, self.generator = config, generator
         self.unconditional_scale = sample.unconditional_scale
         self.shape = backbone.latent_shape(sample.num_frames, sample.size)
-        self.timesteps, self.until = reference_timesteps(backbone.schedule, config, sample)
-        self.pool: list[Reference] = []
+        self.timesteps = diffusion.inference_timesteps(backbone.schedule, config.reference_steps).tolist()
+        self.pool: list[diffusion.Latents] = []
 
-    def show(self, step: int) -> Reference:
+    def show(self, step: int) -> diffusion.Latents:
         """z_s or z_t of a step."""
         if not self.config.references:
             return self._reference(step)
@@ -124,20 +116,14 @@ class Teacher:
             return self.pool[step]
         return self.pool[int(torch.randint(0, len(self.pool), (), generator=self.generator))]
 
-    def predict(self, reference: Reference, noisy: diffusion.Latents, timesteps: diffusion.Timesteps) -> Tensor:
-        """What it says of its own noised reference while it reads its own prompt."""
-        with torch.no_grad(), self._acting():
-            return self.backbone.predict(noisy, timesteps, reference.prompt.expand(len(noisy), -1, -1))
-
-    def _reference(self, step: int) -> Reference:
+    def _reference(self, step: int) -> diffusion.Latents:
         prompt = self.prompts[step % len(self.prompts)][None]
         noise = torch.randn(1, *self.shape, generator=self.generator).to(self.backbone.device)
         with self._acting():
-            latents = denoise(
-                self.backbone, noise, prompt, self.empty, timesteps=self.timesteps, until=self.until,
+            return denoise(
+                self.backbone, noise, prompt, self.empty, timesteps=self.timesteps,
                 guidance_scale=self.config.reference_guidance, unconditional_scale=self.unconditional_scale,
             )  # fmt: skip
-        return Reference(latents, prompt)
 
     @contextmanager
     def _acting(self) -> Iterator[None]:
@@ -155,29 +141,20 @@ class Student:
     config: TTTConfig
     sample: SampleConfig
     generator: torch.Generator
-    ladder: Ladder
 
-    def keeps(self, teacher: Teacher, step: int, weight: float) -> Terms:
+    def keeps(self, teacher: Teacher, step: int) -> Terms:
         """Appearance or temporal preservation: the error on what the teacher showed, noised again."""
-        config, reference = self.config, teacher.show(step)
-        copies = reference.latents.expand(config.batch_size, -1, -1, -1, -1)
+        shown = teacher.show(step)
         acting, within = self._part(teacher.kind)
-        noisy, target, timesteps = noised(self.backbone, copies, self.generator, within)
-        if config.target == "teacher":
-            target = teacher.predict(reference, noisy, timesteps)
-        anchor = int(torch.randint(0, noisy.shape[2], (), generator=self.generator)) if teacher.kind == "motion" else 0
-        still = teacher.kind == "appearance" and not config.student_motion
-        unet, prompt = self.backbone.unet, self.prompt.expand(len(noisy), -1, -1)
-        with (
-            lora.active(unet, **{f"{kind}_student": 1.0 for kind in acting}),
-            self.backbone.without_motion() if still else nullcontext(),
-        ):
-            for part, share in self.ladder.parts():
-                prediction = self.backbone.predict(noisy[part], timesteps[part], prompt[part])
-                if teacher.kind == "appearance":
-                    yield weight * share * losses.denoising(prediction, target[part])
-                else:
-                    yield weight * share * losses.motion(prediction, target[part], anchor, config.debias, config.plain)
+        noisy, target, timesteps = noised(self.backbone, shown, self.generator, within)
+        with lora.active(self.backbone.unet, **{f"{kind}_student": 1.0 for kind in acting}):
+            if teacher.kind == "appearance":
+                with self.backbone.without_motion():
+                    yield losses.denoising(self.backbone.predict(noisy, timesteps, self.prompt), target)
+            else:
+                anchor = int(torch.randint(0, noisy.shape[2], (), generator=self.generator))
+                prediction = self.backbone.predict(noisy, timesteps, self.prompt)
+                yield losses.motion(prediction, target, anchor, self.config.debias, self.config.plain)
 
     def _part(self, shown: Kind) -> tuple[frozenset[Kind], tuple[float, float]]:
         """Which LoRAs act on what that teacher showed, and between which shares of the noise; drawn where there are
@@ -187,14 +164,3 @@ class Student:
             return parts[0]
         lengths = torch.tensor([high - low for _, (low, high) in parts])
         return parts[int(torch.multinomial(lengths, 1, generator=self.generator))]
-
-
-def reference_timesteps(
-    schedule: diffusion.NoiseSchedule, config: TTTConfig, sample: SampleConfig
-) -> tuple[list[int], int]:
-    """(timesteps a teacher visits, where its last step leads): f steps to the clean end, or the sampler's first f."""
-    f = config.reference_steps
-    if config.reference_schedule == "full":
-        return diffusion.inference_timesteps(schedule, f).tolist(), -1
-    steps = [*diffusion.inference_timesteps(schedule, sample.num_inference_steps).tolist(), -1]
-    return steps[:f], steps[min(f, len(steps) - 1)]

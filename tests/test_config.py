@@ -44,9 +44,11 @@ def test_test_time_training_may_have_zero_steps_but_not_fewer() -> None:
         TTTConfig().but(steps=-1)
 
 
-def test_a_word_that_is_no_choice_is_refused() -> None:
-    with pytest.raises(UsageError, match="reference schedule is 'half'; it must be full or truncated"):
-        TTTConfig.from_dict({"reference_schedule": "half"})
+def test_a_setting_that_is_gone_is_read_at_the_value_it_had_and_refused_at_another() -> None:
+    gone = {"reference_schedule": "full", "batch_size": 1, "target": "noise", "scene_in_student": False}
+    assert TTTConfig.from_dict({"steps": 3, **gone}) == TTTConfig(steps=3)
+    with pytest.raises(UsageError, match="reference schedule 'truncated', which this version no longer does"):
+        TTTConfig.from_dict({"reference_schedule": "truncated"})
 
 
 def test_settings_survive_json() -> None:
@@ -79,7 +81,7 @@ def test_pictures_are_shifted_by_half_a_frame_at_most() -> None:
 
 
 def test_the_published_recipe_keeps_only_a_base_s_own_learning_rate_and_words() -> None:
-    own = TTTConfig(learning_rate=2e-5, references=4, target="teacher", steps=10, doings=("sliding",))
+    own = TTTConfig(learning_rate=2e-5, references=4, steps=10, doings=("sliding",))
     assert own.as_published(2.5) == TTTConfig(learning_rate=2e-5, doings=("sliding",), reference_guidance=2.5)
 
 

@@ -39,7 +39,7 @@ def recipe_of(story: Story, **changes: object) -> VideoRecipe:
     settings = backbone.defaults
     made = VideoRecipe(
         Ingredient.of(koala), Ingredient.of(swimming), "on Mars", backbone.name, backbone.fingerprint,
-        settings.ttt.but(steps=2, reference_steps=2, batch_size=1), settings.sample.but(num_inference_steps=3), seed=3,
+        settings.ttt.but(steps=2, reference_steps=2), settings.sample.but(num_inference_steps=3), seed=3,
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]
 

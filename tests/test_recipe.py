@@ -49,7 +49,6 @@ def test_the_prompts_of_test_time_training_are_those_of_the_paper() -> None:
     assert made.joint_prompt == "A koala is swimming."
     assert made.doing_prompts[0] == "A koala is standing."
     assert made.object_prompts[0] == "A man is swimming."
-    assert recipe(ttt=TTTConfig(scene_in_student=True)).joint_prompt == "A koala is swimming on Mars."
     assert recipe(ttt=TTTConfig(subject_moves=True)).object_prompts == ["A koala is swimming."]
 
 

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from customttt import lora, ttt
 from customttt.backbones import Backbone, open_base
 from customttt.config import SampleConfig, TTTConfig
-from customttt.diffusion import inference_timesteps
 
 CONFIG = TTTConfig(steps=2, learning_rate=1e-3, reference_steps=2, reference_guidance=2.0)
 SAMPLE = SampleConfig(num_frames=4, size=64, num_inference_steps=10)
@@ -86,27 +85,32 @@ def test_it_is_repeatable_bit_for_bit(backbone: Backbone, pair: Pair) -> None:
     assert same(adapt(backbone, pair)[0], adapt(backbone, pair)[0])
 
 
-def test_the_teachers_stay_frozen_while_the_student_learns(backbone: Backbone, pair: Pair) -> None:
-    """The references of step 2 are those that the untrained LoRAs give."""
-    pool = adapt(backbone, pair, CONFIG.but(references=2, learning_rate=1.0))[2]
-    assert pool[0] == adapt(backbone, pair, CONFIG.but(references=2, learning_rate=1e-6))[2][0]
-    lora.restore(backbone.unet, "motion_teacher", pair[1])
-    try:
-        asked, generator = prompts(backbone), torch.Generator().manual_seed(0)
-        teacher = ttt.Teacher(backbone, "motion", asked.objects, asked.empty, CONFIG, SAMPLE, generator)
-        shown = teacher.show(0)
-        assert shown.latents.shape == (1, *backbone.latent_shape(4, 64))
-        assert not shown.latents.requires_grad
-    finally:
-        lora.remove(backbone.unet, "motion_teacher")
+def test_the_teachers_stay_frozen_while_the_student_learns(
+    backbone: Backbone, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they show after a step is the same, however far the student has gone."""
+    shown: list[torch.Tensor] = []
+    show = ttt.Teacher.show
+
+    def watched(teacher: ttt.Teacher, step: int) -> torch.Tensor:
+        shown.append(show(teacher, step))
+        return shown[-1]
+
+    monkeypatch.setattr(ttt.Teacher, "show", watched)
+    far = adapt(backbone, pair, CONFIG.but(steps=2, learning_rate=1.0))
+    near = adapt(backbone, pair, CONFIG.but(steps=2, learning_rate=1e-6))
+    assert not same(far[0], near[0])
+    assert all(torch.equal(one, other) for one, other in zip(shown[:4], shown[4:], strict=True))
+    assert not torch.equal(shown[0], shown[2])
+    assert {one.shape for one in shown} == {(1, *backbone.latent_shape(4, 64))}
+    assert not any(one.requires_grad for one in shown)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"reference_schedule": "truncated"}, {"references": 1}, {"student_motion": True}, {"debias": 1.0},
-        {"batch_size": 2}, {"appearance_weight": 0.0}, {"motion_weight": 0.0}, {"reference_guidance": 1.0},
-        {"target": "teacher"}, {"renoise_motion": (0.5, 1.0)}, {"plain": 0.0, "debias": 1.0},
+        {"references": 1}, {"debias": 1.0},
+        {"reference_guidance": 1.0}, {"renoise_motion": (0.5, 1.0)}, {"plain": 0.0, "debias": 1.0},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -124,16 +128,6 @@ def test_the_motion_may_learn_at_a_rate_of_its_own(backbone: Backbone, pair: Pai
     assert same(usual[0], faster[0])
     for name, before in pair[1].items():
         assert torch.allclose(faster[1][name] - before, 3 * (usual[1][name] - before), atol=1e-6)
-
-
-def test_a_full_reference_schedule_ends_clean_and_a_truncated_one_where_the_sampler_would_be(
-    backbone: Backbone,
-) -> None:
-    full = ttt.reference_timesteps(backbone.schedule, CONFIG, SAMPLE)
-    assert full == (inference_timesteps(backbone.schedule, 2).tolist(), -1)
-    steps = inference_timesteps(backbone.schedule, 10).tolist()
-    truncated = ttt.reference_timesteps(backbone.schedule, CONFIG.but(reference_schedule="truncated"), SAMPLE)
-    assert truncated == (steps[:2], steps[2])
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,7 @@ SPLIT = {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.5, 1.0)}
 ASKED: dict[str, dict[str, Any]] = {
     "a third of the learning rate": {"times": {"learning_rate": 1 / 3}},
     "three times the learning rate": {"times": {"learning_rate": 3}},
-    "references: the sampler's first 5 steps": {"reference_schedule": "truncated"},
     "teachers without guidance": {"reference_guidance": 1.0},
-    "motion modules on in the appearance branch": {"student_motion": True},
-    "the scene in the student's prompt": {"scene_in_student": True},
 }
 """What the paper leaves open, one at a time (design: the open choices), of both recipes."""
 CHOICES = ASKED | {
@@ -78,7 +75,6 @@ CHOICES = ASKED | {
     "noised again in the upper half": {"renoise_appearance": (0.5, 1.0), "renoise_motion": (0.5, 1.0)},
     "noised again in the lower half": {"renoise_appearance": (0.0, 0.5), "renoise_motion": (0.0, 0.5)},
     "debiased temporal term": {"debias": 1.0},
-    "ours: the teacher's prediction as target": {"target": "teacher"},
     "ours: the path from high noise, the looks from low": SPLIT,
     "ours: the subject itself in the motion teacher's prompt": {"subject_moves": True},
     "ours: of the motion reference only how frames differ": {"plain": 0.0, "debias": 1.0},
@@ -91,7 +87,6 @@ OURS_CHOICES = ASKED | {
     "the plain temporal term": {"plain": 1.0, "debias": 0.0},
     "the plain term beside the debiased one": {"plain": 1.0},
     "other animals in the motion teacher's prompt": {"subject_moves": False},
-    "the teacher's prediction as target": {"target": "teacher"},
     "both LoRAs act in the student at any noise, at one rate": {"student_rests": False, "motion_rate": 1.0, **SPLIT},
 }
 """What is asked of ours: some take back to the paper's what is ours."""
