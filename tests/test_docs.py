@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import customttt
+from customttt.measure.compare import METHODS
 from customttt_cli.app import app
 
 ROOT = Path(__file__).parent.parent
@@ -142,6 +143,12 @@ def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) ", table, re.MULTILINE)}
     codes = {cls.exit_code for cls in vars(errors).values() if isinstance(cls, type)}
     assert listed == {0, *codes, guard.INTERRUPTED, *(128 + number for number in guard.ENDING)}
+
+
+def test_the_docs_have_every_method_of_compare() -> None:
+    text = (ROOT / "docs" / "measure.md").read_text()
+    rows = re.findall(r"^\| (`[^|]+) \|", text[text.index("| `--methods`") :], re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows[1:]))) == set(METHODS)
 
 
 def test_every_page_is_in_the_menu_of_the_site() -> None:
