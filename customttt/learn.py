@@ -22,11 +22,13 @@ from customttt.concept import Concept, Kind, Source
 from customttt.config import TrainConfig, digest
 from customttt.library import WEIGHTS, Library
 from customttt.machine import versions
-from customttt.media import Clip, Picture, Pixels
+from customttt.media import Clip, Frames, Picture, Pixels
 from customttt.progress import Report, silent
 from customttt.text import escaped
 from customttt.video import to_video
 
+Inputs = Sequence[Picture] | Clip
+"""What a concept is learned from: an appearance from pictures, a motion from a clip."""
 VIEWS = 8
 """Of every picture, where pictures are shifted."""
 CHANGEABLE = ("steps", "learning_rate")
@@ -126,32 +128,38 @@ def run_key(kind: Kind, fingerprint: str, wording: Wording, config: TrainConfig,
     return digest([kind, fingerprint, asdict(wording), fixed, inputs])
 
 
-def picture_digest(pictures: Sequence[Picture]) -> str:
-    """sha256 of all pixels and captions: the same pictures, cut the same way, with the same words."""
+def kind_of(inputs: Inputs) -> Kind:
+    """What is learned from them."""
+    return "motion" if isinstance(inputs, Clip) else "appearance"
+
+
+def frames_of(inputs: Inputs) -> Frames:
+    """What is seen at once, uint8 (f h w c): all frames of a clip, or one picture."""
+    return inputs.frames if isinstance(inputs, Clip) else inputs[0].pixels[None]
+
+
+def digest_of(inputs: Inputs) -> str:
+    """sha256 of all pixels and captions: the same inputs, cut the same way, with the same words."""
+    if isinstance(inputs, Clip):
+        return hashlib.sha256(f"{inputs.frames.shape}".encode() + inputs.frames.tobytes()).hexdigest()
     found = hashlib.sha256()
-    for picture in pictures:
+    for picture in inputs:
         found.update(f"{picture.pixels.shape} {picture.captions!r}".encode() + picture.pixels.tobytes())
     return found.hexdigest()
 
 
-def clip_digest(clip: Clip) -> str:
-    """sha256 of all frames."""
-    return hashlib.sha256(f"{clip.frames.shape}".encode() + clip.frames.tobytes()).hexdigest()
-
-
-def manifest(backbone: Backbone, of: Sequence[Picture] | Clip, wording: Wording, config: TrainConfig) -> Concept:
+def manifest(backbone: Backbone, inputs: Inputs, wording: Wording, config: TrainConfig) -> Concept:
     """What is known of a concept before it is learned: there are no losses yet, and it took no time.
 
     It is whole and can be written, so that nothing is learned that could not be kept.
     """
-    kind: Kind = "motion" if isinstance(of, Clip) else "appearance"
-    sources = [Source(name=escaped(one.name), sha256=one.sha256) for one in ([of] if isinstance(of, Clip) else of)]
+    files = [inputs] if isinstance(inputs, Clip) else inputs
+    sources = [Source(name=escaped(one.name), sha256=one.sha256) for one in files]
     concept = Concept(
-        name=wording.name, kind=kind, phrase=wording.phrase, prompt=wording.prompt, base=backbone.name,
+        name=wording.name, kind=kind_of(inputs), phrase=wording.phrase, prompt=wording.prompt, base=backbone.name,
         base_fingerprint=backbone.fingerprint, layers=config.layers, rank=config.rank, steps=config.steps,
         learning_rate=config.learning_rate, seed=config.seed, sources=tuple(sources),
-        inputs=clip_digest(of) if isinstance(of, Clip) else picture_digest(of), losses=(), versions=versions(),
-        created=datetime.now(UTC), seconds=0,
+        inputs=digest_of(inputs), losses=(), versions=versions(), created=datetime.now(UTC), seconds=0,
     )  # fmt: skip
     concept.to_json().encode()
     return concept

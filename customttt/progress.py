@@ -20,7 +20,9 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+Say = Callable[[str], None]
+"""Told a sentence for people."""
 
 
-def silent(_: Progress) -> None:
-    """A report that tells nobody."""
+def silent(_: object) -> None:
+    """A report or a sentence that nobody is told."""

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from customttt import pairs
 from customttt.errors import CustomTTTError, UsageError
 from customttt.library import Library
 from customttt.recipe import Rival, VideoRecipe
-from customttt_cli import evaluate, exhibits, options, output, pairs, relearn, render
+from customttt_cli import evaluate, exhibits, options, output, relearn, render
 from customttt_cli.exhibits import Exhibit
 from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
     from customttt.measure.rivals import Material
+    from customttt.workshop import Workshop
 
 EXAMPLE = 'Example: customttt compare koala swimming "on Mars" --seeds 3 --images ./imgs --clip clip.mp4'
 CELL = 128
@@ -59,18 +61,10 @@ def compare(
     library = Library()
     pair = pairs.named(library, appearance, motion)
     media.check_output(folder / "grid.mp4")
-    recipe = pairs.settle(pair, wish)
+    recipe = render.settle(pair, wish)
     material = relearn.read(pair, recipe, images, clip) if images and clip else None
-    cells: Cells = {}
-    made: dict[VideoRecipe, str] = {}
-    for number, name in enumerate(chosen, 1):
-        wanted = _recipe(name, recipe, material)
-        output.say(f"Method {number} of {len(chosen)}, '{name}': {_title(name)}.")
-        if wanted in made:
-            output.say(f"It is the same as '{made[wanted]}' on this base.")
-            continue
-        made[wanted] = name
-        cells[name] = _cells(library, pair, wanted, name, wish.seeds(recipe), folder, material)
+    recipes = {name: _recipe(name, recipe, material) for name in chosen}
+    cells = _make(library, recipes, wish.seeds(recipe), folder, material)
     shown = {name: [exhibits.read(path, None, name) for path in paths.values()] for name, paths in cells.items()}
     _lay_out(shown, recipe.sample.fps, folder)
     scores = _scores(shown, images if material else None, clip if material else None)
@@ -116,22 +110,31 @@ def _recipe(name: str, recipe: VideoRecipe, material: Material | None) -> VideoR
     return replace(made, rival=Rival(name, material.key(name)))
 
 
-def _cells(
+def _make(
     library: Library,
-    pair: pairs.Pair,
-    recipe: VideoRecipe,
-    name: str,
+    recipes: Mapping[str, VideoRecipe],
     seeds: Sequence[int],
     folder: Path,
     material: Material | None,
-) -> dict[int, Path]:
-    """The videos of one method; one that was made by the same recipe before is not made again."""
-    paths = {seed: folder / f"{name}-seed{seed}.mp4" for seed in seeds}
-    missing = {seed: path for seed, path in paths.items() if not _is_made(path, recipe.with_seed(seed))}
-    if missing:
-        for _ in render.videos(library, pair, recipe, missing, material):
-            pass
-    return paths
+) -> Cells:
+    """The videos of every method; one that was made by the same recipe before is not made again.
+
+    The base is loaded once, and only if a video is missing.
+    """
+    cells: Cells = {}
+    first: dict[VideoRecipe, str] = {}
+    shop: Workshop | None = None
+    for number, (name, recipe) in enumerate(recipes.items(), 1):
+        output.say(f"Method {number} of {len(recipes)}, '{name}': {_title(name)}.")
+        if first.setdefault(recipe, name) != name:
+            output.say(f"It is the same as '{first[recipe]}' on this base.")
+            continue
+        cells[name] = {seed: folder / f"{name}-seed{seed}.mp4" for seed in seeds}
+        missing = {seed: path for seed, path in cells[name].items() if not _is_made(path, recipe.with_seed(seed))}
+        if missing:
+            shop = shop or render.opened(recipe.base, library)
+            list(render.videos(shop, recipe, missing, material))
+    return cells
 
 
 def _is_made(path: Path, recipe: VideoRecipe) -> bool:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customttt.errors import UsageError
+from customttt import pairs
+from customttt.errors import DamagedError, UsageError
 from customttt.library import Library
 from customttt.recipe import VideoRecipe
-from customttt_cli import options, output, showing
+from customttt_cli import options, output, render, showing
 from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
     from customttt.planner import Forecast
-    from customttt_cli.pairs import Pair
 
 EXAMPLE = 'Example: customttt compose koala swimming "on Mars" --seed 3 -o mars.mp4'
 _Amount = Annotated[float | None, typer.Option(help="How strongly it acts, 0 to 4; 1 as learned.", show_default=False)]
@@ -59,48 +59,57 @@ def compose(
         published=published,
     )  # fmt: skip
     wish.check()
-    from customttt_cli import pairs
-
     library = Library()
-    if names := _names(appearance, motion, recipe):
-        pair = pairs.named(library, *names)
+    if recipe is None:
+        pair, made = pairs.named(library, *_names(appearance, motion)), None
+    elif appearance is not None:
+        raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION and PROMPT out.")
     else:
-        pair = pairs.in_recipe(library, recipe or Path(), force)
-    _compose(library, pair, wish, out, dry_run, as_json)
+        made = _read(recipe, force)
+        pair = pairs.of_recipe(library, made, f"'{recipe}'")
+    paths = render.output_paths(out, pair.title, wish.seeds(made))
+    _check_outputs(list(paths.values()), recipe)
+    wanted = render.settle(pair, wish, made)
+    forecast = render.forecast(library, pair, wanted, len(paths), dry_run)
+    if dry_run:
+        _plan(wanted, forecast, list(paths.values()), as_json)
+        return
+    for line in showing.forecast_lines(forecast):
+        output.say(line)
+    shop = render.opened(wanted.base, library)
+    for number, path, written in render.videos(shop, wanted, paths, rung=forecast.position):
+        output.result(json.dumps({"path": str(path), "seed": number, "recipe": written}) if as_json else str(path))
+    output.say(f"How it was made: customttt show {path}")
+    output.say(f"Once more, with another seed: customttt compose --recipe {path} --seed {number + 1}")
 
 
-def _names(appearance: str | None, motion: str | None, recipe: Path | None) -> tuple[str, str] | None:
-    """The two names, or None where a recipe has them. Raises UsageError."""
-    if recipe is not None:
-        if appearance is not None:
-            raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION and PROMPT out.")
-        return None
+def _names(appearance: str | None, motion: str | None) -> tuple[str, str]:
     if appearance is None or motion is None:
         raise UsageError('Give an appearance and a motion: customttt compose koala swimming "on Mars".')
     return appearance, motion
 
 
-def _compose(library: Library, pair: Pair, wish: Wish, out: Path | None, dry_run: bool, as_json: bool) -> None:
-    from customttt import media
-    from customttt_cli import render
-    from customttt_cli.pairs import settle
+def _read(video: Path, altered: bool) -> VideoRecipe:
+    """The recipe in a video; one that is not as it was written is refused, unless `altered` takes it.
 
-    paths = render.output_paths(out, pair.title, wish.seeds(pair.recipe))
-    for path in paths.values():
+    Raises NotFoundError, MediaError, UsageError or DamagedError.
+    """
+    from customttt import media
+
+    try:
+        return VideoRecipe.from_dict(media.read_recipe(video, altered))
+    except DamagedError as error:
+        raise DamagedError(f"{error} 'customttt show' prints it, and --force renders it all the same.") from error
+
+
+def _check_outputs(paths: list[Path], recipe: Path | None) -> None:
+    """Raise UsageError or StoreError for a path that cannot be written, or that the recipe is read from."""
+    from customttt import media
+
+    for path in paths:
         media.check_output(path)
-        if pair.file is not None and path.absolute().resolve() == pair.file.absolute().resolve():
+        if recipe is not None and path.absolute().resolve() == recipe.absolute().resolve():
             raise UsageError(f"'{path}' is the video that --recipe names; name another with --output.")
-    recipe = settle(pair, wish)
-    forecast = render.forecast(library, pair, recipe, len(paths), dry_run)
-    if dry_run:
-        _plan(recipe, forecast, list(paths.values()), as_json)
-        return
-    for line in showing.forecast_lines(forecast):
-        output.say(line)
-    for seed, path, made in render.videos(library, pair, recipe, paths, rung=forecast.position):
-        output.result(json.dumps({"path": str(path), "seed": seed, "recipe": made}) if as_json else str(path))
-    output.say(f"How it was made: customttt show {path}")
-    output.say(f"Once more, with another seed: customttt compose --recipe {path} --seed {seed + 1}")
 
 
 def _plan(recipe: VideoRecipe, forecast: Forecast, paths: list[Path], as_json: bool) -> None:

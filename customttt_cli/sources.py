@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,45 +11,20 @@ from customttt.config import SampleConfig
 from customttt_cli import output
 
 if TYPE_CHECKING:
-    from customttt.learn import Learned
-    from customttt.media import Frames
+    from customttt.learn import Inputs
+    from customttt.media import Clip
 
 LOOK_SIZE, LOOK_FPS = 64, 8.0
-
-
-@dataclass(frozen=True)
-class Look:
-    """What is known of sources before they are read as the base needs them."""
-
-    digests: tuple[str, ...]
-    """sha256 of every file, in order."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """Sources as read: in words, and the function that learns from them."""
-
-    summary: str
-    num_frames: int
-    digest: str
-    """Of pixels and captions, see `Concept.inputs`."""
-    teach: Callable[..., Learned]
-    clip: Frames | None = None
-    """Of a movement."""
-    captions: tuple[tuple[str, str], ...] = ()
-    """Of pictures: whose it is, and what it says."""
-    prompted: bool = True
-    """Whether anything is learned with the prompt, and not with captions of its own."""
 
 
 class Source(Protocol):
     """Pictures or a clip, as named on the command line."""
 
-    def look(self) -> Look:
-        """Open every file. Raises NotFoundError, UsageError or MediaError for what is no good."""
+    def look(self) -> tuple[str, ...]:
+        """Open every file: the sha256 of each. Raises NotFoundError, UsageError or MediaError for what is no good."""
 
-    def read(self, sample: SampleConfig) -> Material:
-        """Read them as the base needs them."""
+    def read(self, sample: SampleConfig) -> tuple[Inputs, str]:
+        """Read them as the base needs them: (pictures or clip, what they are in words). Raises the same."""
 
 
 @dataclass(frozen=True)
@@ -60,23 +34,19 @@ class Pictures:
     paths: list[Path]
     fit: bool
 
-    def look(self) -> Look:
+    def look(self) -> tuple[str, ...]:
         from customttt import media
 
-        found = Look(tuple(picture.sha256 for picture in media.read_pictures(self.paths, LOOK_SIZE)))
+        found = tuple(picture.sha256 for picture in media.read_pictures(self.paths, LOOK_SIZE))
         tell_passed_over(self.paths)
         return found
 
-    def read(self, sample: SampleConfig) -> Material:
-        from customttt import learn, media
+    def read(self, sample: SampleConfig) -> tuple[Inputs, str]:
+        from customttt import media
 
         pictures = media.read_pictures(self.paths, sample.size, self.fit)
         how = "fitted" if self.fit else "cropped"
-        summary = f"{count(len(pictures), 'picture')}, {how} to {sample.size} x {sample.size}"
-        captions = tuple((f"The caption of '{one.name}'", caption) for one in pictures for caption in one.captions)
-        prompted = not all(one.captions for one in pictures)
-        teach = partial(learn.appearance, pictures=pictures)
-        return Material(summary, 1, learn.picture_digest(pictures), teach, captions=captions, prompted=prompted)
+        return pictures, f"{count(len(pictures), 'picture')}, {how} to {sample.size} x {sample.size}"
 
 
 @dataclass(frozen=True)
@@ -88,20 +58,19 @@ class Movement:
     end: float | None
     frames: int | None
 
-    def look(self) -> Look:
+    def look(self) -> tuple[str, ...]:
+        return (self._read(1, LOOK_FPS, LOOK_SIZE).sha256,)
+
+    def read(self, sample: SampleConfig) -> tuple[Inputs, str]:
+        clip = self._read(sample.num_frames, sample.fps, sample.size)
+        frames = count(len(clip.frames), "frame")
+        return clip, f"{frames} at {clip.fps:.3g} a second, {sample.size} x {sample.size}"
+
+    def _read(self, num_frames: int, fps: float, size: int) -> Clip:
         from customttt import media
 
-        fewest = 1 if self.frames is None else self.frames
-        clip = media.read_clip(self.path, fewest, LOOK_FPS, LOOK_SIZE, self.start, self.end)
-        return Look((clip.sha256,))
-
-    def read(self, sample: SampleConfig) -> Material:
-        from customttt import learn, media
-
-        wanted = sample.num_frames if self.frames is None else self.frames
-        clip = media.read_clip(self.path, wanted, sample.fps, sample.size, self.start, self.end)
-        summary = f"{count(wanted, 'frame')} at {clip.fps:.3g} a second, {sample.size} x {sample.size}"
-        return Material(summary, wanted, learn.clip_digest(clip), partial(learn.motion, clip=clip), clip.frames)
+        wanted = num_frames if self.frames is None else self.frames
+        return media.read_clip(self.path, wanted, fps, size, self.start, self.end)
 
 
 def tell_passed_over(paths: Sequence[Path]) -> None:

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from customttt_cli import output
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from customttt.backbones import Backbone
-    from customttt.learn import Learned
+    from customttt.concept import Concept
     from customttt.measure.evaluate import Candidate, Row
     from customttt.media import Frames
     from customttt.progress import Report
+    from customttt.workshop import Workshop
 
 SEEDS = (0, 1)
 LEARNED = 0.5
 """Of 1, which is the clip's own movement: what moves less like it has not learned it (ours)."""
 
 
-def try_out(backbone: Backbone, accelerator: Accelerator, learned: Learned, clip: Frames) -> None:
+def try_out(shop: Workshop, concept: Concept, clip: Frames) -> None:
     """Say how much the movement of two videos of the training prompt is the clip's, where something here can tell."""
     import torch
 
-    from customttt import compose
     from customttt.measure.evaluate import Candidate
 
-    prompt, sample = learned.concept.prompt, backbone.defaults.sample.but(num_frames=len(clip))
     with output.progress() as report:
         try:
-            videos = compose.try_out(backbone, "motion", learned.weights, prompt, sample, accelerator, SEEDS, report)
+            videos = replace(shop, report=report).try_out(concept, len(clip), SEEDS)
         except torch.OutOfMemoryError:
             output.say("The movement was not tried out: there is not enough memory for a video.")
             return
-        candidates = [Candidate(str(seed), some, prompt, clip) for seed, some in zip(SEEDS, videos, strict=True)]
-        row = _likeness(backbone, candidates, report)
+        named = zip(map(str, SEEDS), videos, strict=True)
+        candidates = [Candidate(seed, video, concept.prompt, clip) for seed, video in named]
+        row = _likeness(shop.backbone, candidates, report)
     if (found := row.estimate(candidates)) is not None:
         _tell(found.value)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from customttt.concept import Concept
-from customttt.config import Defaults, SampleConfig, TTTConfig, check_seed
+from customttt.config import SampleConfig, TTTConfig, check_seed
 from customttt.errors import UsageError
 from customttt.recipe import Ingredient, VideoRecipe
 
@@ -41,13 +40,6 @@ class Wish:
         """One seed a video."""
         first = self.seed if self.seed is not None else recipe.seed if recipe else 0
         return range(first, first + self.num)
-
-    def new(self, appearance: Concept, motion: Concept, base: str, fingerprint: str, defaults: Defaults) -> VideoRecipe:
-        """The recipe of a video of two concepts."""
-        ingredients = Ingredient.of(appearance), Ingredient.of(motion)
-        return self.again(
-            VideoRecipe(*ingredients, self.prompt, base, fingerprint, defaults.ttt, defaults.sample, seed=0)
-        )
 
     def again(self, recipe: VideoRecipe) -> VideoRecipe:
         """A recipe with what was given in place of what stands in it."""

@@ -13,12 +13,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "customttt"
 TORCH_FREE = """
-    errors text progress machine config concept recipe library
+    errors text progress machine config concept recipe library pairs
     media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
     interchange measure.ledger measure.stats measure.tracks measure.sheets measure.compare measure tiny lab
 """.split()  # noqa: SIM905
 ORDER = """
-    errors text progress machine config concept recipe library
+    errors text progress machine config concept recipe library pairs
     media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
     video diffusion losses patch lora checkpoint
     tiny backbones.hub backbones.interface backbones.family backbones.animatediff backbones.unet3d backbones
@@ -27,6 +27,7 @@ ORDER = """
     interchange interchange.sorts interchange.scales interchange.keys interchange.parcel interchange.exchange
     measure measure.ledger measure.stats measure.tracks measure.sheets measure.metrics measure.extractors
     measure.evaluate measure.compare measure.rivals measure.influence
+    workshop
     tiny.movements tiny.scenes tiny.world tiny.captions tiny.models tiny.judge tiny.known tiny.demo
     lab lab.optimizer lab.codec lab.pretrain lab.spoil lab.judge_training lab.lessons lab.demo_inputs lab.score
     lab.arms lab.experiment lab.report lab.study

@@ -76,7 +76,7 @@ def test_the_output_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytes
 def test_an_output_that_is_no_good_is_found_before_any_work(
     monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
 ) -> None:
-    monkeypatch.setattr("customttt_cli.pairs.settle", fail)
+    monkeypatch.setattr("customttt_cli.render.settle", fail)
     assert_one_sentence(run("compose", "koala", "swimming", *options), 2, words)
 
 

@@ -1,0 +1,365 @@
+"""Learn, adapt and compose by name against a library: what takes long is kept, and a killed run goes on.
+
+What the commands, the lab and Python users call. Nothing is printed here: steps go to a `Report`, sentences to a `Say`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from accelerate import Accelerator
+
+from customttt import backbones, checkpoint, compose, learn, lora, machine, media, opening, pairs, planner
+from customttt.backbones import Backbone
+from customttt.checkpoint import Keeper
+from customttt.compose import LoraPair
+from customttt.concept import Concept, Kind
+from customttt.config import TrainConfig
+from customttt.errors import CustomTTTError, LockedError, NotFoundError, StoreError, UsageError
+from customttt.learn import Inputs, Wording
+from customttt.library import Library
+from customttt.measure import rivals
+from customttt.measure.rivals import Material, Taught
+from customttt.planner import Forecast
+from customttt.progress import Progress, Report, Say, silent
+from customttt.recipe import Rival, VideoRecipe, phrase_of, training_prompt
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+PROMPTS: Mapping[Kind, str] = MappingProxyType(
+    {"appearance": '"A koala." "A tiger."', "motion": '"A dog is jumping." "A dog is running."'}
+)
+"""What `influence` may be asked of each kind."""
+
+
+# -- known before a base is loaded
+
+
+def settings(
+    library: Library, base: str, kind: Kind, changes: Mapping[str, Any] = NOTHING, measured: bool = False
+) -> TrainConfig:
+    """How a base learns a kind, with those of `changes` that are not None; if `measured`, where `influence` found it.
+
+    Raises UsageError, BaseUnavailableError, or NotFoundError where nothing was measured.
+    """
+    own: TrainConfig = getattr(backbones.defaults(base), kind)
+    return own.but(**changes).but(layers=carrying(library, base, kind) if measured else None)
+
+
+def carrying(library: Library, base: str, kind: Kind) -> tuple[int, ...]:
+    """The blocks that `influence` found; one that a LoRA of the kind cannot use gives way to the next that it can.
+
+    So the paper went from 2 and 4, which it had measured for motion, to 2 and 5. Raises NotFoundError.
+    """
+    found = library.carrying(backbones.identify(base), kind)
+    if found is None:
+        raise NotFoundError(
+            f"Nobody has measured here which layers of {base!r} carry the {kind}; "
+            f"'customttt influence {PROMPTS[kind]} --kind {kind} --base {base}' does."
+        )
+    able = sorted({place.layer for place in backbones.places(base).values() if place.kind == kind})
+    return tuple(sorted({min((one for one in able if one >= layer), default=able[-1]) for layer in found}))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A concept that is to be learned: from what, on which base, and how."""
+
+    words: Wording
+    inputs: Inputs
+    base: str
+    fingerprint: str
+    config: TrainConfig
+
+    @property
+    def kind(self) -> Kind:
+        return learn.kind_of(self.inputs)
+
+    @property
+    def key(self) -> str:
+        """What its run is kept under."""
+        return learn.run_key(self.kind, self.fingerprint, self.words, self.config, learn.digest_of(self.inputs))
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """Whose each sentence is that is learned with, and the sentence; the prompt only where a caption is missing."""
+        pictures = [] if isinstance(self.inputs, media.Clip) else self.inputs
+        captions = [(f"The caption of '{one.name}'", text) for one in pictures for text in one.captions]
+        prompted = not pictures or not all(one.captions for one in pictures)
+        return [("The prompt", self.words.prompt)] * prompted + captions
+
+    @property
+    def changeable(self) -> dict[str, Any]:
+        """The settings that its run may change when it goes on."""
+        return {name: getattr(self.config, name) for name in learn.CHANGEABLE}
+
+    def forecast(self) -> Forecast:
+        """What learning it will take. Raises BaseUnavailableError, or UsageError for what the base cannot do."""
+        frames = learn.frames_of(self.inputs)
+        return planner.learning(self.base, self.kind, self.config, len(frames), frames[0].shape[0])
+
+    def learned(self, library: Library) -> Concept | None:
+        """The concept of its name, where learning would give the same again. Raises DamagedError."""
+        try:
+            concept = library.get(self.words.name)
+        except NotFoundError:
+            return None
+        keys = ("layers", "rank", "steps", "learning_rate", "seed")
+        known = concept.phrase, concept.prompt, concept.base_fingerprint, concept.inputs
+        planned = self.words.phrase, self.words.prompt, self.fingerprint, learn.digest_of(self.inputs)
+        if known != planned or any(getattr(concept, key) != getattr(self.config, key) for key in keys):
+            return None
+        library.weights(concept.name)  # a damaged concept is not there
+        return concept
+
+    def unfinished(self, library: Library, resume: bool = False) -> tuple[Path | None, str]:
+        """The interrupted run that this one goes on from, and a sentence about it; None and "" where there is none.
+
+        With `resume` it goes on although steps or learning rate changed. Raises UsageError where it cannot.
+        """
+        kept = library.unfinished(self.key)
+        if kept is None:
+            if resume:
+                raise UsageError("There is no unfinished run of this to --resume; leave it out to start one.")
+            return None, ""
+        known = checkpoint.standing(kept)
+        done, steps = len(known.losses), self.config.steps
+        if known.settings == self.changeable:
+            return kept, f"An interrupted run goes on after step {done} of {steps}."
+        was = f"after step {done}, at learning rate {known.settings['learning_rate']:g}"
+        if not resume:
+            return None, f"An interrupted run stands {was}; --resume goes on from it; this one starts anew."
+        if done >= steps:
+            raise UsageError(f"The run to --resume stands {was}; give more --steps than {done}.")
+        return kept, f"The run goes on {was} until now."
+
+
+def forecast(library: Library, pair: pairs.Pair, recipe: VideoRecipe, videos: int = 1) -> Forecast:
+    """What so many videos of a recipe will take. Raises BaseUnavailableError, or UsageError for too many frames."""
+    appearance, motion = (planner.Adapter(one.layers, one.rank) for one in (pair.appearance, pair.motion))
+    steps = 0 if recipe.rival or library.adapted(recipe.adaptation_key()) else recipe.ttt.steps
+    return planner.composing(recipe.base, appearance, motion, recipe.ttt.but(steps=steps), recipe.sample, videos)
+
+
+def check_taught(library: Library, rival: Rival) -> None:
+    """Raise UsageError unless the library holds what a rival learned."""
+    if library.adapted(rival.key) is None:
+        raise _untaught(rival)
+
+
+def _untaught(rival: Rival) -> UsageError:
+    return UsageError(
+        f"The video was made by '{rival.name}', and what that learned is not in this library; "
+        f"'customttt compare --methods {rival.name}' with --images and --clip learns it."
+    )
+
+
+# -- with a base
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A base, the library that it works for, and who is told: steps, sentences, and that a checkpoint was kept."""
+
+    backbone: Backbone
+    accelerator: Accelerator
+    library: Library = field(default_factory=Library)
+    report: Report = silent
+    say: Say = silent
+    kept: Callable[[], object] = lambda: None
+
+    @classmethod
+    def open(
+        cls,
+        base: str | None = None,
+        library: Library | None = None,
+        report: Report = silent,
+        say: Say = silent,
+        kept: Callable[[], object] = lambda: None,
+    ) -> Workshop:
+        """With a base on the best device here; where none is named, with the one that suits this machine.
+
+        Raises BaseUnavailableError, or OutOfMemoryError where the base does not fit.
+        """
+        opened = opening.open_accelerated(backbones.choose_base(base)[0])
+        return cls(*opened, library or Library(), report, say, kept)
+
+    def learn_appearance(
+        self, name: str, images: Sequence[Path], noun: str | None = None, prompt: str | None = None, **changes: Any
+    ) -> Concept:
+        """Learn a subject from pictures, files or folders, and store it; for what else may be given see `learn`.
+
+        Raises UsageError, NotFoundError, MediaError, AlreadyExistsError, or what `learn` raises.
+        """
+        pictures = media.read_pictures(list(images), self.backbone.defaults.sample.size)
+        return self._learn("appearance", pictures, name, noun, prompt, **changes)
+
+    def learn_motion(
+        self, name: str, clip: Path, phrase: str | None = None, prompt: str | None = None, **changes: Any
+    ) -> Concept:
+        """Learn a movement from a clip and store it; for what else may be given, and what is raised, see above."""
+        sample = self.backbone.defaults.sample
+        frames = media.read_clip(clip, sample.num_frames, sample.fps, sample.size)
+        return self._learn("motion", frames, name, phrase, prompt, **changes)
+
+    def _learn(
+        self,
+        kind: Kind,
+        inputs: Inputs,
+        name: str,
+        phrase: str | None,
+        prompt: str | None,
+        *,
+        force: bool = False,
+        **changes: Any,
+    ) -> Concept:
+        """With fields of TrainConfig as `changes`."""
+        phrase = phrase or phrase_of(name)
+        words = Wording(name, phrase, prompt or training_prompt(kind, phrase))
+        own: TrainConfig = getattr(self.backbone.defaults, kind)
+        return self.learn(self.plan(words, inputs, own.but(**changes)), force=force)
+
+    def plan(self, words: Wording, inputs: Inputs, config: TrainConfig) -> Plan:
+        return Plan(words, inputs, self.backbone.name, self.backbone.fingerprint, config)
+
+    def learn(self, plan: Plan, resume: bool = False, force: bool = False, rung: int = 0) -> Concept:
+        """Learn a concept and store it, with `force` in place of another of its name; what is there is not learned.
+
+        An interrupted run goes on, with `resume` although its steps or its learning rate changed; `rung` is where on
+        the ladder of `thrift` it begins. Raises UsageError, AlreadyExistsError, DamagedError, DivergedError,
+        OutOfMemoryError, LockedError or StoreError.
+        """
+        if not force and (known := plan.learned(self.library)):
+            return known
+        self.library.check_free(plan.words.name, force)
+        keeper = self._keeper(plan.key, plan.unfinished(self.library, resume)[0], plan.changeable)
+        with_what = plan.words, plan.config, self.accelerator, self.report, keeper, rung
+        if isinstance(plan.inputs, media.Clip):
+            learned = learn.motion(self.backbone, plan.inputs, *with_what)
+        else:
+            learned = learn.appearance(self.backbone, plan.inputs, *with_what)
+        concept = learned.add_to(self.library, force)
+        self.library.remove_unfinished(plan.key)
+        return concept
+
+    def try_out(self, concept: Concept, num_frames: int, seeds: Sequence[int]) -> list[media.Frames]:
+        """Videos of what its LoRA alone makes of its training prompt, one a seed: uint8 (f h w c)."""
+        sample = self.backbone.defaults.sample.but(num_frames=num_frames)
+        weights = lora.load(self.library.weights(concept.name))
+        return compose.try_out(
+            self.backbone, concept.kind, weights, concept.prompt, sample, self.accelerator, seeds, self.report
+        )
+
+    def recipe(self, appearance: str, motion: str, prompt: str = "", seed: int = 0) -> VideoRecipe:
+        """The recipe of a video of two concepts; `dataclasses.replace` changes what it says.
+
+        Raises NotFoundError, UsageError for another kind or a bad prompt, DamagedError, or BaseUnavailableError where
+        the two were not learned on this base.
+        """
+        base = self.backbone
+        pair = pairs.named(self.library, appearance, motion)
+        return pair.recipe(prompt, base.name, base.fingerprint, base.defaults, seed)
+
+    def adapt(self, recipe: VideoRecipe, rung: int = 0) -> LoraPair:
+        """The two LoRAs after test-time training, which is not done twice; with zero steps they are as learned.
+
+        Raises NotFoundError where the library lacks a concept, DamagedError, DivergedError or OutOfMemoryError.
+        """
+
+        def learned() -> LoraPair:
+            appearance, motion = pairs.of_recipe(self.library, recipe).weights
+            return lora.load(appearance), lora.load(motion)
+
+        def adapted() -> lora.Weights:
+            return lora.join(compose.adapt(self.backbone, learned(), recipe, self.accelerator, self.report, rung))
+
+        if recipe.ttt.steps == 0:
+            return learned()
+        again = "Test-time training: done for this pair before; its result is used again."
+        return lora.split(self._once(recipe.adaptation_key(), again, adapted))
+
+    def teach(self, rival: Rival, material: Material | None = None) -> Taught:
+        """What a rival learned, which is not learned twice; a killed run of it goes on.
+
+        Raises UsageError where it has to learn and there is no material, DivergedError or OutOfMemoryError.
+        """
+        keys: list[str] = []
+
+        def stage(name: str) -> Keeper:
+            keys.append(hashlib.sha256(f"{rival.key} {name}".encode()).hexdigest())
+            return self._keeper(keys[-1], self.library.unfinished(keys[-1]), {})
+
+        def learned() -> lora.Weights:
+            if material is None:
+                raise _untaught(rival)
+            full = self.library.adapted(material.key("full"))
+            subject = Taught.from_weights(lora.load(full)).pair[0] if full else None
+            return rivals.teach(
+                rival.name, self.backbone, material, self.accelerator, self.report, stage, subject
+            ).to_weights()
+
+        again = f"'{rival.name}' learned from these before; its result is used again."
+        weights = self._once(rival.key, again, learned)
+        for key in keys if self.library.adapted(rival.key) else ():
+            self.library.remove_unfinished(key)
+        return Taught.from_weights(weights)
+
+    def prepare(self, recipe: VideoRecipe, material: Material | None = None, rung: int = 0) -> Taught:
+        """What all videos of a recipe are rendered with, whatever their seed. Raises what `adapt` and `teach` do.
+
+        Raises UsageError, too, for more frames than the base knows.
+        """
+        self.backbone.latent_shape(recipe.sample.num_frames, recipe.sample.size)
+        return self.teach(recipe.rival, material) if recipe.rival else Taught(self.adapt(recipe, rung))
+
+    def compose(self, recipe: VideoRecipe, taught: Taught | None = None) -> media.Frames:
+        """The frames of a recipe, uint8 (f h w c); the same again, bit for bit on a CPU. For `taught` see `prepare`."""
+        taught = taught or self.prepare(recipe)
+        with taught.spoken(self.backbone, recipe.appearance.phrase):
+            return compose.render(self.backbone, taught.pair, recipe, self.accelerator, self.report)
+
+    def write(self, recipe: VideoRecipe, path: Path, taught: Taught | None = None) -> dict[str, Any]:
+        """Compose a video and write it (mp4, gif, webp, or a folder of png) with its recipe inside, which is returned.
+
+        Raises UsageError for another ending, StoreError where it cannot be written, and what `prepare` raises.
+        """
+        frames = self.compose(recipe, taught)
+        made = {**recipe.to_dict(), "versions": machine.versions()}
+        media.write_video(path, frames, recipe.sample.fps, made)
+        return made
+
+    # -- below: how it is kept
+
+    def _once(self, key: str, again: str, make: Callable[[], lora.Weights]) -> lora.Weights:
+        """What `make` gives, made once: afterwards `again` is said. Where it cannot be kept, that costs time alone."""
+        if known := self.library.adapted(key):
+            self.say(again)
+            return lora.load(known)
+        weights = make()
+        try:
+            self.library.add_adapted(key, lambda path: lora.save(weights, path))
+        except (StoreError, LockedError) as error:
+            self._warn(f"The adapted LoRAs are not kept for the next time: {error}")
+        return weights
+
+    def _keeper(self, key: str, kept: Path | None, changeable: Mapping[str, Any]) -> Keeper:
+        """Keeps a run of learning in the library under `key`; `kept` is where it stands."""
+        told: list[str] = []
+
+        def keep(write: Callable[[Path], object]) -> None:
+            self.library.add_unfinished(key, write)
+            self.kept()
+
+        def failed(error: CustomTTTError) -> None:
+            if not isinstance(error, LockedError) and not told:  # while another writes, the next chance comes soon
+                told.append(str(error))
+                self._warn(f"No checkpoint was kept, and learning goes on without: {error}")
+
+        return Keeper(kept, keep, changeable, failed)
+
+    def _warn(self, text: str) -> None:
+        self.report(Progress("", 0, 0, note=text))
