@@ -145,6 +145,14 @@ def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     assert listed == {0, *codes, guard.INTERRUPTED, *(128 + number for number in guard.ENDING)}
 
 
+def test_the_index_of_the_log_has_every_entry() -> None:
+    log = (ROOT / "LOG.md").read_text()
+    entries = re.findall(r'(?:<a id="([^"]+)"></a>\n\n)?^## \d{4}-\d\d-\d\d: ', log, re.MULTILINE)
+    index = log[log.index("## Index") : log.index("<a id=")]
+    assert entries
+    assert set(entries) == set(re.findall(r"\]\(#([^)]+)\)", index))
+
+
 def test_the_docs_have_every_method_of_compare() -> None:
     text = (ROOT / "docs" / "measure.md").read_text()
     rows = re.findall(r"^\| (`[^|]+) \|", text[text.index("| `--methods`") :], re.MULTILINE)
