@@ -158,6 +158,16 @@ def _untaught(rival: Rival) -> UsageError:
     )
 
 
+def save(path: Path, frames: media.Frames, recipe: VideoRecipe) -> dict[str, Any]:
+    """Write a video with its recipe, and this program's versions, inside. Returns what is written there.
+
+    Raises UsageError for another ending than mp4, gif, webp or none (a folder of png), StoreError where it cannot be.
+    """
+    made = {**recipe.to_dict(), "versions": machine.versions()}
+    media.write_video(path, frames, recipe.sample.fps, made)
+    return made
+
+
 # -- with a base
 
 
@@ -323,14 +333,8 @@ class Workshop:
             return compose.render(self.backbone, taught.pair, recipe, self.accelerator, self.report)
 
     def write(self, recipe: VideoRecipe, path: Path, taught: Taught | None = None) -> dict[str, Any]:
-        """Compose a video and write it (mp4, gif, webp, or a folder of png) with its recipe inside, which is returned.
-
-        Raises UsageError for another ending, StoreError where it cannot be written, and what `prepare` raises.
-        """
-        frames = self.compose(recipe, taught)
-        made = {**recipe.to_dict(), "versions": machine.versions()}
-        media.write_video(path, frames, recipe.sample.fps, made)
-        return made
+        """Compose a video and `save` it. Returns the recipe as it was written; raises what both do."""
+        return save(path, self.compose(recipe, taught), recipe)
 
     # -- below: how it is kept
 
