@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from test_architecture import ORDER
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -143,6 +144,12 @@ def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) ", table, re.MULTILINE)}
     codes = {cls.exit_code for cls in vars(errors).values() if isinstance(cls, type)}
     assert listed == {0, *codes, guard.INTERRUPTED, *(128 + number for number in guard.ENDING)}
+
+
+def test_the_reading_order_of_the_docs_is_that_of_the_imports() -> None:
+    rows = re.findall(r"^\| `(\w+)(?:\.py|/)` ", (ROOT / "docs" / "how-it-works.md").read_text(), re.MULTILINE)
+    last = {name.split(".")[0]: place for place, name in enumerate(ORDER)}
+    assert rows == sorted(last, key=lambda name: last[name])
 
 
 def test_the_index_of_the_log_has_every_entry() -> None:
