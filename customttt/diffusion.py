@@ -1,27 +1,53 @@
-"""The forward process, its training targets, guidance and the DDIM step, as pure functions.
+"""The forward process, its training targets, guidance and the sampler's steps: what a base's schedule answers.
 
-Symbols: alpha_bar_t is `alphas_cumprod[t]`, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM, arXiv
-2006.11239). Latents are (b c f h w); timesteps are (b,), from 0 (clean) to T - 1.
+Latents are (b c f h w); timesteps are (b,), what the network reads of how noisy they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 Latents = Float[Tensor, "b c f h w"]
-Timesteps = Int[Tensor, " b"]
+Timesteps = Num[Tensor, " b"]
 PredictionType = Literal["epsilon", "v_prediction"]
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """How a base was taught to denoise. Nothing outside asks whether it predicts noise, v or a flow."""
+
+    def draw(self, count: int, within: tuple[float, float], generator: torch.Generator) -> Timesteps:
+        """Timesteps to learn at, between these shares of the noise (0 clean, 1 noise), on the CPU."""
+
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """Noisy latents of clean ones."""
+
+    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """What the network predicts there."""
+
+    def path(self, num_inference_steps: int) -> list[float]:
+        """The timesteps of a sampler, noisiest first, and after them the one that stands for clean latents."""
+
+    def step(self, prediction: Latents, noisy_latents: Latents, timestep: float, following: float) -> Latents:
+        """The latents at the following timestep of a path."""
+
+
+CLEAN = -1
+"""The timestep that stands for clean latents where timesteps are numbers of steps."""
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How noise grows with the timestep, and what the network predicts."""
+    """Denoising diffusion in T steps, 0 the least noisy, with DDIM as its sampler.
+
+    alpha_bar_t is `alphas_cumprod[t]`, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (arXiv 2006.11239).
+    """
 
     alphas_cumprod: Float[Tensor, " t"]
     prediction_type: PredictionType = "epsilon"
@@ -44,8 +70,51 @@ class NoiseSchedule:
             alphas_cumprod.float(), prediction, config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
         )
 
-    def __len__(self) -> int:
-        return len(self.alphas_cumprod)
+    def draw(self, count: int, within: tuple[float, float], generator: torch.Generator) -> Int[Tensor, " b"]:
+        """Uniform."""
+        low, high = (round(share * len(self.alphas_cumprod)) for share in within)
+        return torch.randint(low, high, (count,), generator=generator)
+
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """x_t from x_0 and eps (arXiv 2006.11239)."""
+        signal, sigma = self._roots(timesteps)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (arXiv 2202.00512)."""
+        if self.prediction_type == "epsilon":
+            return noise
+        signal, sigma = self._roots(timesteps)
+        return signal * noise - sigma * latents
+
+    def split(self, prediction: Latents, noisy_latents: Latents, timesteps: Timesteps) -> tuple[Latents, Latents]:
+        """(x_0, eps) as the network's prediction implies them."""
+        signal, sigma = self._roots(timesteps)
+        if self.prediction_type == "epsilon":
+            return (noisy_latents - sigma * prediction) / signal, prediction
+        return signal * noisy_latents - sigma * prediction, sigma * noisy_latents + signal * prediction
+
+    def path(self, num_inference_steps: int) -> list[float]:
+        """Spaced as the base was (arXiv 2305.08891 names the three ways)."""
+        count, n = len(self.alphas_cumprod), num_inference_steps
+        if self.spacing == "trailing":
+            steps = torch.arange(count, 0, -count / n).round().long()[:n] - 1
+        elif self.spacing == "linspace":
+            steps = torch.linspace(0, count - 1, n, dtype=torch.float64).round().long().flip(0)
+        else:
+            steps = (torch.arange(n) * (count // n)).flip(0) + self.steps_offset
+        return [*steps.tolist(), CLEAN]
+
+    def step(self, prediction: Latents, noisy_latents: Latents, timestep: float, following: float) -> Latents:
+        """DDIM, deterministic (arXiv 2010.02502, sigma = 0)."""
+        batch = torch.full((len(noisy_latents),), timestep, device=noisy_latents.device)
+        clean, noise = self.split(prediction, noisy_latents, batch)
+        return clean if following == CLEAN else self.add_noise(clean, noise, torch.full_like(batch, following))
+
+    def _roots(self, timesteps: Timesteps) -> tuple[Float[Tensor, "b 1 1 1 1"], Float[Tensor, "b 1 1 1 1"]]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), ready to multiply latents."""
+        alpha_bar = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1, 1)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
 def zero_terminal_snr(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
@@ -55,57 +124,6 @@ def zero_terminal_snr(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"
     return root.square()
 
 
-def _roots(
-    schedule: NoiseSchedule, timesteps: Timesteps
-) -> tuple[Float[Tensor, "b 1 1 1 1"], Float[Tensor, "b 1 1 1 1"]]:
-    """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), ready to multiply latents."""
-    alpha_bar = schedule.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1, 1)
-    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-
-
-def add_noise(schedule: NoiseSchedule, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-    """x_t from x_0 and eps (arXiv 2006.11239)."""
-    signal, sigma = _roots(schedule, timesteps)
-    return signal * latents + sigma * noise
-
-
-def target(schedule: NoiseSchedule, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-    """What the network predicts: eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (arXiv 2202.00512)."""
-    if schedule.prediction_type == "epsilon":
-        return noise
-    signal, sigma = _roots(schedule, timesteps)
-    return signal * noise - sigma * latents
-
-
-def split(
-    schedule: NoiseSchedule, prediction: Latents, noisy_latents: Latents, timesteps: Timesteps
-) -> tuple[Latents, Latents]:
-    """(x_0, eps) as the network's prediction implies them."""
-    signal, sigma = _roots(schedule, timesteps)
-    if schedule.prediction_type == "epsilon":
-        return (noisy_latents - sigma * prediction) / signal, prediction
-    return signal * noisy_latents - sigma * prediction, sigma * noisy_latents + signal * prediction
-
-
 def guide(conditional: Latents, unconditional: Latents, guidance_scale: float) -> Latents:
     """Classifier-free guidance (arXiv 2207.12598, with guidance_scale = 1 + w)."""
     return unconditional + guidance_scale * (conditional - unconditional)
-
-
-def inference_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> Int[Tensor, " n"]:
-    """The timesteps a sampler visits, noisiest first (arXiv 2305.08891 names the three spacings)."""
-    count, n = len(schedule), num_inference_steps
-    if schedule.spacing == "trailing":
-        return torch.arange(count, 0, -count / n).round().long()[:n] - 1
-    if schedule.spacing == "linspace":
-        return torch.linspace(0, count - 1, n, dtype=torch.float64).round().long().flip(0)
-    return (torch.arange(n) * (count // n)).flip(0) + schedule.steps_offset
-
-
-def ddim_step(
-    schedule: NoiseSchedule, prediction: Latents, noisy_latents: Latents, timestep: int, previous: int
-) -> Latents:
-    """One deterministic DDIM step from `timestep` to `previous` (-1: clean) (arXiv 2010.02502, sigma = 0)."""
-    batch = torch.full((len(noisy_latents),), timestep, device=noisy_latents.device)
-    clean, noise = split(schedule, prediction, noisy_latents, batch)
-    return clean if previous < 0 else add_noise(schedule, clean, noise, torch.full_like(batch, previous))

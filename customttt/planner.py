@@ -195,7 +195,7 @@ def denoising_step(base: str, sample: SampleConfig, device: torch.device) -> Cos
     def step() -> object:
         return sampling.denoise(
             backbone, noise, embeds, embeds, guidance_scale=sample.guidance_scale,
-            unconditional_scale=sample.unconditional_scale, timesteps=[0],
+            unconditional_scale=sample.unconditional_scale, path=backbone.schedule.path(1),
         )  # fmt: skip
 
     return _rehearse(backbone, device, step)

@@ -1,9 +1,10 @@
-"""The denoising loop: DDIM with classifier-free guidance, in which a LoRA may rest for a part."""
+"""The denoising loop: a schedule's steps with classifier-free guidance, in which a LoRA may rest for a part."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -25,25 +26,23 @@ def denoise(
     *,
     guidance_scale: float,
     unconditional_scale: float = 1.0,
-    timesteps: list[int],
-    until: int = -1,
+    path: Sequence[float],
     report: Report = silent,
 ) -> diffusion.Latents:
-    """Clean latents from noise by DDIM (arXiv 2010.02502, sigma = 0) over `timesteps`, noisiest first.
+    """The latents at the end of `path`, a schedule's or a part of it, from those at its start.
 
-    `until` is where the last step leads, -1 for clean latents. With guidance_scale 1 the unconditional half is not
-    computed at all.
+    With guidance_scale 1 the unconditional half is not computed at all.
     """
     latents, embeds = noise, torch.cat([prompt_embeds, negative_embeds])
-    for index, (timestep, previous) in enumerate(zip(timesteps, [*timesteps[1:], until], strict=True)):
+    for index, (timestep, following) in enumerate(pairwise(path)):
         batch = torch.full((len(latents),), timestep, device=latents.device)
         if guidance_scale == 1:
             prediction = backbone.predict(latents, batch, prompt_embeds)
         else:
             halves = _halves(backbone, latents, batch, embeds, unconditional_scale)
             prediction = diffusion.guide(*halves, guidance_scale)
-        latents = diffusion.ddim_step(backbone.schedule, prediction, latents, timestep, previous)
-        report(Progress("denoising", index + 1, len(timesteps)))
+        latents = backbone.schedule.step(prediction, latents, timestep, following)
+        report(Progress("denoising", index + 1, len(path) - 1))
     return latents
 
 
@@ -75,35 +74,34 @@ def denoise_in_phases(
     report: Report = silent,
 ) -> diffusion.Latents:
     """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
-    latents, timesteps = noise, diffusion.inference_timesteps(backbone.schedule, sample.num_inference_steps).tolist()
-    for acting, some, until in phases(sample, scales, timesteps):
+    latents, path = noise, backbone.schedule.path(sample.num_inference_steps)
+    for acting, part in phases(sample, scales, path):
         with lora.active(backbone.unet, **acting):
             latents = denoise(
                 backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
-                unconditional_scale=sample.unconditional_scale, timesteps=some, until=until,
-                report=_whole(report, timesteps, some),
+                unconditional_scale=sample.unconditional_scale, path=part, report=_whole(report, path, part),
             )  # fmt: skip
     return latents
 
 
-def _whole(report: Report, timesteps: list[int], some: list[int]) -> Report:
-    """Reports steps of `some` as those of all `timesteps`."""
-    done = timesteps.index(some[0])
-    return lambda progress: report(replace(progress, step=done + progress.step, total=len(timesteps)))
+def _whole(report: Report, path: Sequence[float], part: Sequence[float]) -> Report:
+    """Reports steps of a part as those of the whole path."""
+    done = path.index(part[0])
+    return lambda progress: report(replace(progress, step=done + progress.step, total=len(path) - 1))
 
 
 def phases(
-    sample: SampleConfig, scales: Mapping[str, float], timesteps: list[int]
-) -> list[tuple[dict[str, float], list[int], int]]:
-    """(scales of the LoRAs that act, timesteps, where they lead): one phase unless the settings let a LoRA rest.
+    sample: SampleConfig, scales: Mapping[str, float], path: Sequence[float]
+) -> list[tuple[dict[str, float], Sequence[float]]]:
+    """(scales of the LoRAs that act, part of the path): one phase unless the settings let a LoRA rest.
 
     The appearance waits for a motion only; alone it acts from the start.
     """
-    count = len(timesteps)
+    steps = len(path) - 1
     found = []
     for kinds, shares in stretches(sample if scales.get("motion") else sample.but(appearance_from=0.0)):
-        begin, end = (int(share * count) for share in shares)
+        begin, end = (int(share * steps) for share in shares)
         if begin < end:
             acting: dict[str, float] = {name: scale for name, scale in scales.items() if name in kinds}
-            found.append((acting, timesteps[begin:end], timesteps[end] if end < count else -1))
+            found.append((acting, path[begin : end + 1]))
     return found

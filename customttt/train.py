@@ -100,16 +100,14 @@ def noised(
     generator: torch.Generator,
     within: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[diffusion.Latents, diffusion.Latents, diffusion.Timesteps]:
-    """Fresh noise on `latents` at timesteps uniform `within` these shares of the schedule.
+    """Fresh noise on `latents` at timesteps `within` these shares of the noise.
 
     Returns (noisy latents, what to predict, timesteps).
     """
     schedule = backbone.schedule
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    low, high = (round(share * len(schedule)) for share in within)
-    timesteps = torch.randint(low, high, (len(latents),), generator=generator).to(latents.device)
-    noisy = diffusion.add_noise(schedule, latents, noise, timesteps)
-    return noisy, diffusion.target(schedule, latents, noise, timesteps), timesteps
+    timesteps = schedule.draw(len(latents), within, generator).to(latents.device)
+    return schedule.add_noise(latents, noise, timesteps), schedule.target(latents, noise, timesteps), timesteps
 
 
 def chosen(backbone: Backbone, kind: Kind, config: TrainConfig) -> list[str]:

@@ -104,7 +104,7 @@ class Teacher:
         self.config, self.generator = config, generator
         self.unconditional_scale = sample.unconditional_scale
         self.shape = backbone.latent_shape(sample.num_frames, sample.size)
-        self.timesteps = diffusion.inference_timesteps(backbone.schedule, config.reference_steps).tolist()
+        self.path = backbone.schedule.path(config.reference_steps)
         self.pool: list[diffusion.Latents] = []
 
     def show(self, step: int) -> diffusion.Latents:
@@ -121,7 +121,7 @@ class Teacher:
         noise = torch.randn(1, *self.shape, generator=self.generator).to(self.backbone.device)
         with self._acting():
             return denoise(
-                self.backbone, noise, prompt, self.empty, timesteps=self.timesteps,
+                self.backbone, noise, prompt, self.empty, path=self.path,
                 guidance_scale=self.config.reference_guidance, unconditional_scale=self.unconditional_scale,
             )  # fmt: skip
 

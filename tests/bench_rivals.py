@@ -44,7 +44,7 @@ from lion_pytorch import Lion
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from customttt import diffusion, losses
+from customttt import losses
 from customttt.backbones import Backbone
 
 RANK = 32
@@ -154,8 +154,8 @@ class Rival:
             optimizer.zero_grad(set_to_none=True)
         embeds, schedule = self._read(), self.backbone.schedule
         noise = torch.randn_like(self.latents)
-        timesteps = torch.randint(0, len(schedule), (1,), device=self.latents.device)
-        noisy = diffusion.add_noise(schedule, self.latents, noise, timesteps)
+        timesteps = schedule.draw(1, (0.0, 1.0), torch.default_generator).to(self.latents.device)
+        noisy = schedule.add_noise(self.latents, noise, timesteps)
         passes = []
         with within():
             self._scale("spatial", float(spatial))

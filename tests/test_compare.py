@@ -70,14 +70,14 @@ def test_switching_lets_one_lora_act_at_a_time(learned: Path, tiny_random_base: 
 
 
 def test_a_lora_acts_while_the_recipe_does_not_let_it_rest() -> None:
-    timesteps = [900, 700, 500, 300, 100]
+    path = [900, 700, 500, 300, 100, -1]
     both, sample = {"appearance": 1.0, "motion": 0.5}, SampleConfig(appearance_from=0.2, motion_until=0.6)
-    assert sampling.phases(sample, both, timesteps) == [
-        ({"motion": 0.5}, [900], 700), (both, [700, 500], 300), ({"appearance": 1.0}, [300, 100], -1)
+    assert sampling.phases(sample, both, path) == [
+        ({"motion": 0.5}, [900, 700]), (both, [700, 500, 300]), ({"appearance": 1.0}, [300, 100, -1])
     ]  # fmt: skip
-    assert sampling.phases(RECIPE.as_published().sample, both, timesteps) == [(both, timesteps, -1)]
+    assert sampling.phases(RECIPE.as_published().sample, both, path) == [(both, path)]
     alone = {"appearance": 1.0, "motion": 0.0}
-    assert [acting["appearance"] for acting, _, _ in sampling.phases(sample, alone, timesteps)] == [1.0, 1.0]
+    assert [acting["appearance"] for acting, _ in sampling.phases(sample, alone, path)] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(("field", "value"), [("appearance_from", 1.0), ("motion_until", 0.0), ("motion_until", 1.1)])

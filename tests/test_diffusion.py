@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -28,7 +30,7 @@ def test_noise_is_added_as_diffusers_adds_it(both: tuple[diffusion.NoiseSchedule
     ours, theirs = both
     timesteps = torch.tensor([3, 700])
     expected = theirs.add_noise(latents(0), latents(1), timesteps)
-    assert torch.allclose(diffusion.add_noise(ours, latents(0), latents(1), timesteps), expected, atol=1e-5)
+    assert torch.allclose(ours.add_noise(latents(0), latents(1), timesteps), expected, atol=1e-5)
 
 
 def test_targets_are_those_of_diffusers(both: tuple[diffusion.NoiseSchedule, DDIMScheduler]) -> None:
@@ -36,19 +38,18 @@ def test_targets_are_those_of_diffusers(both: tuple[diffusion.NoiseSchedule, DDI
     timesteps = torch.tensor([3, 700])
     velocity = theirs.get_velocity(latents(0), latents(1), timesteps)
     expected = latents(1) if ours.prediction_type == "epsilon" else velocity
-    assert torch.allclose(diffusion.target(ours, latents(0), latents(1), timesteps), expected, atol=1e-5)
+    assert torch.allclose(ours.target(latents(0), latents(1), timesteps), expected, atol=1e-5)
 
 
 def test_ddim_walks_as_in_diffusers(both: tuple[diffusion.NoiseSchedule, DDIMScheduler]) -> None:
     ours, theirs = both
     theirs.set_timesteps(20)
-    steps = diffusion.inference_timesteps(ours, 20).tolist()
-    assert steps == theirs.timesteps.tolist()
+    path = ours.path(20)
+    assert path == [*theirs.timesteps.tolist(), diffusion.CLEAN]
     mine = other = latents(0)
-    for index, step in enumerate(steps):
-        previous = steps[index + 1] if index + 1 < len(steps) else -1
+    for index, (step, following) in enumerate(pairwise(path)):
         prediction = latents(index + 2)
-        mine = diffusion.ddim_step(ours, prediction, mine, step, previous)
+        mine = ours.step(prediction, mine, step, following)
         other = theirs.step(prediction, step, other).prev_sample
     assert torch.allclose(mine, other, atol=1e-3, rtol=1e-3)
 
@@ -56,9 +57,9 @@ def test_ddim_walks_as_in_diffusers(both: tuple[diffusion.NoiseSchedule, DDIMSch
 def test_the_target_gives_back_latents_and_noise(both: tuple[diffusion.NoiseSchedule, DDIMScheduler]) -> None:
     ours, _ = both
     timesteps = torch.tensor([10, 500])
-    noisy = diffusion.add_noise(ours, latents(0), latents(1), timesteps)
-    goal = diffusion.target(ours, latents(0), latents(1), timesteps)
-    clean, noise = diffusion.split(ours, goal, noisy, timesteps)
+    noisy = ours.add_noise(latents(0), latents(1), timesteps)
+    goal = ours.target(latents(0), latents(1), timesteps)
+    clean, noise = ours.split(goal, noisy, timesteps)
     assert torch.allclose(clean, latents(0), atol=1e-3)
     assert torch.allclose(noise, latents(1), atol=1e-3)
 
@@ -67,7 +68,7 @@ def test_a_zero_terminal_snr_schedule_ends_in_pure_noise() -> None:
     schedule = diffusion.NoiseSchedule.from_config(SCHEDULER)
     assert schedule.alphas_cumprod[-1] == 0
     last = torch.tensor([999, 999])
-    assert torch.equal(diffusion.add_noise(schedule, latents(0), latents(1), last), latents(1))
+    assert torch.equal(schedule.add_noise(latents(0), latents(1), last), latents(1))
 
 
 def test_guidance_of_one_is_no_guidance() -> None:
@@ -77,3 +78,9 @@ def test_guidance_of_one_is_no_guidance() -> None:
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="not supported"):
         diffusion.NoiseSchedule.from_config({**PAPER, "beta_schedule": "cosine"})
+
+
+def test_timesteps_are_drawn_within_shares_of_the_noise(both: tuple[diffusion.NoiseSchedule, DDIMScheduler]) -> None:
+    drawn = both[0].draw(2000, (0.4, 0.6), torch.Generator().manual_seed(0))
+    assert (drawn.min(), drawn.max()) == (400, 599)
+    assert torch.equal(drawn, both[0].draw(2000, (0.4, 0.6), torch.Generator().manual_seed(0)))

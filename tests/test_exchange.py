@@ -114,7 +114,7 @@ def test_plain_diffusers_renders_the_same_frames(
 def frames(backbone: Any) -> torch.Tensor:
     noise = torch.randn(1, *backbone.latent_shape(4, 32), generator=torch.Generator().manual_seed(0))
     embeds, empty = backbone.embed(["A purple koala is swimming."]), backbone.embed([""])
-    latents = denoise(backbone, noise, embeds, empty, guidance_scale=2.0, timesteps=[999, 500])
+    latents = denoise(backbone, noise, embeds, empty, guidance_scale=2.0, path=[999, 500, -1])
     return torch.from_numpy(to_frames(backbone.decode(latents)))
 
 

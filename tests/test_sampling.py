@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from customttt import diffusion, lora
+from customttt import lora
 from customttt.backbones import Backbone, open_base
 from customttt.library import Library
 from customttt.sampling import denoise
 
-SCALE, STEPS = 3.0, [999, 500]
+SCALE, PATH = 3.0, [999, 500, -1]
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def sampled(backbone: Backbone, unconditional_scale: float, adapted: bool = True
     with lora.active(backbone.unet, **({"appearance": 0.8} if adapted else {})):
         return denoise(
             backbone, noise(backbone), *embeds, guidance_scale=SCALE, unconditional_scale=unconditional_scale,
-            timesteps=STEPS,
+            path=PATH,
         )  # fmt: skip
 
 
@@ -42,14 +43,14 @@ def sampled(backbone: Backbone, unconditional_scale: float, adapted: bool = True
 def test_the_unconditional_half_has_the_loras_at_its_own_scale(backbone: Backbone, unconditional_scale: float) -> None:
     latents = noise(backbone)
     with torch.no_grad():
-        for step, previous in zip(STEPS, [*STEPS[1:], -1], strict=True):
+        for step, following in pairwise(PATH):
             at = torch.tensor([step])
             with lora.active(backbone.unet, appearance=0.8):
                 adapted = backbone.predict(latents, at, backbone.embed(["A koala."]))
             with lora.active(backbone.unet, appearance=0.8 * unconditional_scale):
                 weaker = backbone.predict(latents, at, backbone.embed([""]))
             guided = weaker + SCALE * (adapted - weaker)
-            latents = diffusion.ddim_step(backbone.schedule, guided, latents, step, previous)
+            latents = backbone.schedule.step(guided, latents, step, following)
     assert torch.allclose(sampled(backbone, unconditional_scale), latents, atol=1e-5)
 
 

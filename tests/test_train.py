@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from lion_pytorch import Lion
 from torch import Tensor
 
-from customttt import diffusion, lora, train
+from customttt import lora, train
 from customttt.backbones import Backbone, open_base
 from customttt.config import TrainConfig
+from customttt.diffusion import NoiseSchedule
 from customttt.errors import DivergedError
 from customttt.progress import Progress
 
@@ -135,13 +136,13 @@ def test_a_lora_is_learned_at_the_noise_that_it_is_asked_to(
     backbone: Backbone, accelerator: Accelerator, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    add_noise = diffusion.add_noise
+    add_noise = NoiseSchedule.add_noise
 
-    def noted(schedule: diffusion.NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def noted(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         seen.extend(timesteps.tolist())
         return add_noise(schedule, latents, noise, timesteps)
 
-    monkeypatch.setattr(diffusion, "add_noise", noted)
+    monkeypatch.setattr(NoiseSchedule, "add_noise", noted)
     learn(backbone, accelerator, kind, noise=(0.4, 0.6), steps=10, batch_size=2)
     assert len(seen) == 20
     assert 400 <= min(seen) < max(seen) < 600

@@ -21,7 +21,7 @@ from customttt.backbones import hub
 from customttt.backbones.family import Family, Known, load_part, read_config
 from customttt.backbones.interface import PromptEmbeds
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
-from customttt.diffusion import Latents, NoiseSchedule, Timesteps
+from customttt.diffusion import Latents, NoiseSchedule, Schedule, Timesteps
 from customttt.errors import BaseUnavailableError
 from customttt.patch import replaced
 from customttt.tiny import TINY_PATH
@@ -112,7 +112,7 @@ class AnimateDiff(Family):
         return UNetMotionModel.from_unet2d(image_unet, adapter, load_weights=False)  # type: ignore[no-any-return]
 
     @classmethod
-    def load_schedule(cls, folder: Path) -> NoiseSchedule:
+    def load_schedule(cls, folder: Path) -> Schedule:
         """A motion U-Net's own; an image checkpoint's does not fit the motion modules put into it."""
         whole = read_config(folder / "unet" / "config.json")["_class_name"] == "UNetMotionModel"
         path = folder / "scheduler" / "scheduler_config.json"

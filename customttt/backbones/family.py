@@ -27,7 +27,7 @@ from customttt.backbones.hub import Repository, variant
 from customttt.backbones.interface import Place, PromptEmbeds, WordEmbedding, precision
 from customttt.concept import Kind
 from customttt.config import Defaults
-from customttt.diffusion import Latents, NoiseSchedule, Timesteps
+from customttt.diffusion import Latents, NoiseSchedule, Schedule, Timesteps
 from customttt.errors import BaseUnavailableError, UsageError
 from customttt.patch import replaced
 from customttt.video import Video
@@ -90,7 +90,7 @@ class Family(ABC):
     vae: Any
     text_encoder: Any
     tokenizer: Any
-    schedule: NoiseSchedule
+    schedule: Schedule
     defaults: Defaults
     device: torch.device
 
@@ -116,7 +116,7 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def load_schedule(cls, folder: Path) -> NoiseSchedule:
+    def load_schedule(cls, folder: Path) -> Schedule:
         """The noise schedule that the U-Net was trained with."""
 
     @abstractmethod

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from customttt import machine
 from customttt.concept import Kind
 from customttt.config import Defaults
-from customttt.diffusion import Latents, NoiseSchedule, Timesteps
+from customttt.diffusion import Latents, Schedule, Timesteps
 from customttt.video import Video
 
 PromptEmbeds = Float[Tensor, "b l d"]
@@ -42,7 +42,7 @@ class Backbone(Protocol):
     fingerprint: str
     """Changes when the weights do: a concept only fits the base it was learned on."""
     unet: nn.Module
-    schedule: NoiseSchedule
+    schedule: Schedule
     defaults: Defaults
     device: torch.device
 
@@ -66,7 +66,7 @@ class Backbone(Protocol):
         """While this lasts, `embed` reads `vector` where the last token of a noun stands; gradients reach it."""
 
     def predict(self, noisy_latents: Latents, timesteps: Timesteps, prompt_embeds: PromptEmbeds) -> Latents:
-        """The U-Net's output: noise or v, see `schedule.prediction_type`."""
+        """The network's output, which `schedule` reads."""
 
     def without_motion(self) -> AbstractContextManager[None]:
         """While this lasts, the motion modules are bypassed entirely: frames are independent pictures."""

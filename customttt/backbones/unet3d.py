@@ -23,7 +23,7 @@ from customttt.backbones import hub
 from customttt.backbones.family import Family, Known, load_part, read_config
 from customttt.backbones.interface import PromptEmbeds
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
-from customttt.diffusion import Latents, NoiseSchedule, Timesteps
+from customttt.diffusion import Latents, NoiseSchedule, Schedule, Timesteps
 from customttt.patch import replaced
 
 ZEROSCOPE = Defaults(
@@ -94,7 +94,7 @@ class UNet3D(Family):
         return UNet3DConditionModel.from_config(dict(unet_config))  # type: ignore[no-any-return]
 
     @classmethod
-    def load_schedule(cls, folder: Path) -> NoiseSchedule:
+    def load_schedule(cls, folder: Path) -> Schedule:
         path = folder / "scheduler" / "scheduler_config.json"
         return NoiseSchedule.from_config(read_config(path) if path.is_file() else SCHEDULE)
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -383,7 +384,7 @@ class Cache:
 
     def draw(self, mode: Mode, count: int) -> dict[str, Tensor]:
         """Scaled latents (b c f h w), their weights (b 1 f h w), tokens (b l) and timesteps (b)."""
-        generator, device = self.generator, self.generator.device
+        generator, device, steps = self.generator, self.generator.device, len(self.run.schedule.alphas_cumprod)
         pick = torch.randint(0, len(self.parts["latents"]), (count,), generator=generator, device=device)
         latents, weight = self.parts["latents"][pick], self.parts["weight"][pick].unsqueeze(1)
         if mode != "clip":
@@ -394,9 +395,9 @@ class Cache:
                 latents, weight = crop_around(latents, weight, self.parts["centre"][pick, frame], generator)
         variant = torch.randint(0, VARIANTS, (count,), generator=generator, device=device)
         without = torch.rand(count, 1, generator=generator, device=device) < EMPTY_SHARE
-        timesteps = torch.randint(0, len(self.run.schedule), (count,), generator=generator, device=device)
+        timesteps = torch.randint(0, steps, (count,), generator=generator, device=device)
         if mode == "clip":  # half of them where tracks are decided, and details are not
-            half = len(self.run.schedule) // 2
+            half = steps // 2
             timesteps[: count // 2] = half + timesteps[: count // 2] // 2
         tokens = torch.where(without, self.empty, self.parts["tokens"][pick, variant])
         return {
@@ -419,8 +420,7 @@ def crop_around(latents: Tensor, weight: Tensor, centre: Tensor, generator: torc
 def diffusion_loss(run: Run, batch: Mapping[str, Tensor]) -> Tensor:
     """Weighted v-prediction error; on clips of one frame the motion modules are bypassed."""
     latents, weight, noise, timesteps = (batch[name] for name in ("latents", "weight", "noise", "timesteps"))
-    noisy = diffusion.add_noise(run.schedule, latents, noise, timesteps)
-    goal = diffusion.target(run.schedule, latents, noise, timesteps)
+    noisy, goal = run.schedule.add_noise(latents, noise, timesteps), run.schedule.target(latents, noise, timesteps)
     error = (predict(run, noisy, timesteps, encode_text(run, batch["tokens"])) - goal).square()
     return (error * weight).sum() / (weight.sum() * latents.shape[1])
 
@@ -498,13 +498,12 @@ def write_sheet(run: Run) -> None:
     frames, count = 1 if run.stage == "still" else world.FRAMES, len(SHEET_PROMPTS)
     shape = (count, models.LATENT_CHANNELS, frames, models.LATENT_SIZE, models.LATENT_SIZE)
     noisy = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(run.device)
-    steps = diffusion.inference_timesteps(run.schedule, SHEET_STEPS).tolist()
     with run.optimizer.averages(), models.autocast(run.device):
         embeds = encode_text(run, tokenize(run, SHEET_PROMPTS + [""] * count))
-        for step, after in zip(steps, [*steps[1:], -1], strict=True):
+        for step, following in pairwise(run.schedule.path(SHEET_STEPS)):
             batch = torch.full((2 * count,), step, device=run.device)
             wanted, free = predict(run, torch.cat([noisy, noisy]), batch, embeds).chunk(2)
-            noisy = diffusion.ddim_step(run.schedule, diffusion.guide(wanted, free, SHEET_GUIDANCE), noisy, step, after)
+            noisy = run.schedule.step(diffusion.guide(wanted, free, SHEET_GUIDANCE), noisy, step, following)
         latents = (noisy / run.scale).transpose(1, 2).flatten(0, 1).to(run.vae.dtype)
         images = torch.cat([run.vae.decode(some).sample.float() for some in torch.split(latents, 64)])
     grid = images.view(count, frames, 3, world.SIZE, world.SIZE).permute(0, 3, 1, 4, 2)

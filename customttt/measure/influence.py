@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from customttt import diffusion
 from customttt.backbones import Backbone, PromptEmbeds
 from customttt.config import SampleConfig, digest
 from customttt.errors import UsageError
@@ -123,7 +122,7 @@ def render(
     shape = backbone.latent_shape(sample.num_frames, sample.size)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
     prompt, starred, empty = (backbone.embed([text]) for text in (pair.prompt, pair.starred, ""))
-    timesteps = diffusion.inference_timesteps(backbone.schedule, sample.num_inference_steps).tolist()
+    path = backbone.schedule.path(sample.num_inference_steps)
     videos, together = [], _together(backbone)
     for start in range(0, len(layer_sets), together):
         some = layer_sets[start : start + together]
@@ -131,7 +130,7 @@ def render(
         with reading(backbone, some, starred.expand(*rows), sample.num_frames):
             latents = denoise(
                 backbone, noise.expand(len(some), *shape), prompt.expand(*rows), empty.expand(*rows),
-                guidance_scale=sample.guidance_scale, timesteps=timesteps, report=report,
+                guidance_scale=sample.guidance_scale, path=path, report=report,
             )  # fmt: skip
         videos.append(backbone.decode(latents).cpu())
     return torch.cat(videos)
