@@ -60,9 +60,13 @@ class Problem:
 
 
 class Library:
-    """Concepts and adapted weights below `root`: by default `$CUSTOMTTT_HOME`, or the user data folder."""
+    """Concepts and adapted weights below `root`: by default `$CUSTOMTTT_HOME`, or the user data folder.
 
-    def __init__(self, root: Path | None = None) -> None:
+    Unless it `forgets`, adapted weights are kept for ever, as research needs them.
+    """
+
+    def __init__(self, root: Path | None = None, forgets: bool = True) -> None:
+        self.forgets = forgets
         self.root = root.absolute() if root else _default_root().absolute()
         self._told = self.root  # what errors name
         self._concepts = self.root / "concepts"
@@ -222,10 +226,10 @@ class Library:
     def add_adapted(self, key: str, write: Callable[[Path], object]) -> Path:
         """Cache the file that `write` places at the path it is given, under `key` (8 to 64 hex digits).
 
-        The oldest beyond ADAPTED is deleted. Returns where the file is now. Raises UsageError for another kind of key,
-        LockedError or StoreError.
+        The oldest beyond ADAPTED is deleted, if the library `forgets`. Returns where the file is now. Raises UsageError
+        for another kind of key, LockedError or StoreError.
         """
-        return self._keep(self._adapted, key, write, ADAPTED)
+        return self._keep(self._adapted, key, write, ADAPTED if self.forgets else None)
 
     def add_unfinished(self, key: str, write: Callable[[Path], object]) -> Path:
         """Keep where a run of learning stands, in place of what was kept under `key`; as `add_adapted`."""
