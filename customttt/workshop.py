@@ -18,7 +18,7 @@ from customttt import backbones, checkpoint, compose, learn, lora, machine, medi
 from customttt.backbones import Backbone
 from customttt.checkpoint import Keeper
 from customttt.compose import LoraPair
-from customttt.concept import Concept, Kind
+from customttt.concept import Concept, Kind, check_name
 from customttt.config import TrainConfig
 from customttt.errors import CustomTTTError, LockedError, NotFoundError, StoreError, UsageError
 from customttt.learn import Inputs, Wording
@@ -27,7 +27,7 @@ from customttt.measure import rivals
 from customttt.measure.rivals import Material, Taught
 from customttt.planner import Forecast
 from customttt.progress import Progress, Report, Say, silent
-from customttt.recipe import Rival, VideoRecipe, phrase_of, training_prompt
+from customttt.recipe import Rival, VideoRecipe, check_prompt, phrase_of, training_prompt
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 PROMPTS: Mapping[Kind, str] = MappingProxyType(
@@ -199,41 +199,32 @@ class Workshop:
         return cls(*opened, library or Library(), report, say, kept)
 
     def learn_appearance(
-        self, name: str, images: Sequence[Path], noun: str | None = None, prompt: str | None = None, **changes: Any
+        self, name: str, images: Sequence[Path | str], noun: str = "", prompt: str = "", **changes: Any
     ) -> Concept:
-        """Learn a subject from pictures, files or folders, and store it; for what else may be given see `learn`.
+        """Learn a subject from pictures, files or folders, and store it.
 
-        Raises UsageError, NotFoundError, MediaError, AlreadyExistsError, or what `learn` raises.
+        `noun` is what it is, by default from the name, `prompt` what is learned with, by default "A <noun>.", `changes`
+        are fields of TrainConfig. Raises NotFoundError or MediaError for what cannot be read, and what `learn` does.
         """
-        pictures = media.read_pictures(list(images), self.backbone.defaults.sample.size)
-        return self._learn("appearance", pictures, name, noun, prompt, **changes)
+        pictures = media.read_pictures(list(map(Path, images)), self.backbone.defaults.sample.size)
+        return self.learn(self._named(name, noun, prompt, pictures, changes))
 
-    def learn_motion(
-        self, name: str, clip: Path, phrase: str | None = None, prompt: str | None = None, **changes: Any
-    ) -> Concept:
-        """Learn a movement from a clip and store it; for what else may be given, and what is raised, see above."""
+    def learn_motion(self, name: str, clip: Path | str, phrase: str = "", prompt: str = "", **changes: Any) -> Concept:
+        """The same for a movement, from a clip of it; `prompt` is by default "Something is <phrase>."."""
         sample = self.backbone.defaults.sample
         frames = media.read_clip(clip, sample.num_frames, sample.fps, sample.size)
-        return self._learn("motion", frames, name, phrase, prompt, **changes)
+        return self.learn(self._named(name, phrase, prompt, frames, changes))
 
-    def _learn(
-        self,
-        kind: Kind,
-        inputs: Inputs,
-        name: str,
-        phrase: str | None,
-        prompt: str | None,
-        *,
-        force: bool = False,
-        **changes: Any,
-    ) -> Concept:
-        """With fields of TrainConfig as `changes`."""
-        phrase = phrase or phrase_of(name)
-        words = Wording(name, phrase, prompt or training_prompt(kind, phrase))
+    def _named(self, name: str, phrase: str, prompt: str, inputs: Inputs, changes: Mapping[str, Any]) -> Plan:
+        check_name(name)
+        kind, phrase = learn.kind_of(inputs), phrase or phrase_of(name)
         own: TrainConfig = getattr(self.backbone.defaults, kind)
-        return self.learn(self.plan(words, inputs, own.but(**changes)), force=force)
+        return self.plan(Wording(name, phrase, prompt or training_prompt(kind, phrase)), inputs, own.but(**changes))
 
     def plan(self, words: Wording, inputs: Inputs, config: TrainConfig) -> Plan:
+        """What `learn` is to learn; raises UsageError for words that cannot be read."""
+        check_prompt(words.phrase, "The phrase")
+        check_prompt(words.prompt)
         return Plan(words, inputs, self.backbone.name, self.backbone.fingerprint, config)
 
     def learn(self, plan: Plan, resume: bool = False, force: bool = False, rung: int = 0) -> Concept:
@@ -332,9 +323,9 @@ class Workshop:
         with taught.spoken(self.backbone, recipe.appearance.phrase):
             return compose.render(self.backbone, taught.pair, recipe, self.accelerator, self.report)
 
-    def write(self, recipe: VideoRecipe, path: Path, taught: Taught | None = None) -> dict[str, Any]:
+    def write(self, recipe: VideoRecipe, path: Path | str, taught: Taught | None = None) -> dict[str, Any]:
         """Compose a video and `save` it. Returns the recipe as it was written; raises what both do."""
-        return save(path, self.compose(recipe, taught), recipe)
+        return save(Path(path), self.compose(recipe, taught), recipe)
 
     # -- below: how it is kept
 
