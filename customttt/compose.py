@@ -48,8 +48,8 @@ def render(
     backbone: Backbone, pair: LoraPair, recipe: VideoRecipe, accelerator: Accelerator, report: Report = silent
 ) -> Frames:
     """The frames of one seed, uint8 (f h w c). Same recipe, same frames, bit for bit on a CPU."""
-    lora.restore(backbone.unet, "appearance", pair[0])
-    lora.restore(backbone.unet, "motion", pair[1])
+    lora.restore(backbone.network, "appearance", pair[0])
+    lora.restore(backbone.network, "motion", pair[1])
     noise = initial_noise(backbone, recipe.sample, recipe.seed)
     prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
     scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
@@ -57,7 +57,7 @@ def render(
         with accelerator.autocast():
             latents = denoise_in_phases(backbone, noise, prompt, empty, recipe.sample, scales, report)
     finally:
-        lora.remove(backbone.unet, "appearance", "motion")
+        lora.remove(backbone.network, "appearance", "motion")
     return to_frames(backbone.decode(latents), recipe.sample.magnify)
 
 
@@ -73,14 +73,14 @@ def try_out(
     report: Report = silent,
 ) -> list[Frames]:
     """Videos of what one LoRA alone makes of a prompt, one a seed."""
-    lora.restore(backbone.unet, kind, weights)
+    lora.restore(backbone.network, kind, weights)
     noise = torch.cat([initial_noise(backbone, sample, seed) for seed in seeds])
     prompts, empty = (backbone.embed([text] * len(seeds)) for text in (prompt, ""))
     try:
         with accelerator.autocast():
             latents = denoise_in_phases(backbone, noise, prompts, empty, sample, {kind: 1.0}, report)
     finally:
-        lora.remove(backbone.unet, kind)
+        lora.remove(backbone.network, kind)
     return [to_frames(backbone.decode(one)) for one in torch.split(latents, 1)]
 
 

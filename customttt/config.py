@@ -23,8 +23,6 @@ MAX_SEED = 2**64 - 1
 MAX_STEPS, MAX_BATCH, MAX_RANK = 1_000_000, 1024, 4096
 MAX_FRAMES, MAX_SIZE, MAX_FPS, MAX_MAGNIFY = 4096, 4096, 240, 16
 """Bounds of a setting, wherever it comes from: the command line, a recipe in a stranger's video, a base's folder."""
-ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-"""How the names of the linears end that the paper gives a LoRA: all of attention and feed-forward [S]."""
 
 
 def digest(parts: Any) -> str:
@@ -147,7 +145,7 @@ class TrainConfig(_Settings):
     """Learning one concept as a LoRA."""
 
     layers: tuple[int, ...]
-    """U-Net blocks, 0 to 8; appearance 2 and 6, motion 2 and 5 [S]."""
+    """Numbered layers of the base; of the paper's U-Net, appearance 2 and 6, motion 2 and 5 [S]."""
     learning_rate: float
     """Lion; appearance 1e-5, motion 5e-5 [S]."""
     steps: int = 500
@@ -156,8 +154,8 @@ class TrainConfig(_Settings):
     """Noised copies a step: of pictures (appearance) or of the clip (motion)."""
     rank: int = 32
     """Of every LoRA matrix; scale 1, no alpha / rank [S]."""
-    linears: tuple[str, ...] = ADAPTED
-    """Which of them get a LoRA here."""
+    linears: tuple[str, ...] = ("",)
+    """How the names of those linears end that get a LoRA; all that the base has for it, as in the paper [S]."""
     dropout: float = 0.1
     """On the LoRA's input, while learning [S]."""
     debias: float = 1.0
@@ -302,8 +300,6 @@ class Defaults:
     motion: TrainConfig
     ttt: TTTConfig
     sample: SampleConfig
-    judged: bool = False
-    """Whether its videos are of the embedded world, which `tiny`'s judge knows."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Defaults:
@@ -313,5 +309,4 @@ class Defaults:
             TrainConfig.from_dict(data["motion"]),
             TTTConfig.from_dict(data["ttt"]),
             SampleConfig.from_dict(data["sample"]),
-            bool(data.get("judged", False)),
         )

@@ -1,7 +1,6 @@
 """LoRA adapters by name: inject, isolate, save, load (over peft). Knows no losses and no loops.
 
-The paper's LoRA: rank 32, scale 1, on attn1 and attn2 `to_q to_k to_v to_out.0` and both linears of the feed-forward,
-of the spatial (appearance) or the temporal (motion) modules of a few numbered layers.
+The paper's LoRA: rank 32, scale 1. Which linears of a network it wraps is a base's to say.
 """
 
 from __future__ import annotations
@@ -21,22 +20,20 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from customttt.config import ADAPTED
 from customttt.errors import DamagedError, StoreError
 
 Weights = dict[str, Tensor]
 PAIR = ("appearance", "motion")
 
 
-def target_names(unet: nn.Module, modules: Iterable[str]) -> list[str]:
-    """Full names of the linears that an adapter of `modules` (name prefixes) wraps."""
-    prefixes = tuple(f"{module}." for module in modules)
-    linears = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | LoraLayer)]
-    return [name for name in linears if name.startswith(prefixes) and name.endswith(ADAPTED)]
+def target_names(network: nn.Module, prefix: str, endings: tuple[str, ...]) -> list[str]:
+    """Full names of the linears that begin and end so, with or without adapters."""
+    linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | LoraLayer)]
+    return [name for name in linears if name.startswith(prefix) and name.endswith(endings)]
 
 
 def inject(
-    unet: nn.Module, adapter: str, targets: list[str], *, rank: int = 32, dropout: float = 0.0, seed: int = 0
+    network: nn.Module, adapter: str, targets: list[str], *, rank: int = 32, dropout: float = 0.0, seed: int = 0
 ) -> list[nn.Parameter]:
     """Add an adapter that changes nothing yet (B = 0), in float32 on any base; everything else is frozen.
 
@@ -47,34 +44,34 @@ def inject(
         torch.manual_seed(seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
-            inject_adapter_in_model(config, unet, adapter_name=adapter)
-    unet.requires_grad_(False)
-    for _, layer in _layers(unet):  # peft gives them the precision of the base, in which an update of 1e-5 is lost
+            inject_adapter_in_model(config, network, adapter_name=adapter)
+    network.requires_grad_(False)
+    for _, layer in _layers(network):  # peft gives them the precision of the base, in which an update of 1e-5 is lost
         for matrices in (layer.lora_A, layer.lora_B):
             if adapter in matrices:
                 matrices[adapter].to(layer.weight.device, torch.float32)
-    return parameters(unet, adapter)
+    return parameters(network, adapter)
 
 
-def parameters(unet: nn.Module, adapter: str) -> list[nn.Parameter]:
+def parameters(network: nn.Module, adapter: str) -> list[nn.Parameter]:
     """The adapter's matrices, A before B, in the order of the network."""
     marks = f".lora_A.{adapter}.", f".lora_B.{adapter}."
-    return [parameter for name, parameter in unet.named_parameters() if any(mark in name for mark in marks)]
+    return [parameter for name, parameter in network.named_parameters() if any(mark in name for mark in marks)]
 
 
-def _layers(unet: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    for name, module in unet.named_modules():
+def _layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
 
 
 @contextmanager
-def active(unet: nn.Module, **scales: float) -> Iterator[None]:
+def active(network: nn.Module, **scales: float) -> Iterator[None]:
     """Let exactly these adapters act, each at its scale; the state before is restored afterwards.
 
-    `with active(unet, appearance=1.0, motion=0.8): ...`; with none the base stands alone.
+    `with active(network, appearance=1.0, motion=0.8): ...`; with none the base stands alone.
     """
-    layers = [layer for _, layer in _layers(unet)]
+    layers = [layer for _, layer in _layers(network)]
     before = [(layer.active_adapters, dict(layer.scaling)) for layer in layers]
     for layer in layers:
         layer._active_adapter = [adapter for adapter in scales if adapter in layer.lora_A]
@@ -88,11 +85,11 @@ def active(unet: nn.Module, **scales: float) -> Iterator[None]:
 
 
 @contextmanager
-def weaker(unet: nn.Module, factor: float) -> Iterator[None]:
+def weaker(network: nn.Module, factor: float) -> Iterator[None]:
     """Let the adapters that act here act at `factor` of their scale."""
-    layers = [layer for _, layer in _layers(unet)] if factor else []
+    layers = [layer for _, layer in _layers(network)] if factor else []
     acting = {name: layer.scaling[name] for layer in layers for name in layer.active_adapters if name in layer.lora_A}
-    with active(unet, **{name: factor * scale for name, scale in acting.items()}):
+    with active(network, **{name: factor * scale for name, scale in acting.items()}):
         yield
 
 
@@ -109,38 +106,40 @@ def trainable(parameters: Iterable[nn.Parameter], wanted: bool = True) -> Iterat
             parameter.requires_grad_(not wanted)
 
 
-def remove(unet: nn.Module, *adapters: str) -> None:
+def remove(network: nn.Module, *adapters: str) -> None:
     """Take adapters out again; where none is left, the plain linear comes back."""
-    for name, layer in list(_layers(unet)):
+    for name, layer in list(_layers(network)):
         for adapter in adapters:
             if adapter in layer.lora_A:
                 layer.delete_adapter(adapter)
         if not layer.lora_A:
             parent, _, child = name.rpartition(".")
-            setattr(unet.get_submodule(parent), child, layer.get_base_layer())
+            setattr(network.get_submodule(parent), child, layer.get_base_layer())
 
 
-def state(unet: nn.Module, adapter: str) -> Weights:
+def state(network: nn.Module, adapter: str) -> Weights:
     """The adapter's weights in float32 on the CPU, keyed `<module>.lora_A.weight` and `<module>.lora_B.weight`."""
     weights = {}
-    for name, layer in _layers(unet):
+    for name, layer in _layers(network):
         if adapter in layer.lora_A:
             weights[f"{name}.lora_A.weight"] = layer.lora_A[adapter].weight.detach().float().cpu().clone()
             weights[f"{name}.lora_B.weight"] = layer.lora_B[adapter].weight.detach().float().cpu().clone()
     return weights
 
 
-def restore(unet: nn.Module, adapter: str, weights: Mapping[str, Tensor], dropout: float = 0.0) -> list[nn.Parameter]:
+def restore(
+    network: nn.Module, adapter: str, weights: Mapping[str, Tensor], dropout: float = 0.0
+) -> list[nn.Parameter]:
     """Add an adapter and fill it with saved weights. Raises DamagedError where names or shapes do not fit the base."""
     targets = sorted({key.rsplit(".lora_", 1)[0] for key in weights})
-    known = dict(unet.named_modules())
+    known = dict(network.named_modules())
     if unknown := [target for target in targets if target not in known]:
         raise DamagedError(f"The LoRA was made for another model: this one has no {unknown[0]!r}.")
     rank = len(weights[f"{targets[0]}.lora_A.weight"])
-    added = inject(unet, adapter, targets, rank=rank, dropout=dropout)
+    added = inject(network, adapter, targets, rank=rank, dropout=dropout)
     with torch.no_grad():
         for target in targets:
-            layer: Any = unet.get_submodule(target)
+            layer: Any = network.get_submodule(target)
             _copy(layer.lora_A[adapter].weight, weights, f"{target}.lora_A.weight")
             _copy(layer.lora_B[adapter].weight, weights, f"{target}.lora_B.weight")
     return added

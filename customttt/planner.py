@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,8 +35,6 @@ MARGIN = 1.1
 SLOWER = 1.3
 """How much longer a step takes than `Speed` alone says: 1.2 to 1.35 on one core of a CPU, in both precisions, for an
 appearance, a motion, and a motion with every block recomputed (LOG.md); nobody has measured it on a GPU yet (ours)."""
-TOKENS = 77
-"""Of a prompt, at the most."""
 META = torch.device("meta")
 aten = torch.ops.aten
 _WIDE = {F.group_norm, F.layer_norm, torch.group_norm, torch.layer_norm, F.softmax, torch.softmax, Tensor.softmax}
@@ -109,7 +107,8 @@ class Adapter:
 
 def learning(base: str, kind: Kind, config: TrainConfig, frames: int, size: int) -> Forecast:
     """Of learning one concept here; encoding is not counted. Raises BaseUnavailableError or UsageError."""
-    device, ladder = machine.device(), rungs(min(config.layers), config.batch_size)
+    device = machine.device()
+    ladder = rungs(min(config.layers), config.batch_size, _sketch(base, device).heaviest)
 
     one = config.but(steps=1, learning_rate=1.0, seed=0)
 
@@ -123,7 +122,8 @@ def composing(
     base: str, appearance: Adapter, motion: Adapter, config: TTTConfig, sample: SampleConfig, videos: int = 1
 ) -> Forecast:
     """Of test-time training and of rendering here. Raises BaseUnavailableError or UsageError."""
-    device, ladder = machine.device(), rungs(min(appearance.layers + motion.layers), batch_size=1)
+    device = machine.device()
+    ladder = rungs(min(appearance.layers + motion.layers), 1, _sketch(base, device).heaviest)
     # a step on which one LoRA rests costs less: rehearsed is one on which both act
     one = config.but(steps=1, reference_steps=1, references=0, learning_rate=1.0, motion_rate=1.0, student_rests=False)
     denoising = denoising_step(base, sample, device)
@@ -203,10 +203,10 @@ def denoising_step(base: str, sample: SampleConfig, device: torch.device) -> Cos
 
 @lru_cache
 def decoding(base: str, sample: SampleConfig, device: torch.device) -> Cost:
-    """Of all frames of one video, which are decoded one by one."""
+    """Of all frames of one video."""
     backbone = _sketch(base, device)
-    latents = torch.empty(1, *backbone.latent_shape(1, sample.size), device=META)
-    return _rehearse(backbone, device, lambda: backbone.decode(latents), decoder=True) * sample.num_frames
+    latents = torch.empty(1, *backbone.latent_shape(sample.num_frames, sample.size), device=META)
+    return _rehearse(backbone, device, lambda: backbone.decode(latents), decoder=True)
 
 
 @lru_cache
@@ -264,23 +264,23 @@ def _sketch(base: str, device: torch.device) -> Backbone:
 
 
 def _embeds(backbone: Backbone, count: int = 1) -> Tensor:
-    return torch.empty(count, TOKENS, cast(Any, backbone.unet).config.cross_attention_dim, device=META)
+    return torch.empty(count, *backbone.prompt_shape, device=META)
 
 
 def _weights(backbone: Backbone, kind: Kind, adapter: Adapter) -> lora.Weights:
     """Those of a LoRA that was learned there."""
-    lora.inject(backbone.unet, kind, backbone.targets(kind, adapter.layers), rank=adapter.rank)
-    named = [(name, parameter) for name, parameter in backbone.unet.named_parameters() if ".lora_" in name]
+    lora.inject(backbone.network, kind, backbone.targets(kind, adapter.layers), rank=adapter.rank)
+    named = [(name, parameter) for name, parameter in backbone.network.named_parameters() if ".lora_" in name]
     weights = {name.replace(f".{kind}.", "."): parameter.detach() for name, parameter in named}
-    lora.remove(backbone.unet, kind)
+    lora.remove(backbone.network, kind)
     return weights
 
 
 def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[], object], decoder: bool = False) -> Cost:
     """What `work` on a sketch would take."""
-    resident = [backbone.unet]
+    resident = [backbone.network]
     if decoder or device.type == "cpu":  # elsewhere it is on the device only while it works
-        resident.append(cast(Any, backbone).vae)
+        resident.append(backbone.vae)
     ledger, dtype = Ledger(resident), computing(device)
     half = dtype != torch.float32 and not decoder  # the decoder works in full precision
     with Autocast(dtype, device) if half else nullcontext(), ledger:

@@ -57,7 +57,7 @@ def _halves(
     if unconditional_scale < 1:
         prompt_embeds, negative_embeds = embeds.chunk(2)
         conditional = backbone.predict(latents, timesteps, prompt_embeds)
-        with lora.weaker(backbone.unet, unconditional_scale):
+        with lora.weaker(backbone.network, unconditional_scale):
             return conditional, backbone.predict(latents, timesteps, negative_embeds)
     both = backbone.predict(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), embeds)
     conditional, unconditional = both.chunk(2)
@@ -76,7 +76,7 @@ def denoise_in_phases(
     """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
     latents, path = noise, backbone.schedule.path(sample.num_inference_steps)
     for acting, part in phases(sample, scales, path):
-        with lora.active(backbone.unet, **acting):
+        with lora.active(backbone.network, **acting):
             latents = denoise(
                 backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
                 unconditional_scale=sample.unconditional_scale, path=part, report=_whole(report, path, part),

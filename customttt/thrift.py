@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from customttt.backbones import Backbone
 from customttt.errors import is_out_of_memory
 from customttt.patch import replaced
 
@@ -42,13 +43,12 @@ class Rung:
         return f"recomputing {blocks}" + (f", {self.chunk} at a time" if self.chunk else "")
 
 
-def rungs(first: int, batch_size: int, blocks: int = 9) -> list[Rung]:
+def rungs(first: int, batch_size: int, heaviest: Sequence[int]) -> list[Rung]:
     """From nothing saved up, for LoRAs that begin in block `first`: the blocks below it keep nothing anyway.
 
-    The outermost blocks are recomputed first, for they work at the highest resolution and keep the most; then the batch
-    is halved, again and again.
+    Those that keep the most, the `heaviest`, are recomputed first; then the batch is halved, again and again.
     """
-    order = sorted(range(first, blocks), key=lambda block: (-abs(2 * block - blocks + 1), -block))
+    order = [block for block in heaviest if block >= first]
     ladder = [Rung(tuple(order[:count])) for count in range(len(order) + 1)]
     while batch_size > 1:
         batch_size = (batch_size + 1) // 2
@@ -57,17 +57,18 @@ def rungs(first: int, batch_size: int, blocks: int = 9) -> list[Rung]:
 
 
 class Ladder:
-    """The rungs for the LoRAs in `blocks`, and the one on which a run of learning stands."""
+    """The rungs for the LoRAs in a base, and the one on which a run of learning stands."""
 
-    def __init__(self, blocks: Sequence[nn.Module], batch_size: int = 1, start: int = 0) -> None:
-        self.blocks, self.batch_size, self.position = blocks, batch_size, start
+    def __init__(self, backbone: Backbone, batch_size: int = 1, start: int = 0) -> None:
+        self.blocks, self.heaviest = backbone.blocks, backbone.heaviest
+        self.batch_size, self.position = batch_size, start
 
     @cached_property
     def rungs(self) -> list[Rung]:
         """Known as soon as the LoRAs are in their places."""
-        learning = [any(".lora_" in name for name, _ in block.named_parameters()) for block in self.blocks]
+        learning = [any(map(_learns, block)) for block in self.blocks]
         first = learning.index(True) if any(learning) else 0  # without LoRAs a word is learned, which all blocks read
-        return rungs(first, self.batch_size, len(self.blocks))
+        return rungs(first, self.batch_size, self.heaviest)
 
     @property
     def rung(self) -> Rung:
@@ -92,7 +93,7 @@ class Ladder:
             with accelerator.autocast():
                 return next(terms, None)
 
-        units = [unit for block in self.rung.recomputed for unit in _units(self.blocks[block])]
+        units = [unit for block in self.rung.recomputed for unit in self.blocks[block]]
         try:
             with recomputed(units), closing(terms):
                 loss = 0.0
@@ -107,9 +108,8 @@ class Ladder:
         return None
 
 
-def _units(block: nn.Module) -> list[nn.Module]:
-    """The resnets, attentions and so on of a block: only one of them at a time is whole again in the backward pass."""
-    return [unit for part in block.children() if isinstance(part, nn.ModuleList) for unit in part]
+def _learns(module: nn.Module) -> bool:
+    return any(".lora_" in name for name, _ in module.named_parameters())
 
 
 def recomputed(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:

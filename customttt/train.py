@@ -131,13 +131,13 @@ def learn_appearance(
     `targets` are the linears it wraps, by default those of the configuration; `rung` is where on the
     ladder of `thrift` it begins.
     """
-    generator, ladder = torch.Generator().manual_seed(config.seed), Ladder(backbone.blocks, config.batch_size, rung)
+    generator, ladder = torch.Generator().manual_seed(config.seed), Ladder(backbone, config.batch_size, rung)
 
     def terms_at(_: int) -> Terms:
         chosen = torch.randint(0, len(latents), (config.batch_size,), generator=generator)
         noisy, target, timesteps = noised(backbone, latents[chosen], generator, config.noise)
         embeds = prompt_embeds[chosen]
-        with backbone.without_motion():
+        with backbone.framewise():
             for part, share in ladder.parts():
                 prediction = backbone.predict(noisy[part], timesteps[part], embeds[part])
                 yield share * losses.denoising(prediction, target[part])
@@ -161,7 +161,7 @@ def learn_motion(
     rung: int = 0,
 ) -> tuple[lora.Weights, list[float]]:
     """Temporal LoRA of one movement from one clip, with the debiased loss. Returns (weights, losses)."""
-    generator, ladder = torch.Generator().manual_seed(config.seed), Ladder(backbone.blocks, config.batch_size, rung)
+    generator, ladder = torch.Generator().manual_seed(config.seed), Ladder(backbone, config.batch_size, rung)
     embeds = prompt_embeds.expand(config.batch_size, -1, -1)
 
     def terms_at(_: int) -> Terms:
@@ -196,21 +196,21 @@ def learn(
 
     Unless `terms_at` says otherwise, all of them act. Returns (weights by name, losses).
     """
-    unet, parameters = backbone.unet, []
+    network, parameters = backbone.network, []
     for adapter, linears in targets.items():
         parameters += lora.inject(
-            unet, adapter, list(linears), rank=config.rank, dropout=config.dropout, seed=config.seed
+            network, adapter, list(linears), rank=config.rank, dropout=config.dropout, seed=config.seed
         )
     try:
-        with torch.random.fork_rng(devices=[]), lora.active(unet, **dict.fromkeys(targets, 1.0)):
+        with torch.random.fork_rng(devices=[]), lora.active(network, **dict.fromkeys(targets, 1.0)):
             torch.manual_seed(config.seed)  # dropout
-            unet.train()
+            network.train()
             history = optimize(
                 [(parameters, config.learning_rate)], terms_at, phase=phase, steps=config.steps,
                 falling=config.falling, accelerator=accelerator, report=report, keeper=keeper, generator=generator,
                 ladder=ladder,
             )  # fmt: skip
-        return {adapter: lora.state(unet, adapter) for adapter in targets}, history
+        return {adapter: lora.state(network, adapter) for adapter in targets}, history
     finally:
-        unet.eval()
-        lora.remove(unet, *targets)
+        network.eval()
+        lora.remove(network, *targets)

@@ -60,12 +60,12 @@ def adapt(
 
     `rung` is where on the ladder of `thrift` it begins.
     """
-    generator, ladder = torch.Generator().manual_seed(seed), Ladder(backbone.blocks, start=rung)
-    lora.restore(backbone.unet, "appearance_teacher", appearance)
-    lora.restore(backbone.unet, "motion_teacher", motion)
+    generator, ladder = torch.Generator().manual_seed(seed), Ladder(backbone, start=rung)
+    lora.restore(backbone.network, "appearance_teacher", appearance)
+    lora.restore(backbone.network, "motion_teacher", motion)
     students = [
-        (lora.restore(backbone.unet, "appearance_student", appearance), config.learning_rate),
-        (lora.restore(backbone.unet, "motion_student", motion), config.learning_rate * config.motion_rate),
+        (lora.restore(backbone.network, "appearance_student", appearance), config.learning_rate),
+        (lora.restore(backbone.network, "motion_student", motion), config.learning_rate * config.motion_rate),
     ]
     spatial = Teacher(backbone, "appearance", prompts.doings, prompts.empty, config, sample, generator)
     temporal = Teacher(backbone, "motion", prompts.objects, prompts.empty, config, sample, generator)
@@ -80,11 +80,11 @@ def adapt(
             students, terms_at, phase="test-time training", steps=config.steps, accelerator=accelerator,
             ladder=ladder, report=report, generator=generator,
         )  # fmt: skip
-        adapted = lora.state(backbone.unet, "appearance_student"), lora.state(backbone.unet, "motion_student")
+        adapted = lora.state(backbone.network, "appearance_student"), lora.state(backbone.network, "motion_student")
         return *adapted, history
     finally:
         names = (f"{kind}_{role}" for kind in ("appearance", "motion") for role in ("teacher", "student"))
-        lora.remove(backbone.unet, *names)
+        lora.remove(backbone.network, *names)
 
 
 class Teacher:
@@ -127,8 +127,8 @@ class Teacher:
 
     @contextmanager
     def _acting(self) -> Iterator[None]:
-        motion = self.backbone.without_motion() if self.kind == "appearance" else nullcontext()
-        with lora.active(self.backbone.unet, **{f"{self.kind}_teacher": 1.0}), motion:
+        motion = self.backbone.framewise() if self.kind == "appearance" else nullcontext()
+        with lora.active(self.backbone.network, **{f"{self.kind}_teacher": 1.0}), motion:
             yield
 
 
@@ -147,9 +147,9 @@ class Student:
         shown = teacher.show(step)
         acting, within = self._part(teacher.kind)
         noisy, target, timesteps = noised(self.backbone, shown, self.generator, within)
-        with lora.active(self.backbone.unet, **{f"{kind}_student": 1.0 for kind in acting}):
+        with lora.active(self.backbone.network, **{f"{kind}_student": 1.0 for kind in acting}):
             if teacher.kind == "appearance":
-                with self.backbone.without_motion():
+                with self.backbone.framewise():
                     yield losses.denoising(self.backbone.predict(noisy, timesteps, self.prompt), target)
             else:
                 anchor = int(torch.randint(0, noisy.shape[2], (), generator=self.generator))

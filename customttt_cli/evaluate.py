@@ -73,12 +73,12 @@ def measured(
 
 def _judged(shown: Sequence[Exhibit]) -> bool:
     """Whether the videos are of the embedded world. Raises UsageError where only some are."""
-    from customttt import backbones
+    from customttt.tiny import known as world
 
     known: dict[str | None, bool] = {None: False}
     for base in {one.base for one in shown} - {None}:
         try:
-            known[base] = backbones.defaults(str(base)).judged
+            known[base] = world.draws(str(base))
         except BaseUnavailableError:  # a folder that is gone, a hub that does not answer
             known[base] = False
     kinds = {known[one.base]: one.path for one in shown}

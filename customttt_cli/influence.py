@@ -80,10 +80,11 @@ def influence(
     with output.waiting("Loading torch"):
         from customttt import backbones, media, opening
         from customttt.measure import influence
+        from customttt.tiny import known
     wanted, shown = [influence.Pair(*text) for text in texts], [frozenset(some) for some in numbers]
     media.check_output(folder / "influence.mp4")
     name, why = backbones.choose_base(base)
-    judged = backbones.defaults(name).judged
+    judged = known.draws(name)
     about = _judged_kind(wanted, kind, score) if judged else kind and kind.value
     by = None if judged else score or (Score.TRACKS if kind is options.Kind.MOTION else Score.CLIP)
     if shown:  # the shapes of the base tell which blocks read a prompt
@@ -118,7 +119,7 @@ def influence(
 def _numbers(text: str) -> tuple[int, ...]:
     found = options.parse_layers(text)
     if found is None:
-        raise UsageError("--layers auto is for learning; give the numbers of blocks, such as 2,6.")
+        raise UsageError("--layers auto is for learning; give numbers of layers, such as 2,6.")
     return found
 
 

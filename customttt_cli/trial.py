@@ -42,11 +42,10 @@ def try_out(shop: Workshop, concept: Concept, clip: Frames) -> None:
 def _likeness(backbone: Backbone, candidates: list[Candidate], report: Report) -> Row:
     """By the judge of `tiny`'s world, or by tracks of points."""
     from customttt.measure import evaluate
-
-    if not backbone.defaults.judged:
-        return evaluate.by_tracks(candidates, report)[0]
     from customttt.tiny import known
 
+    if not known.draws(backbone.name):
+        return evaluate.by_tracks(candidates, report)[0]
     return next(row for row in known.by_judge(candidates, None, report) if row.what == known.MOVES_LIKE)
 
 

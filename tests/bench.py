@@ -143,9 +143,9 @@ def random_pair(scene: Scene) -> Any:
     pair = []
     for kind in lora.PAIR:
         config = getattr(scene.recipe, kind)
-        lora.inject(scene.backbone.unet, kind, scene.backbone.targets(kind, config.layers), rank=config.rank)
-        pair.append(lora.state(scene.backbone.unet, kind))
-        lora.remove(scene.backbone.unet, kind)
+        lora.inject(scene.backbone.network, kind, scene.backbone.targets(kind, config.layers), rank=config.rank)
+        pair.append(lora.state(scene.backbone.network, kind))
+        lora.remove(scene.backbone.network, kind)
     return pair
 
 
@@ -164,7 +164,7 @@ def bare(scene: Scene, what: str) -> Iterator[Callable[[], None]]:
 
     from customttt import lora
 
-    backbone, unet = scene.backbone, scene.backbone.unet
+    backbone, unet = scene.backbone, scene.backbone.network
     kinds = {MOTION: ("motion",), APPEARANCE: ("appearance",), TTT: lora.PAIR}[what]
     parameters = []
     for kind in kinds:
@@ -185,7 +185,7 @@ def bare(scene: Scene, what: str) -> Iterator[Callable[[], None]]:
 
     def teach(kind: str) -> None:
         two = scene.latents.expand(2, -1, -1, -1, -1)
-        still = backbone.without_motion() if kind == "appearance" else nullcontext()
+        still = backbone.framewise() if kind == "appearance" else nullcontext()
         with torch.no_grad(), scene.accelerator.autocast(), still, lora.active(unet, **{kind: 1.0}):
             for _ in range(scene.recipe.ttt.reference_steps):
                 forward(two)
@@ -196,7 +196,7 @@ def bare(scene: Scene, what: str) -> Iterator[Callable[[], None]]:
                 teach(kind)
         with lora.active(unet, **dict.fromkeys(kinds, 1.0)):
             if what != MOTION:
-                with backbone.without_motion():
+                with backbone.framewise():
                     backward(scene.latents if what == TTT else scene.latents[:, :, :1])
             if what != APPEARANCE:
                 backward(scene.latents)
@@ -263,7 +263,7 @@ def peak(scene: Scene, once: Callable[[], object]) -> tuple[int, int | None]:
     if sys.platform == "linux":  # elsewhere the peak of the process is that of all steps so far
         ctypes.CDLL(None).malloc_trim(0)  # what earlier steps took and gave back is not this one's
         Path("/proc/self/clear_refs").write_text("5")
-    unet = scene.backbone.unet
+    unet = scene.backbone.network
     resident = sum(tensor.nbytes for tensor in (*unet.parameters(), *unet.buffers()))
     with living() as tally:
         once()

@@ -114,7 +114,7 @@ class Rival:
     def __init__(self, project: Project, folder: Path, backbone: Backbone, latents: Tensor) -> None:
         self.project, self.code = project, load_lora(project, folder)
         self.backbone: Any = backbone
-        self.unet: Any = backbone.unet
+        self.network: Any = backbone.network
         self.latents = latents
         self.cuda = backbone.device.type == "cuda"
 
@@ -126,7 +126,7 @@ class Rival:
             optimizers = self.project.optimizers(spatial, temporal)
             scaler = torch.amp.GradScaler("cuda", enabled=self.cuda)
             within = partial(torch.autocast, "cuda", torch.float16) if self.cuda else autocast
-            self.unet.train()
+            self.network.train()
             yield partial(self._step, optimizers, scaler, within)
 
     def parameters(self) -> list[int]:
@@ -136,11 +136,11 @@ class Rival:
 
     def _inject(self, kind: str) -> list[Iterator[nn.Parameter]]:
         target = {getattr(self.project, kind)}
-        found: list[Iterator[nn.Parameter]] = self.code.inject_trainable_lora_extended(self.unet, target, r=RANK)[0]
+        found: list[Iterator[nn.Parameter]] = self.code.inject_trainable_lora_extended(self.network, target, r=RANK)[0]
         return found
 
     def _scale(self, kind: str, scale: float) -> None:
-        for layer in self.code.extract_lora_child_module(self.unet, [getattr(self.project, kind)]):
+        for layer in self.code.extract_lora_child_module(self.network, [getattr(self.project, kind)]):
             layer.scale = scale
 
     def _step(
@@ -186,7 +186,7 @@ class Rival:
     @contextmanager
     def _hosted(self) -> Iterator[None]:
         """The U-Net as their code expects it; afterwards every module, class and precision is the one before."""
-        unet, dtype = self.unet, self.unet.dtype
+        unet, dtype = self.network, self.network.dtype
         children = [(module, dict(module._modules)) for module in unet.modules()]
         classes = [(module, type(module)) for module in unet.modules()]
         beside = [network for network in (self.backbone.vae, self.backbone.text_encoder) if self.cuda]

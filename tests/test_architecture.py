@@ -21,8 +21,8 @@ ORDER = """
     errors text progress machine config concept recipe library pairs
     media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
     video diffusion losses patch lora checkpoint
-    tiny backbones.hub backbones.interface backbones.family backbones.animatediff backbones.unet3d backbones
-    backbones.survey
+    tiny backbones.hub backbones.interface backbones.family backbones.unets backbones.animatediff backbones.unet3d
+    backbones backbones.survey
     opening thrift train sampling ttt learn compose planner
     interchange interchange.sorts interchange.scales interchange.keys interchange.parcel interchange.exchange
     measure measure.ledger measure.stats measure.tracks measure.sheets measure.metrics measure.extractors
@@ -84,10 +84,33 @@ def test_importing_the_upper_part_never_imports_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_only_the_backbones_name_layers() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        if path.parent.name != "backbones":
-            assert "up_blocks" not in path.read_text().replace("up_block_types", ""), path
+OF_A_BASE = re.compile(
+    r"(up|down)_blocks|mid_block|attn[12]|to_(q|k|v|out)\b|motion_modules|attentions|transformer_blocks"
+    r"|prediction_type|alphas_cumprod|num_train_timesteps|v_prediction|\b77\b|\bunets?\b|UNet|Transformer3D"
+    r"|CLIPText|UMT5|Autoencoder|AnimateDiff|encoder_hidden_states|latent_channels|range\(9\)"
+)
+"""What only a family may know: names in its network, its text encoder and codec, what it predicts and when."""
+ABOUT_BASES = {"backbones", "tiny", "lab", "interchange"}
+"""Rooms that may: families, the base that ships and its research, and the spellings of other programs."""
+
+
+def code_of(path: Path) -> str:
+    """A file without comments and docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
+@pytest.mark.parametrize("room", ["customttt", "customttt_cli"])
+def test_only_the_backbones_know_what_a_base_is(room: str) -> None:
+    """`diffusion` holds the schedules themselves, and `extractors` CLIP as it scores videos."""
+    for path in (ROOT / room).rglob("*.py"):
+        if path.parent.name not in ABOUT_BASES and path.stem not in ("diffusion", "extractors"):
+            assert not (known := OF_A_BASE.search(code_of(path))), f"{path}: {known}"
 
 
 def test_a_family_is_one_file_and_one_name_in_the_list_of_families() -> None:

@@ -13,8 +13,8 @@ from diffusers import UNetMotionModel
 from customttt import lora
 from customttt.backbones import Backbone, defaults, identify, open_base, places
 from customttt.backbones.animatediff import PAPER, AnimateDiff
-from customttt.backbones.family import LAYERS, Family
 from customttt.backbones.unet3d import ZEROSCOPE, UNet3D
+from customttt.backbones.unets import LAYERS, LINEARS, UNetFamily
 from customttt.config import TrainConfig
 from customttt.errors import BaseUnavailableError
 
@@ -33,8 +33,9 @@ def predict(backbone: Backbone, latents: torch.Tensor, prompt: str = "A koala.")
     return backbone.predict(latents, torch.tensor([500]), backbone.embed([prompt]))
 
 
-def count_lora_parameters(unet: torch.nn.Module, family: type[Family], kind: str, config: TrainConfig) -> int:
-    targets = lora.target_names(unet, [f"{LAYERS[layer]}.{family.BRANCHES[kind]}" for layer in config.layers])
+def count_lora_parameters(unet: torch.nn.Module, family: type[UNetFamily], kind: str, config: TrainConfig) -> int:
+    inside = [f"{LAYERS[layer]}.{family.BRANCHES[kind]}." for layer in config.layers]
+    targets = [name for prefix in inside for name in lora.target_names(unet, prefix, LINEARS)]
     linears = [unet.get_submodule(name) for name in targets]
     return sum(config.rank * (linear.in_features + linear.out_features) for linear in linears)
 
@@ -70,7 +71,7 @@ def test_encoding_and_decoding_keep_the_shape(backbone: Backbone) -> None:
 
 def test_with_motion_bypassed_frames_do_not_see_each_other(backbone: Backbone) -> None:
     latents = backbone.encode(video(4))
-    with backbone.without_motion():
+    with backbone.framewise():
         together = predict(backbone, latents)
         alone = torch.cat([predict(backbone, frame) for frame in latents.split(1, dim=2)], dim=2)
     assert torch.allclose(together, alone, atol=1e-5)
@@ -86,7 +87,7 @@ def test_with_motion_frames_see_each_other(backbone: Backbone) -> None:
 def test_the_bypass_ends_with_its_context_even_after_an_error(backbone: Backbone) -> None:
     latents = backbone.encode(video(4))
     before = predict(backbone, latents)
-    with pytest.raises(KeyboardInterrupt), backbone.without_motion():
+    with pytest.raises(KeyboardInterrupt), backbone.framewise():
         raise KeyboardInterrupt
     assert torch.equal(predict(backbone, latents), before)
 
@@ -142,10 +143,10 @@ def test_a_base_in_half_precision_and_in_several_files_loads(tiny_random_base: P
     shutil.copytree(tiny_random_base, copy)
     shutil.rmtree(copy / "unet")
     whole = open_base(str(tiny_random_base), torch.device("cpu"))
-    cast(UNetMotionModel, whole.unet).save_pretrained(copy / "unet", max_shard_size="2MB", variant="fp16")
+    cast(UNetMotionModel, whole.network).save_pretrained(copy / "unet", max_shard_size="2MB", variant="fp16")
     assert len(list((copy / "unet").glob("*.fp16-*.safetensors"))) > 1
     loaded = open_base(str(copy), torch.device("cpu"))
-    weights, expected = loaded.unet.state_dict(), whole.unet.state_dict()
+    weights, expected = loaded.network.state_dict(), whole.network.state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     latents = torch.zeros(1, *loaded.latent_shape(2, 64))
@@ -178,7 +179,7 @@ def assert_places_are_the_modules(backbone: Backbone) -> None:
     """What is read without weights is what is there with them."""
     found = places(backbone.name)
     for name, place in found.items():
-        assert tuple(backbone.unet.get_submodule(name).weight.shape) == place.shape
+        assert tuple(backbone.network.get_submodule(name).weight.shape) == place.shape
     motion = {"AnimateDiff": (0, 1, 2, 3, 5, 6, 7, 8), "UNet3D": (0, 1, 2, 4, 6, 7, 8)}[type(backbone).__name__]
     for kind, layers in (("appearance", (0, 1, 2, 4, 6, 7, 8)), ("motion", motion)):
         targets = backbone.targets(kind, layers)

@@ -17,10 +17,11 @@ from travel import LAYERS, NAMES, add, make_weights, pickled, safetensors
 
 from customttt import lora
 from customttt.backbones import open_base
+from customttt.backbones.animatediff import AnimateDiff
+from customttt.backbones.unets import LINEARS
 from customttt.concept import Concept, Kind
-from customttt.config import ADAPTED
 from customttt.errors import DamagedError, NotFoundError, StoreError, UsageError
-from customttt.interchange import exchange, keys, parcel
+from customttt.interchange import exchange, parcel
 from customttt.interchange.exchange import Form, Home
 from customttt.library import Library
 from customttt.sampling import denoise
@@ -101,11 +102,11 @@ def test_plain_diffusers_renders_the_same_frames(
     ours = open_base(travel_home.base, torch.device("cpu"))
     plain = UNetMotionModel.from_pretrained(travel_home.base, subfolder="unet")
     plain.set_attn_processor(AttnProcessor())  # as ours on a CPU: another one rounds differently
-    without = frames(dataclasses.replace(ours, unet=plain))
+    without = frames(dataclasses.replace(ours, network=plain))
     plain.load_lora_adapter(path, prefix="unet")
-    theirs = frames(dataclasses.replace(ours, unet=plain))
-    lora.restore(ours.unet, kind, make_weights(travel_home, kind))
-    with lora.active(ours.unet, **{kind: 1.0}):
+    theirs = frames(dataclasses.replace(ours, network=plain))
+    lora.restore(ours.network, kind, make_weights(travel_home, kind))
+    with lora.active(ours.network, **{kind: 1.0}):
         assert torch.equal(frames(ours), theirs)
     assert not torch.equal(theirs, without)
 
@@ -121,7 +122,7 @@ def frames(backbone: Any) -> torch.Tensor:
 def test_a_motion_director_list_is_read_where_pickles_are_allowed(travel_home: Home, tmp_path: Path) -> None:
     expected, tensors = {}, []
     for name, place in travel_home.places.items():
-        if place.kind == "motion" and name.endswith(ADAPTED):
+        if place.kind == "motion" and name.endswith(LINEARS):
             up, down = torch.nn.Parameter(torch.randn(place.shape[0], 4)), torch.randn(4, place.shape[1])
             expected |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up.detach()}
             tensors += [up, down]
@@ -135,7 +136,7 @@ def test_a_motion_director_list_is_read_where_pickles_are_allowed(travel_home: H
 
 def test_a_pickled_state_dict_is_read_by_its_names(travel_home: Home, tmp_path: Path) -> None:
     weights = make_weights(travel_home, "motion")
-    spelt = {keys.kohya(key, "motion"): weight for key, weight in weights.items()}
+    spelt = {AnimateDiff.kohya(key, "motion"): weight for key, weight in weights.items()}
     path = write(tmp_path / "zoom.ckpt", pickled({"state_dict": spelt, "epoch": 3}))
     assert take(path, travel_home, allow_pickle=True).kind == "motion"
     assert_same("again", weights)
@@ -158,7 +159,7 @@ def test_pickles_of_every_age_are_read(
 ) -> None:
     """PyTorch wrote no archives before 1.6; trainers on several GPUs put `module.` before every name."""
     weights = make_weights(travel_home, "motion")
-    spelt = {prefix + keys.kohya(key, "motion"): weight for key, weight in weights.items()}
+    spelt = {prefix + AnimateDiff.kohya(key, "motion"): weight for key, weight in weights.items()}
     path = tmp_path / "zoom.ckpt"
     torch.save(around(spelt), path, _use_new_zipfile_serialization=archived)
     with pytest.raises(UsageError, match="--allow-pickle"):
@@ -243,7 +244,7 @@ def test_an_imported_lora_of_convolutions_acts(travel_home: Home, tmp_path: Path
     take(write(tmp_path / "spatial.safetensors", safetensors(weights)), travel_home)
     ours = open_base(travel_home.base, torch.device("cpu"))
     before = frames(ours)
-    lora.restore(ours.unet, "appearance", lora.load(Library().weights("again")))
+    lora.restore(ours.network, "appearance", lora.load(Library().weights("again")))
     assert not torch.equal(frames(ours), before)
 
 

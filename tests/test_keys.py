@@ -16,6 +16,7 @@ from travel import LAYERS, make_weights
 
 from customttt import backbones, lora
 from customttt.backbones import animatediff
+from customttt.backbones.animatediff import AnimateDiff
 from customttt.concept import Kind
 from customttt.errors import DamagedError
 from customttt.interchange import keys
@@ -58,9 +59,9 @@ def motion_director_spatial(key: str) -> str:
         ("appearance", lambda key: key.replace(".weight", ".default.weight")),
         ("appearance", old_diffusers),
         ("motion", old_diffusers),
-        ("appearance", lambda key: keys.kohya(key, "appearance")),
-        ("motion", lambda key: keys.kohya(key, "motion")),
-        ("motion", lambda key: keys.kohya(key, "appearance")),  # kohya's spelling of motion modules
+        ("appearance", lambda key: AnimateDiff.kohya(key, "appearance")),
+        ("motion", lambda key: AnimateDiff.kohya(key, "motion")),
+        ("motion", lambda key: AnimateDiff.kohya(key, "appearance")),  # kohya's spelling of motion modules
         ("motion", animatediff_raw),
         ("motion", motion_director_temporal),
         ("appearance", motion_director_spatial),
@@ -75,7 +76,7 @@ def test_every_spelling_means_the_same_weights(travel_home: Home, kind: Kind, re
 
 
 def test_the_spellings_are_those_of_real_files(travel_home: Home) -> None:
-    spelt = {keys.kohya(key, kind) for kind in LAYERS for key in make_weights(travel_home, kind)}
+    spelt = {AnimateDiff.kohya(key, kind) for kind in LAYERS for key in make_weights(travel_home, kind)}
     spatial = "lora_unet_down_blocks_2_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_down.weight"
     block = "down_blocks.2.motion_modules.0.temporal_transformer.transformer_blocks.0"
     assert {
@@ -94,7 +95,7 @@ def test_no_two_modules_of_stable_diffusion_are_spelt_alike(monkeypatch: pytest.
         image_unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         return UNetMotionModel.from_unet2d(image_unet, MotionAdapter(), load_weights=False)
 
-    monkeypatch.setattr(backbones, "_unet_config", lambda _: {})
+    monkeypatch.setattr(backbones, "_config", lambda _: {})
     monkeypatch.setattr(animatediff.AnimateDiff, "bare_unet", bare)
     places = backbones.places("animatediff")
     assert len({keys._flat(name) for name in places}) == len(places) == 444
@@ -104,7 +105,7 @@ def test_no_two_modules_of_stable_diffusion_are_spelt_alike(monkeypatch: pytest.
 
 
 def test_no_two_modules_of_zeroscope_are_spelt_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "_unet_config", lambda _: {"sample_size": 32})
+    monkeypatch.setattr(backbones, "_config", lambda _: {"sample_size": 32})
     places = backbones.places("zeroscope")
     assert len({keys._flat(name) for name in places}) == len(places)
     to_k = "mid_block.temp_attentions.0.transformer_blocks.0.attn2.to_k"
@@ -113,7 +114,7 @@ def test_no_two_modules_of_zeroscope_are_spelt_alike(monkeypatch: pytest.MonkeyP
 
 def test_alpha_is_multiplied_into_the_second_matrix(travel_home: Home) -> None:
     weights = make_weights(travel_home, "appearance")
-    respelt = {keys.kohya(key, "appearance"): weight for key, weight in weights.items()}
+    respelt = {AnimateDiff.kohya(key, "appearance"): weight for key, weight in weights.items()}
     alphas = {key.replace(".lora_up.weight", ".alpha"): torch.tensor(2.0) for key in respelt if "lora_up" in key}
     found = keys.translate(respelt | alphas, travel_home.places)
     for key, weight in weights.items():
@@ -188,7 +189,7 @@ def halved(weights: Weights, pattern: str) -> Weights:
 def test_mixed_ranks_are_filled_up_with_zeros(travel_home: Home) -> None:
     """Which changes nothing: every module adds the product that it added before, each with its own alpha / rank."""
     mixed = halved(make_weights(travel_home, "appearance"), "to_q|net")
-    respelt = {keys.kohya(key, "appearance"): weight for key, weight in mixed.items()}
+    respelt = {AnimateDiff.kohya(key, "appearance"): weight for key, weight in mixed.items()}
     alphas = {key.replace(".lora_up.weight", ".alpha"): torch.tensor(1.0) for key in respelt if "lora_up" in key}
     found = keys.translate(respelt | alphas, travel_home.places)
     assert {len(weight) for key, weight in found.items() if "lora_A" in key} == {4}
@@ -241,7 +242,7 @@ def test_a_text_encoder_is_left_out(travel_home: Home, spelling: str, between: s
 def test_motion_in_the_middle_is_left_out_where_a_base_has_none(travel_home: Home, prefix: str) -> None:
     """AnimateDiff's MotionLoRAs are for v2, which has it; v3 and v1 have not."""
     weights = make_weights(travel_home, "motion")
-    spelt = {prefix + keys.kohya(key, "motion"): weight for key, weight in weights.items()}
+    spelt = {prefix + AnimateDiff.kohya(key, "motion"): weight for key, weight in weights.items()}
     block = next(iter(spelt)).split(".motion_modules")[0]
     middle = {
         key.replace(block, f"{prefix}mid_block"): weight

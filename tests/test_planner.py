@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from customttt import lora, machine, planner
-from customttt.backbones import computing, defaults, known_bases, open_base
+from customttt.backbones import computing, defaults, known_bases, open_base, sketch
 from customttt.backbones.family import Known
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
 from customttt.errors import UsageError
@@ -24,8 +24,8 @@ CONFIG = TrainConfig(layers=(2,), learning_rate=1.0, steps=1, rank=4, batch_size
 def kept_in_reality(base: Path, kind: str) -> int:
     """Bytes that a real forward pass keeps for its backward pass, weights left out."""
     backbone = open_base(str(base), CPU)
-    parameters = lora.inject(backbone.unet, kind, backbone.targets(kind, CONFIG.layers), rank=CONFIG.rank)
-    weights = {one.untyped_storage().data_ptr() for one in backbone.unet.parameters()}
+    parameters = lora.inject(backbone.network, kind, backbone.targets(kind, CONFIG.layers), rank=CONFIG.rank)
+    weights = {one.untyped_storage().data_ptr() for one in backbone.network.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def kept_in_reality(base: Path, kind: str) -> int:
         return tensor
 
     noisy, embeds = torch.randn(4, *backbone.latent_shape(4, 128)), backbone.embed(["A koala."] * 4)
-    with lora.trainable(parameters), lora.active(backbone.unet, **{kind: 1.0}):
+    with lora.trainable(parameters), lora.active(backbone.network, **{kind: 1.0}):
         half = torch.autocast("cpu", computing(CPU), enabled=computing(CPU) != torch.float32)
         with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = backbone.predict(noisy, torch.tensor([500] * 4), embeds).square().mean()
@@ -46,7 +46,7 @@ def kept_in_reality(base: Path, kind: str) -> int:
 def resident(base: Path) -> int:
     """Bytes of what is always there on a CPU: U-Net and VAE."""
     backbone: Any = open_base(str(base), CPU)
-    return sum(one.nbytes for network in (backbone.unet, backbone.vae) for one in network.parameters())
+    return sum(one.nbytes for network in (backbone.network, backbone.vae) for one in network.parameters())
 
 
 def test_the_memory_of_a_step_is_foretold(any_base: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_memory_of_a_step_is_foretold(any_base: Path) -> None:
 
 def test_the_operations_of_a_step_are_foretold(any_base: Path) -> None:
     backbone, sample = open_base(str(any_base), CPU), SampleConfig(num_frames=4, size=128, guidance_scale=1)
-    latents, embeds = torch.randn(1, *backbone.latent_shape(4, 128)), torch.randn(1, planner.TOKENS, 128)
+    latents, embeds = torch.randn(1, *backbone.latent_shape(4, 128)), torch.randn(1, *backbone.prompt_shape)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone.predict(latents, torch.tensor([500]), embeds)
     assert planner.denoising_step(str(any_base), sample, CPU).flops == counter.get_total_flops()
@@ -72,7 +72,7 @@ def test_recomputing_blocks_needs_less_memory_and_more_work(any_base: Path) -> N
 def test_the_lowest_rung_that_fits_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a ladder whose every rung takes a gigabyte less."""
     monkeypatch.setattr(planner, "lesson", lambda *settings: planner.Cost((20 - settings[5]) * 10**9, flops=1e9))
-    ladder = planner.rungs(2, CONFIG.batch_size)
+    ladder = planner.rungs(2, CONFIG.batch_size, sketch("tiny", CPU).heaviest)
 
     def chosen(gigabytes: float) -> planner.Forecast:
         monkeypatch.setattr(machine, "free_memory", lambda _: int(gigabytes * planner.MARGIN * 1e9))
@@ -112,7 +112,7 @@ def test_the_gpu_that_a_known_base_needs_is_what_the_planner_says(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     known, settings = known_bases()[name], defaults(name)
     adapters = (planner.Adapter(one.layers, one.rank) for one in (settings.appearance, settings.motion))
-    config, top = settings.ttt.but(steps=1, reference_steps=1), len(planner.rungs(2, 1)) - 1
+    config, top = settings.ttt.but(steps=1, reference_steps=1), len(planner.rungs(2, 1, sketch(name, CPU).heaviest)) - 1
     least = planner.adaptation(name, *adapters, config, settings.sample, top, torch.device("cuda")).memory
     assert isinstance(known, Known)
     assert known.memory == math.ceil(least * planner.MARGIN / 1e9 + 1) * 10**9

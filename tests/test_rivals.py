@@ -95,7 +95,7 @@ def test_the_spatial_lora_of_the_clip_is_thrown_away(backbone: Backbone, taught:
     assert all(torch.equal(taught["diffdirector"].pair[0][key], subject[key]) for key in subject), (
         "of the pictures only"
     )
-    assert not any("looks" in name for name in backbone.unet.state_dict())
+    assert not any("looks" in name for name in backbone.network.state_dict())
 
 
 def test_the_clip_s_looks_change_what_its_movement_learns(
@@ -121,7 +121,7 @@ def test_every_rival_has_the_same_steps(backbone: Backbone, material: Material, 
 def test_a_rival_leaves_the_base_as_it_was_and_learns_the_same_again(
     backbone: Backbone, material: Material, taught: Mapping[str, Taught], accelerator: Accelerator, name: str
 ) -> None:
-    networks = {"unet": backbone.unet, "text": backbone.text_encoder}  # type: ignore[attr-defined]
+    networks = {"unet": backbone.network, "text": backbone.text_encoder}  # type: ignore[attr-defined]
     before = {part: {key: value.clone() for key, value in one.state_dict().items()} for part, one in networks.items()}
     torch.manual_seed(99)  # the world outside does not matter
     again, first = rivals.teach(name, backbone, material, accelerator).to_weights(), taught[name].to_weights()

@@ -22,7 +22,7 @@ def backbone(learned: Path, tiny_random_base: Path) -> Backbone:
     """With an appearance LoRA that can be seen."""
     made = open_base(str(tiny_random_base), torch.device("cpu"))
     weights = lora.load(Library(learned).weights("koala"))
-    lora.restore(made.unet, "appearance", {key: 20 * value for key, value in weights.items()})
+    lora.restore(made.network, "appearance", {key: 20 * value for key, value in weights.items()})
     return made
 
 
@@ -32,7 +32,7 @@ def noise(backbone: Backbone) -> Tensor:
 
 def sampled(backbone: Backbone, unconditional_scale: float, adapted: bool = True) -> Tensor:
     embeds = backbone.embed(["A koala."]), backbone.embed([""])
-    with lora.active(backbone.unet, **({"appearance": 0.8} if adapted else {})):
+    with lora.active(backbone.network, **({"appearance": 0.8} if adapted else {})):
         return denoise(
             backbone, noise(backbone), *embeds, guidance_scale=SCALE, unconditional_scale=unconditional_scale,
             path=PATH,
@@ -45,9 +45,9 @@ def test_the_unconditional_half_has_the_loras_at_its_own_scale(backbone: Backbon
     with torch.no_grad():
         for step, following in pairwise(PATH):
             at = torch.tensor([step])
-            with lora.active(backbone.unet, appearance=0.8):
+            with lora.active(backbone.network, appearance=0.8):
                 adapted = backbone.predict(latents, at, backbone.embed(["A koala."]))
-            with lora.active(backbone.unet, appearance=0.8 * unconditional_scale):
+            with lora.active(backbone.network, appearance=0.8 * unconditional_scale):
                 weaker = backbone.predict(latents, at, backbone.embed([""]))
             guided = weaker + SCALE * (adapted - weaker)
             latents = backbone.schedule.step(guided, latents, step, following)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from travel import make_weights, safetensors
 
 from customttt import lora
+from customttt.backbones.animatediff import AnimateDiff
 from customttt.errors import DamagedError, NotFoundError
 from customttt.interchange import exchange, keys, parcel, scales
 from customttt.interchange.exchange import Arrival, Home
@@ -181,7 +182,7 @@ def test_what_stands_beside_a_file_of_another_spelling_is_not_meant_for_it(trave
     weights = make_weights(travel_home, "appearance")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 16}))
     (tmp_path / "koala.safetensors").write_bytes(
-        safetensors({keys.kohya(key, "appearance"): weight for key, weight in weights.items()})
+        safetensors({AnimateDiff.kohya(key, "appearance"): weight for key, weight in weights.items()})
     )
     admit(tmp_path / "koala.safetensors", travel_home).add_to(Library())
     found = lora.load(Library().weights("koala"))

@@ -10,6 +10,7 @@ from material import assert_one_sentence, run, snapshot
 from travel import make_weights, safetensors
 
 from customttt import lora
+from customttt.backbones.animatediff import AnimateDiff
 from customttt.errors import DamagedError
 from customttt.interchange import keys, sorts
 from customttt.interchange.exchange import Home
@@ -55,7 +56,7 @@ def test_another_sort_of_adapter_is_refused_by_its_name(
 ) -> None:
     with pytest.raises(DamagedError, match="it is a"):
         sorts.check([key])
-    spelt = {keys.kohya(name, "appearance"): w for name, w in make_weights(travel_home, "appearance").items()}
+    spelt = {AnimateDiff.kohya(name, "appearance"): w for name, w in make_weights(travel_home, "appearance").items()}
     (tmp_path / "koala.safetensors").write_bytes(safetensors(spelt | {key: torch.ones(4, 32)}))
     before = snapshot(tmp_path)
     done = run("import", tmp_path / "koala.safetensors", "--base", travel_home.base)
@@ -81,7 +82,9 @@ def test_weights_that_are_no_lora_are_refused_as_such(travel_home: Home, tmp_pat
 def test_none_of_our_own_keys_is_of_another_sort(travel_home: Home) -> None:
     for name in travel_home.places:
         plain = f"{name}.lora_A.weight"
-        sorts.check([plain, f"unet.{plain}", keys.kohya(plain, "appearance"), keys.kohya(plain, "motion")])
+        sorts.check(
+            [plain, f"unet.{plain}", AnimateDiff.kohya(plain, "appearance"), AnimateDiff.kohya(plain, "motion")]
+        )
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ def run(backbone: Backbone, kind: str, rung: int = 0, report: Any = silent, **op
 
 def adapt(backbone: Backbone, rung: int, report: Any, **options: Any) -> Any:
     def fresh(kind: str) -> lora.Weights:
-        lora.inject(backbone.unet, kind, backbone.targets(kind, getattr(backbone.defaults, kind).layers), rank=2)
-        weights = lora.state(backbone.unet, kind)
-        lora.remove(backbone.unet, kind)
+        lora.inject(backbone.network, kind, backbone.targets(kind, getattr(backbone.defaults, kind).layers), rank=2)
+        weights = lora.state(backbone.network, kind)
+        lora.remove(backbone.network, kind)
         generator = torch.Generator().manual_seed(1)
         return {key: torch.randn(value.shape, generator=generator) * 0.1 for key, value in weights.items()}
 
@@ -77,7 +77,11 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gradients]:
 def top(backbone: Backbone, kind: str, batch_size: int) -> int:
     """The highest rung that recomputes and does not divide the batch."""
     first = backbone.defaults.motion if kind == "motion" else backbone.defaults.appearance
-    return max(index for index, rung in enumerate(rungs(min(first.layers), batch_size)) if rung.chunk is None)
+    return max(
+        index
+        for index, rung in enumerate(rungs(min(first.layers), batch_size, backbone.heaviest))
+        if rung.chunk is None
+    )
 
 
 def same(first: list[Tensor], second: list[Tensor]) -> bool:
@@ -110,8 +114,8 @@ def test_recomputed_gradients_are_the_same_bit_for_bit(
 def test_a_batch_in_chunks_gives_the_same_gradients(any_base: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Without dropout, whose draws differ chunk by chunk; in double precision, as random networks magnify rounding."""
     double = open_base(str(any_base), torch.device("cpu"))
-    double.unet.double()
-    for module in double.unet.modules():
+    double.network.double()
+    for module in double.network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # temporal convolutions have some of their own
     options = {"steps": 1, "dropout": 0.0, "batch_size": 3}
@@ -126,7 +130,7 @@ def test_a_batch_in_chunks_gives_the_same_gradients(any_base: Path, monkeypatch:
 @pytest.mark.parametrize("kind", ["appearance", "motion"])
 def test_nothing_below_the_first_lora_layer_is_kept_for_the_backward_pass(backbone: Backbone, kind: str) -> None:
     layers = getattr(backbone.defaults, kind).layers
-    parameters = lora.inject(backbone.unet, "a", backbone.targets(kind, layers), rank=2)
+    parameters = lora.inject(backbone.network, "a", backbone.targets(kind, layers), rank=2)
     kept, after = 0, {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -135,16 +139,17 @@ def test_nothing_below_the_first_lora_layer_is_kept_for_the_backward_pass(backbo
         return tensor
 
     hooks = [
-        block.register_forward_hook(lambda *_, index=index: after.update({index: kept}))
+        unit.register_forward_hook(lambda *_, index=index: after.update({index: kept}))
         for index, block in enumerate(backbone.blocks)
+        for unit in block
     ]
     try:
-        with lora.trainable(parameters), lora.active(backbone.unet, a=1.0):
+        with lora.trainable(parameters), lora.active(backbone.network, a=1.0):
             noisy = torch.randn(1, *backbone.latent_shape(4, 32))
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 backbone.predict(noisy, torch.tensor([500]), backbone.embed([""]))
     finally:
-        lora.remove(backbone.unet, "a")
+        lora.remove(backbone.network, "a")
         for hook in hooks:
             hook.remove()
     assert all(after[index] == 0 for index in range(min(layers)))
@@ -209,10 +214,10 @@ def test_on_the_last_rung_the_state_is_kept_and_the_run_goes_on_from_it(
 
 def test_where_nothing_is_kept_the_sentence_says_so(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "backward", failing(99, MemoryError(), after=0))
-    modules = [name for name, _ in backbone.unet.named_modules()]
+    modules = [name for name, _ in backbone.network.named_modules()]
     with pytest.raises(OutOfMemoryError, match="nothing was saved; close other programs"):
         run(backbone, "motion")
-    assert [name for name, _ in backbone.unet.named_modules()] == modules
+    assert [name for name, _ in backbone.network.named_modules()] == modules
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +226,10 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(backbone: Backbone, mon
         run(backbone, "motion")
 
 
-def test_the_ladder_recomputes_the_outermost_blocks_first_and_then_halves_the_batch() -> None:
-    ladder = rungs(2, 3)
+def test_the_ladder_recomputes_the_outermost_blocks_first_and_then_halves_the_batch(
+    backbone: Backbone,
+) -> None:
+    ladder = rungs(2, 3, backbone.heaviest)
     assert ladder[0] == Rung()
     assert [str(rung) for rung in ladder[1:3]] == ["recomputing block 8", "recomputing blocks 7 and 8"]
     assert [rung.chunk for rung in ladder[-3:]] == [None, 2, 1]
@@ -237,7 +244,7 @@ def test_a_base_in_half_precision_learns_loras_in_full(
     """As on a GPU: bfloat16 below, float32 in what learns, under autocast; recomputed or not."""
     monkeypatch.setattr(Accelerator, "autocast", lambda _: torch.autocast("cpu", torch.bfloat16))
     half = open_base(str(any_base), torch.device("cpu"))
-    half.unet.to(torch.bfloat16)
+    half.network.to(torch.bfloat16)
     for rung in (0, top(half, kind, 2)):
         with gradients(monkeypatch) as seen:
             weights, losses = run(half, kind, rung)
@@ -245,4 +252,4 @@ def test_a_base_in_half_precision_learns_loras_in_full(
         assert any(gradient.any() for gradient in seen)
         assert torch.tensor(losses).isfinite().all()
         assert any(weight.any() for name, weight in weights.items() if "lora_B" in name)
-    assert {parameter.dtype for parameter in half.unet.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in half.network.parameters()} == {torch.bfloat16}

@@ -44,10 +44,10 @@ def learn(backbone: Backbone, accelerator: Accelerator, kind: str, **options: ob
 def test_learning_moves_the_adapter_and_only_the_adapter(
     backbone: Backbone, accelerator: Accelerator, kind: str
 ) -> None:
-    before = {name: weight.clone() for name, weight in backbone.unet.state_dict().items()}
+    before = {name: weight.clone() for name, weight in backbone.network.state_dict().items()}
     weights = learn(backbone, accelerator, kind)
     assert any(value.any() for key, value in weights.items() if "lora_B" in key)
-    after = backbone.unet.state_dict()
+    after = backbone.network.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
@@ -86,15 +86,15 @@ def test_only_the_linears_of_the_configuration_get_a_lora(backbone: Backbone, ac
 def test_a_loss_that_is_not_a_number_stops_the_run_and_leaves_the_base_clean(
     backbone: Backbone, accelerator: Accelerator
 ) -> None:
-    modules = [name for name, _ in backbone.unet.named_modules()]
+    modules = [name for name, _ in backbone.network.named_modules()]
     latents = torch.full((1, *backbone.latent_shape(1, 32)), float("nan"))
     with pytest.raises(DivergedError, match="step 1"):
         train.learn_appearance(backbone, latents, backbone.embed(["A koala."]), APPEARANCE, accelerator)
-    assert [name for name, _ in backbone.unet.named_modules()] == modules
+    assert [name for name, _ in backbone.network.named_modules()] == modules
 
 
 def test_an_interrupted_run_leaves_the_base_clean(backbone: Backbone, accelerator: Accelerator) -> None:
-    modules = [name for name, _ in backbone.unet.named_modules()]
+    modules = [name for name, _ in backbone.network.named_modules()]
 
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
@@ -102,8 +102,8 @@ def test_an_interrupted_run_leaves_the_base_clean(backbone: Backbone, accelerato
     latents = torch.zeros(1, *backbone.latent_shape(4, 32))
     with pytest.raises(KeyboardInterrupt):
         train.learn_motion(backbone, latents, backbone.embed(["A koala."]), MOTION, accelerator, interrupt)
-    assert [name for name, _ in backbone.unet.named_modules()] == modules
-    assert not backbone.unet.training
+    assert [name for name, _ in backbone.network.named_modules()] == modules
+    assert not backbone.network.training
 
 
 def test_progress_is_reported_after_every_step(backbone: Backbone, accelerator: Accelerator) -> None:
@@ -115,20 +115,20 @@ def test_progress_is_reported_after_every_step(backbone: Backbone, accelerator: 
 
 
 def test_checkpointed_blocks_over_a_frozen_base_still_give_gradients(backbone: Backbone) -> None:
-    lora.inject(backbone.unet, "a", backbone.targets("motion", (2, 5)), rank=2)
-    backbone.unet.train()
-    backbone.unet.enable_gradient_checkpointing()
+    lora.inject(backbone.network, "a", backbone.targets("motion", (2, 5)), rank=2)
+    backbone.network.train()
+    backbone.network.enable_gradient_checkpointing()
     try:
-        parameters = lora.parameters(backbone.unet, "a")
-        with lora.trainable(parameters), lora.active(backbone.unet, a=1.0):
+        parameters = lora.parameters(backbone.network, "a")
+        with lora.trainable(parameters), lora.active(backbone.network, a=1.0):
             noisy = torch.randn(1, *backbone.latent_shape(4, 32))
             backbone.predict(noisy, torch.tensor([500]), backbone.embed([""])).square().mean().backward()
-        ups = [parameter for name, parameter in backbone.unet.named_parameters() if ".lora_B.a." in name]
+        ups = [parameter for name, parameter in backbone.network.named_parameters() if ".lora_B.a." in name]
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in ups)
     finally:
-        backbone.unet.disable_gradient_checkpointing()
-        backbone.unet.eval()
-        lora.remove(backbone.unet, "a")
+        backbone.network.disable_gradient_checkpointing()
+        backbone.network.eval()
+        lora.remove(backbone.network, "a")
 
 
 @pytest.mark.parametrize("kind", ["appearance", "motion"])

@@ -25,9 +25,9 @@ def backbone(tiny_random_base: Path) -> Backbone:
 @pytest.fixture(scope="module")
 def pair(backbone: Backbone) -> tuple[lora.Weights, lora.Weights]:
     def fresh(kind: str, layers: tuple[int, ...]) -> lora.Weights:
-        lora.inject(backbone.unet, kind, backbone.targets(kind, layers), rank=2)
-        weights = lora.state(backbone.unet, kind)
-        lora.remove(backbone.unet, kind)
+        lora.inject(backbone.network, kind, backbone.targets(kind, layers), rank=2)
+        weights = lora.state(backbone.network, kind)
+        lora.remove(backbone.network, kind)
         generator = torch.Generator().manual_seed(1)
         return {key: torch.randn(value.shape, generator=generator) * 0.1 for key, value in weights.items()}
 
@@ -74,11 +74,11 @@ def test_zero_steps_change_nothing(backbone: Backbone, pair: Pair) -> None:
 
 
 def test_the_base_is_as_it_was(backbone: Backbone, pair: Pair) -> None:
-    modules = [name for name, _ in backbone.unet.named_modules()]
-    before = {name: weight.clone() for name, weight in backbone.unet.state_dict().items()}
+    modules = [name for name, _ in backbone.network.named_modules()]
+    before = {name: weight.clone() for name, weight in backbone.network.state_dict().items()}
     adapt(backbone, pair)
-    assert [name for name, _ in backbone.unet.named_modules()] == modules
-    assert all(torch.equal(weight, before[name]) for name, weight in backbone.unet.state_dict().items())
+    assert [name for name, _ in backbone.network.named_modules()] == modules
+    assert all(torch.equal(weight, before[name]) for name, weight in backbone.network.state_dict().items())
 
 
 def test_it_is_repeatable_bit_for_bit(backbone: Backbone, pair: Pair) -> None:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save
 
 from customttt import lora
+from customttt.backbones.unets import LINEARS
 from customttt.concept import Concept, Kind
-from customttt.config import ADAPTED
 from customttt.interchange.exchange import Home
 from customttt.library import WEIGHTS, Library
 
@@ -26,7 +26,7 @@ def make_weights(home: Home, kind: Kind, rank: int = RANK) -> lora.Weights:
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for module, place in home.places.items():
-        if place.kind == kind and place.layer in LAYERS[kind] and module.endswith(ADAPTED):
+        if place.kind == kind and place.layer in LAYERS[kind] and module.endswith(LINEARS):
             out, width = place.shape
             weights[f"{module}.lora_A.weight"] = torch.randn(rank, width, generator=generator) * 0.2
             weights[f"{module}.lora_B.weight"] = torch.randn(out, rank, generator=generator) * 0.2

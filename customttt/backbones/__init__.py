@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone", "Place", "PromptEmbeds", "WordEmbedding", "check_at_hand", "choose_base", "computing", "defaults",
-    "families", "family_of", "identify", "is_local", "known_bases", "locate", "open_base", "places", "precision",
-    "pull", "sketch",
+    "families", "family_of", "identify", "is_local", "known_bases", "locate", "open_base", "own_settings", "places",
+    "precision", "pull", "sketch",
 ]  # fmt: skip
 
 PREFERRED, FALLBACK = "animatediff", "tiny"
 """The base that is chosen where the GPU is large enough, and elsewhere."""
 DEFAULTS_FILE = "customttt.json"
-"""In a base's folder: its own settings in origin of its family's recipe. `tiny` has one, and any folder may."""
+"""In a base's folder: its own settings in place of its family's recipe. `tiny` has one, and any folder may."""
 
 
 def identify(base: str) -> str:
@@ -43,9 +43,9 @@ def defaults(base: str) -> Defaults:
 
 
 def places(base: str) -> dict[str, Place]:
-    """What a LoRA can wrap in a base's U-Net, by name, read without loading weights. Raises BaseUnavailableError."""
+    """What a LoRA can wrap in a base's network, by name, read without loading weights. Raises BaseUnavailableError."""
     origin = locate(base)
-    return family_of(origin).places(_unet_config(origin), origin.folder, base)
+    return family_of(origin).places(_config(origin), origin.folder, base)
 
 
 def open_base(base: str, device: torch.device) -> Backbone:
@@ -53,7 +53,7 @@ def open_base(base: str, device: torch.device) -> Backbone:
     origin = locate(base)
     family = family_of(origin)
     settings = _defaults(origin, family)
-    folder = _whole(origin.folder) if origin.folder else hub.fetch(origin.repositories[0])
+    folder = _whole(origin.folder, family) if origin.folder else hub.fetch(origin.repositories[0])
     return family.load(folder, base, _fingerprint(origin), settings, device)
 
 
@@ -64,7 +64,7 @@ def sketch(base: str, device: torch.device) -> Backbone:
     """
     origin = locate(base)
     family = family_of(origin)
-    config = origin.known.architecture if origin.known and origin.known.architecture else _unet_config(origin)
+    config = origin.known.architecture if origin.known and origin.known.architecture else _config(origin)
     return family.sketch(config, origin.folder, base, _defaults(origin, family), device)
 
 
@@ -80,13 +80,13 @@ def pull(base: str, told: hub.Told = hub.nobody) -> list[Path]:
     origin = locate(base)
     family = family_of(origin)
     if origin.folder:
-        return [_whole(origin.folder)]
-    beside = () if origin.known else family.beside(_unet_config(origin))
+        return [_whole(origin.folder, family)]
+    beside = () if origin.known else family.beside(_config(origin))
     return [hub.fetch(repository, told) for repository in (*origin.repositories, *beside)]
 
 
-def _whole(folder: Path) -> Path:
-    if lacking := hub.lacking(folder):
+def _whole(folder: Path, family: type[Family]) -> Path:
+    if lacking := hub.lacking(folder, family.PARTS):
         raise BaseUnavailableError(f"No base model in {folder}: {lacking} is missing; give a diffusers folder.")
     return folder
 
@@ -118,10 +118,9 @@ def locate(base: str) -> Origin:
         return Origin(base, known.folder, known.repositories, known)
     if is_local(base):
         folder = Path(base).expanduser()
-        if not (folder / "unet" / "config.json").is_file():
-            raise BaseUnavailableError(
-                f"No base model in {folder}: unet/config.json is missing; give a diffusers folder."
-            )
+        if not any((folder / name / "config.json").is_file() for name in _network_folders()):
+            expected = " or ".join(f"{name}/config.json" for name in _network_folders())
+            raise BaseUnavailableError(f"No base model in {folder}: {expected} is missing; give a diffusers folder.")
         return Origin(base, folder)
     if base.count("/") != 1:
         names = ", ".join(known_bases())
@@ -149,29 +148,45 @@ def known_bases() -> dict[str, Known]:
     return {known.name: known for family in families() for known in family.KNOWN}
 
 
+def _network_folders() -> list[str]:
+    return list(dict.fromkeys(family.FOLDER for family in families()))
+
+
 def family_of(origin: Origin) -> type[Family]:
-    """The family that loads a base: by its name, else by its U-Net's class. Raises BaseUnavailableError."""
-    found = str(_unet_config(origin).get("_class_name", "nameless model")) if origin.known is None else ""
+    """The family that loads a base: by its name, else by its network's class. Raises BaseUnavailableError."""
+    found = str(_config(origin).get("_class_name", "nameless model")) if origin.known is None else ""
     for family in families():
-        if origin.known in family.KNOWN or found in family.UNETS:
+        if origin.known in family.KNOWN or found in family.NETWORKS:
             return family
-    expected = ", ".join(name for family in families() for name in family.UNETS)
+    expected = ", ".join(name for family in families() for name in family.NETWORKS)
     raise BaseUnavailableError(f"{origin.base!r} is a {found}, which is no base here; give one of {expected}.")
 
 
-def _unet_config(origin: Origin) -> dict[str, Any]:
+def _config(origin: Origin) -> dict[str, Any]:
+    """Of its network."""
     from customttt.backbones.family import read_config
 
-    folder = origin.folder
-    return read_config(folder / "unet" / "config.json" if folder else hub.fetch_config(origin.repositories[0]))
+    if origin.folder is None:
+        return read_config(hub.fetch_config(origin.repositories[0]))
+    paths = (origin.folder / name / "config.json" for name in _network_folders())
+    return read_config(next(path for path in paths if path.is_file()))
 
 
 def _defaults(origin: Origin, family: type[Family]) -> Defaults:
     if origin.known and origin.known.defaults:
         return origin.known.defaults
-    if origin.folder and (origin.folder / DEFAULTS_FILE).is_file():
-        return Defaults.from_dict(json.loads((origin.folder / DEFAULTS_FILE).read_text()))
-    return family.recipe(_unet_config(origin))
+    own = _own_settings(origin)
+    return Defaults.from_dict(own) if own else family.recipe(_config(origin))
+
+
+def own_settings(base: str) -> dict[str, Any]:
+    """What a base's folder says of it in DEFAULTS_FILE, empty where it says nothing. Raises BaseUnavailableError."""
+    return _own_settings(locate(base))
+
+
+def _own_settings(origin: Origin) -> dict[str, Any]:
+    path = origin.folder and origin.folder / DEFAULTS_FILE
+    return dict(json.loads(path.read_text())) if path and path.is_file() else {}
 
 
 def _fingerprint(origin: Origin) -> str:

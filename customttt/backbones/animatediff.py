@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -18,8 +19,10 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
 
 from customttt.backbones import hub
-from customttt.backbones.family import Family, Known, load_part, read_config
+from customttt.backbones.family import Known, load_part, read_config
 from customttt.backbones.interface import PromptEmbeds
+from customttt.backbones.unets import UNetFamily
+from customttt.concept import Kind
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
 from customttt.diffusion import Latents, NoiseSchedule, Schedule, Timesteps
 from customttt.errors import BaseUnavailableError
@@ -52,14 +55,15 @@ ADAPTER = hub.Repository(
 
 
 @dataclass
-class AnimateDiff(Family):
-    UNETS = ("UNetMotionModel", "UNet2DConditionModel")
+class AnimateDiff(UNetFamily):
+    NETWORKS = ("UNetMotionModel", "UNet2DConditionModel")
     BRANCHES = MappingProxyType({"appearance": "attentions", "motion": "motion_modules"})
     ARCHITECTURES = MappingProxyType({"appearance": "stable-diffusion-v1", "motion": "animatediff"})
-    KOHYA = True  # ComfyUI and AnimateDiff-Evolved
+    KOHYA_BASE = "sd_v1"
     KNOWN = (
         Known(
-            "tiny", "the embedded model: a small world of emoji", "Apache-2.0, OFL-1.1", folder=TINY_PATH / "weights"
+            "tiny", "the embedded model: a small world of emoji", "Apache-2.0, OFL-1.1", folder=TINY_PATH / "weights",
+            architecture_name="customttt-tiny",
         ),
         Known(
             "animatediff", "Stable Diffusion 1.5 + AnimateDiff v3, the paper's", "CreativeML OpenRAIL-M, Apache-2.0",
@@ -72,18 +76,18 @@ class AnimateDiff(Family):
     )  # fmt: skip
 
     @classmethod
-    def recipe(cls, unet_config: Mapping[str, Any]) -> Defaults:
+    def recipe(cls, config: Mapping[str, Any]) -> Defaults:
         """The paper's; with motion modules in the middle (v2), motion is learned in 2 and 4, as it analyses [P]."""
-        if not unet_config.get("use_motion_mid_block", False):
+        if not config.get("use_motion_mid_block", False):
             return PAPER
         return replace(PAPER, motion=PAPER.motion.but(layers=(2, 4)))
 
     @classmethod
-    def beside(cls, unet_config: Mapping[str, Any]) -> tuple[hub.Repository, ...]:
+    def beside(cls, config: Mapping[str, Any]) -> tuple[hub.Repository, ...]:
         """The motion adapter, for an image U-Net of the one kind that it fits."""
-        if unet_config["_class_name"] == "UNetMotionModel":
+        if config["_class_name"] == "UNetMotionModel":
             return ()
-        if (width := unet_config.get("cross_attention_dim")) != TEXT_WIDTH:
+        if (width := config.get("cross_attention_dim")) != TEXT_WIDTH:
             raise BaseUnavailableError(
                 f"Its U-Net reads text of width {width}, and AnimateDiff's motion modules fit Stable Diffusion 1.5 "
                 f"({TEXT_WIDTH}) only; give one of those, or put a folder motion_adapter beside its unet."
@@ -102,13 +106,13 @@ class AnimateDiff(Family):
         return UNetMotionModel.from_unet2d(image_unet, adapter).to(dtype)  # type: ignore[no-any-return]
 
     @classmethod
-    def bare_unet(cls, unet_config: Mapping[str, Any], folder: Path | None) -> nn.Module:
-        if unet_config["_class_name"] == "UNetMotionModel":
-            return UNetMotionModel.from_config(dict(unet_config))  # type: ignore[no-any-return]
+    def bare_unet(cls, config: Mapping[str, Any], folder: Path | None) -> nn.Module:
+        if config["_class_name"] == "UNetMotionModel":
+            return UNetMotionModel.from_config(dict(config))  # type: ignore[no-any-return]
         own = folder and folder / "motion_adapter"
-        path = own / "config.json" if own and own.is_dir() else hub.fetch_config(*cls.beside(unet_config))
+        path = own / "config.json" if own and own.is_dir() else hub.fetch_config(*cls.beside(config))
         adapter = MotionAdapter.from_config(read_config(path))
-        image_unet = UNet2DConditionModel.from_config(dict(unet_config))
+        image_unet = UNet2DConditionModel.from_config(dict(config))
         return UNetMotionModel.from_unet2d(image_unet, adapter, load_weights=False)  # type: ignore[no-any-return]
 
     @classmethod
@@ -120,11 +124,23 @@ class AnimateDiff(Family):
 
     def predict(self, noisy_latents: Latents, timesteps: Timesteps, prompt_embeds: PromptEmbeds) -> Latents:
         frames = noisy_latents.shape[2]
-        embeds = prompt_embeds.repeat_interleave(frames, 0).to(self.unet.dtype)
-        return self.unet(noisy_latents.to(self.unet.dtype), timesteps, embeds).sample.float()  # type: ignore[no-any-return]
+        embeds = prompt_embeds.repeat_interleave(frames, 0).to(self.network.dtype)
+        return self.network(noisy_latents.to(self.network.dtype), timesteps, embeds).sample.float()  # type: ignore[no-any-return]
 
-    def without_motion(self) -> AbstractContextManager[None]:
-        return without_motion(self.unet)
+    def framewise(self) -> AbstractContextManager[None]:
+        return without_motion(self.network)
+
+    @classmethod
+    def kohya(cls, key: str, kind: Kind) -> str:
+        """As ComfyUI and AnimateDiff-Evolved read it: an appearance in kohya's spelling, a motion in AnimateDiff's."""
+        module, role = key.removesuffix(".weight").split(".lora_")
+        end = {"A": "down", "B": "up"}[role]
+        if kind == "appearance":
+            return f"lora_unet_{module.replace('.', '_')}.lora_{end}.weight"
+        module = re.sub(r"(\.motion_modules\.\d+)\.", r"\1.temporal_transformer.", module)
+        module = module.replace(".attn1.", ".attention_blocks.0.").replace(".attn2.", ".attention_blocks.1.")
+        path, _, leaf = module.removesuffix(".0").rpartition(".")
+        return f"{path}.processor.{leaf}_lora.{end}.weight"
 
 
 def _identity(hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:

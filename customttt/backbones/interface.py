@@ -1,7 +1,4 @@
-"""What every base offers, whatever its family.
-
-The U-Net's blocks are numbered in the order of the data: 0-3 down, 4 middle, 5-8 up.
-"""
+"""What every base offers, whatever its family."""
 
 from __future__ import annotations
 
@@ -26,9 +23,10 @@ WordEmbedding = Float[Tensor, " d"]
 
 @dataclass(frozen=True)
 class Place:
-    """One linear or convolution of a U-Net that a LoRA can wrap."""
+    """One linear or convolution of a network that a LoRA can wrap."""
 
-    kind: Kind
+    kind: Kind | None
+    """Which LoRAs may use it; None: of either kind."""
     layer: int
     shape: tuple[int, ...]
     """Of its weight: (out, in), and of a convolution (out, in, height, width)."""
@@ -36,19 +34,32 @@ class Place:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A text-to-video base model, ready to learn from and to sample."""
+    """A text-to-video base model, ready to learn from and to sample.
+
+    Its network has numbered layers, in the order of the data. What is learned of single pictures and what of clips is
+    told apart by *where* LoRAs sit, where a base has spatial and temporal modules, and else by what they learn from.
+    """
 
     name: str
     fingerprint: str
     """Changes when the weights do: a concept only fits the base it was learned on."""
-    unet: nn.Module
+    network: nn.Module
+    vae: nn.Module
     schedule: Schedule
     defaults: Defaults
     device: torch.device
 
     @property
-    def blocks(self) -> list[nn.Module]:
-        """The nine numbered blocks."""
+    def blocks(self) -> list[list[nn.Module]]:
+        """The numbered blocks, each as those of its modules that can be computed again one after the other."""
+
+    @property
+    def heaviest(self) -> list[int]:
+        """The numbers of the blocks, those first that keep the most for a backward pass."""
+
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        """(l, d) of a prompt's embeddings."""
 
     def encode(self, video: Video) -> Latents:
         """Latents of pixels in [-1, 1]: the mean of the VAE's posterior, scaled to unit variance."""
@@ -68,14 +79,30 @@ class Backbone(Protocol):
     def predict(self, noisy_latents: Latents, timesteps: Timesteps, prompt_embeds: PromptEmbeds) -> Latents:
         """The network's output, which `schedule` reads."""
 
-    def without_motion(self) -> AbstractContextManager[None]:
-        """While this lasts, the motion modules are bypassed entirely: frames are independent pictures."""
+    def framewise(self) -> AbstractContextManager[None]:
+        """While this lasts, `predict` sees every frame as a picture by itself: nothing that mixes frames acts."""
 
-    def layers(self, kind: str) -> tuple[int, ...]:
+    @property
+    def readers(self) -> tuple[int, ...]:
+        """The layers that read the prompt."""
+
+    def reading(
+        self, layer_sets: Sequence[frozenset[int]], starred_embeds: PromptEmbeds, num_frames: int
+    ) -> AbstractContextManager[None]:
+        """While this lasts, video k of a batch reads p* in the layers of `layer_sets[k]` and its own prompt elsewhere.
+
+        `starred_embeds` is (b l d), one row a video; rows of the batch beyond b (those of the empty prompt) are left
+        alone.
+        """
+
+    def layers(self, kind: Kind) -> tuple[int, ...]:
         """The numbered layers that a LoRA of `kind` can learn in."""
 
-    def targets(self, kind: str, layers: Sequence[int]) -> list[str]:
+    def targets(self, kind: Kind, layers: Sequence[int]) -> list[str]:
         """Names of the linears that a LoRA of `kind` wraps in the numbered layers. Raises UsageError."""
+
+    def cross_attention(self, layers: Sequence[int]) -> list[str]:
+        """Of an appearance's linears there, those by which the prompt is read."""
 
     def latent_shape(self, num_frames: int, size: int) -> tuple[int, int, int, int]:
         """(c, f, h, w) of one video's latents. Raises UsageError for more frames than the base knows."""
@@ -85,7 +112,7 @@ class Backbone(Protocol):
 
 
 def precision(device: torch.device) -> torch.dtype:
-    """What a U-Net is kept in: full precision on a CPU, bfloat16 on a GPU that has it, else float16."""
+    """What a network is kept in: full precision on a CPU, bfloat16 on a GPU that has it, else float16."""
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

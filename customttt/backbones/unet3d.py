@@ -20,8 +20,9 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from torch import nn
 
 from customttt.backbones import hub
-from customttt.backbones.family import Family, Known, load_part, read_config
+from customttt.backbones.family import Known, load_part, read_config
 from customttt.backbones.interface import PromptEmbeds
+from customttt.backbones.unets import UNetFamily
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
 from customttt.diffusion import Latents, NoiseSchedule, Schedule, Timesteps
 from customttt.patch import replaced
@@ -55,11 +56,10 @@ MODELSCOPE_HOME = hub.Repository("damo-vilab/text-to-video-ms-1.7b", "8227dddca7
 
 
 @dataclass
-class UNet3D(Family):
-    UNETS = ("UNet3DConditionModel",)
+class UNet3D(UNetFamily):
+    NETWORKS = ("UNet3DConditionModel",)
     BRANCHES = MappingProxyType({"appearance": "attentions", "motion": "temp_attentions"})
     ARCHITECTURES = MappingProxyType({"appearance": "text-to-video-ms", "motion": "text-to-video-ms"})
-    KOHYA = False
     OUTSIDE = MappingProxyType({"transformer_in.": ("motion", 0)})
     KNOWN = (
         Known(
@@ -82,7 +82,7 @@ class UNet3D(Family):
     )  # fmt: skip
 
     @classmethod
-    def recipe(cls, unet_config: Mapping[str, Any]) -> Defaults:  # noqa: ARG003 all of this architecture are one size
+    def recipe(cls, config: Mapping[str, Any]) -> Defaults:  # noqa: ARG003 all of this architecture are one size
         return ZEROSCOPE
 
     @classmethod
@@ -90,8 +90,8 @@ class UNet3D(Family):
         return load_part(UNet3DConditionModel, folder / "unet", dtype)  # type: ignore[no-any-return]
 
     @classmethod
-    def bare_unet(cls, unet_config: Mapping[str, Any], folder: Path | None) -> nn.Module:  # noqa: ARG003 all is in it
-        return UNet3DConditionModel.from_config(dict(unet_config))  # type: ignore[no-any-return]
+    def bare_unet(cls, config: Mapping[str, Any], folder: Path | None) -> nn.Module:  # noqa: ARG003 all is in it
+        return UNet3DConditionModel.from_config(dict(config))  # type: ignore[no-any-return]
 
     @classmethod
     def load_schedule(cls, folder: Path) -> Schedule:
@@ -99,13 +99,13 @@ class UNet3D(Family):
         return NoiseSchedule.from_config(read_config(path) if path.is_file() else SCHEDULE)
 
     def predict(self, noisy_latents: Latents, timesteps: Timesteps, prompt_embeds: PromptEmbeds) -> Latents:
-        dtype = self.unet.dtype  # the text is repeated for every frame inside
-        return self.unet(noisy_latents.to(dtype), timesteps, prompt_embeds.to(dtype)).sample.float()  # type: ignore[no-any-return]
+        dtype = self.network.dtype  # the text is repeated for every frame inside
+        return self.network(noisy_latents.to(dtype), timesteps, prompt_embeds.to(dtype)).sample.float()  # type: ignore[no-any-return]
 
-    def without_motion(self) -> AbstractContextManager[None]:
+    def framewise(self) -> AbstractContextManager[None]:
         """All three kinds: one frame alone still changes in a temporal convolution, and in attention to itself."""
         timely = TransformerTemporalModel | TemporalConvLayer
-        modules = [module for module in self.unet.modules() if isinstance(module, timely)]
+        modules = [module for module in self.network.modules() if isinstance(module, timely)]
         return replaced(modules, lambda _: _identity)
 
 

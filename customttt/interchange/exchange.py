@@ -20,12 +20,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 from customttt import __version__, backbones, lora
 from customttt.backbones import Place
+from customttt.backbones.family import Family
 from customttt.concept import Concept, Kind, Source, check_name
 from customttt.errors import BaseUnavailableError, DamagedError, UsageError
 from customttt.interchange import keys, scales
@@ -73,8 +74,6 @@ def export(library: Library, concept: Concept, form: Form, path: Path) -> None:
     Raises DamagedError, StoreError, UsageError for a form in which no program could read it, and BaseUnavailableError
     where that cannot be told.
     """
-    if form == "kohya":
-        _check_readable(concept)
     weights = library.weights(concept.name)  # all files verified
     if form == "customttt":
         content = _pack(concept, {name: (weights.parent / name).read_bytes() for name in concept.files})
@@ -87,39 +86,44 @@ def export(library: Library, concept: Concept, form: Form, path: Path) -> None:
 
 
 def _renamed(weights: lora.Weights, concept: Concept, form: Form) -> lora.Weights:
+    family = backbones.family_of(backbones.locate(concept.base))
     if form == "diffusers":
-        return {f"unet.{key}": weight for key, weight in weights.items()}
-    renamed = {keys.kohya(key, concept.kind): weight for key, weight in weights.items()}
+        return {f"{family.FOLDER}.{key}": weight for key, weight in weights.items()}
+    renamed = {_kohya(family, key, concept): weight for key, weight in weights.items()}
     if concept.kind == "appearance":  # AnimateDiff's spelling has no alpha
         downs = [key for key in renamed if key.endswith(".lora_down.weight")]
         renamed |= {key.replace(".lora_down.weight", ".alpha"): torch.tensor(float(concept.rank)) for key in downs}
     return renamed
 
 
-def _check_readable(concept: Concept) -> None:
-    if not backbones.family_of(backbones.locate(concept.base)).KOHYA:
-        raise UsageError(
-            f"'{concept.name}' was learned on '{concept.base}', and no program reads LoRAs of that architecture in "
-            "kohya's form; use --format diffusers."
-        )
+def _kohya(family: type[Family], key: str, concept: Concept) -> str:
+    """Raises UsageError where no program knows the spelling."""
+    if spelt := family.kohya(key, concept.kind):
+        return spelt
+    raise UsageError(
+        f"'{concept.name}' was learned on '{concept.base}', and no program reads LoRAs of that architecture in "
+        "kohya's form; use --format diffusers."
+    )
 
 
-def _architecture(concept: Concept) -> str:
-    """As `modelspec.architecture` has it; empty where the base is not at hand, and so cannot be told."""
-    if concept.base == "tiny":
-        return "customttt-tiny"
+def _architecture(concept: Concept) -> tuple[str, str]:
+    """As `modelspec.architecture` and `ss_base_model_version` have it; empty where the base is not at hand."""
     try:
-        return backbones.family_of(backbones.locate(concept.base)).ARCHITECTURES[concept.kind]
+        origin = backbones.locate(concept.base)
+        family = backbones.family_of(origin)
     except BaseUnavailableError:
-        return ""
+        return "", ""
+    if origin.known and (own := origin.known.architecture_name):
+        return own, own
+    return family.ARCHITECTURES[concept.kind], family.KOHYA_BASE
 
 
 def _metadata(concept: Concept, form: Form) -> dict[str, str]:
     """What other programs show of a LoRA; the manifest says more."""
-    family = _architecture(concept)
+    architecture, kohya_base = _architecture(concept)
     known = {
         "modelspec.sai_model_spec": "1.0.0",
-        **({"modelspec.architecture": f"{family}/lora"} if family else {}),
+        **({"modelspec.architecture": f"{architecture}/lora"} if architecture else {}),
         "modelspec.implementation": "diffusers",
         "modelspec.title": concept.name,
         "modelspec.description": f"{concept.kind} LoRA for {concept.base}, learned by customttt {__version__}",
@@ -127,15 +131,15 @@ def _metadata(concept: Concept, form: Form) -> dict[str, str]:
         TRIGGER: concept.phrase,
         OWN_PHRASE: concept.phrase,
     }
-    return known if form == "diffusers" else known | _kohya_metadata(concept, family)
+    return known if form == "diffusers" else known | _kohya_metadata(concept, kohya_base)
 
 
-def _kohya_metadata(concept: Concept, family: str) -> dict[str, str]:
+def _kohya_metadata(concept: Concept, base: str) -> dict[str, str]:
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(concept.rank),
         "ss_network_alpha": str(concept.rank),
-        "ss_base_model_version": family if family == "customttt-tiny" else "sd_v1",
+        "ss_base_model_version": base,
         "ss_sd_model_name": concept.base,
         "ss_output_name": concept.name,
         "ss_learning_rate": str(concept.learning_rate),
@@ -165,8 +169,7 @@ def admit(parcel: Parcel, home: Home, name: str | None = None, kind: Kind | None
     """
     title = name or parcel.name
     check_name(title)
-    weights, notes = _weights(parcel, home, kind)
-    found = home.places[next(keys.wrapped(weights))].kind
+    weights, found, notes = _weights(parcel, home, kind)
     layers = tuple(sorted({home.places[module].layer for module in keys.wrapped(weights)}))
     rank = next(len(weight) for key, weight in weights.items() if ".lora_A." in key)
     if parcel.concept is None:
@@ -182,8 +185,11 @@ def admit(parcel: Parcel, home: Home, name: str | None = None, kind: Kind | None
     return Arrival(known.model_copy(update=moved), lambda folder: _write(parcel.members, folder))
 
 
-def _weights(parcel: Parcel, home: Home, kind: Kind | None) -> tuple[lora.Weights, tuple[str, ...]]:
-    """A parcel's weights of one kind under our keys, and what of it they are not. Raises DamagedError or UsageError."""
+def _weights(parcel: Parcel, home: Home, kind: Kind | None) -> tuple[lora.Weights, Kind, tuple[str, ...]]:
+    """A parcel's weights of one kind under our keys, their kind, and what of the parcel they are not.
+
+    Raises DamagedError or UsageError.
+    """
     places = home.places
     with refusing(f"'{parcel.file}' cannot be imported for the base '{home.base}'"):
         named = keys.named(parcel.tensors, places, kind) if isinstance(parcel.tensors, list) else parcel.tensors
@@ -198,19 +204,25 @@ def _weights(parcel: Parcel, home: Home, kind: Kind | None) -> tuple[lora.Weight
         notes.append(
             f"How strongly '{parcel.file}' acts stands in an {scales.CONFIG}, which is not here; it acts at 1."
         )
-    return _of_one_kind(parcel, weights, places, kind), tuple(notes)
+    found = kind or _kind(parcel, {places[module].kind for module in keys.wrapped(weights)})
+    return _of_one_kind(parcel, weights, places, found), found, tuple(notes)
 
 
-def _of_one_kind(parcel: Parcel, weights: lora.Weights, places: Mapping[str, Place], kind: Kind | None) -> lora.Weights:
-    kinds = {places[module].kind for module in keys.wrapped(weights)}
-    if kind is None and len(kinds) > 1:
-        raise UsageError(
-            f"'{parcel.file}' holds an appearance and a motion; choose one with --kind appearance or --kind motion."
-        )
-    found = kind or min(kinds)
-    if found not in kinds:
-        raise UsageError(f"'{parcel.file}' holds no {found} but {'an' if 'appearance' in kinds else 'a'} {min(kinds)}.")
-    return {key: weight for key, weight in weights.items() if places[key.rsplit(".lora_", 1)[0]].kind == found}
+def _kind(parcel: Parcel, kinds: set[Kind | None]) -> Kind:
+    """What a file holds, by where it was learned. Raises UsageError where that does not tell."""
+    told = kinds - {None} or ({parcel.concept.kind} if parcel.concept else set())
+    if len(told) == 1:
+        return cast(Kind, next(iter(told)))
+    holds = "an appearance and a motion" if told else "an appearance or a motion, which this base does not tell"
+    raise UsageError(f"'{parcel.file}' holds {holds}; choose one with --kind appearance or --kind motion.")
+
+
+def _of_one_kind(parcel: Parcel, weights: lora.Weights, places: Mapping[str, Place], kind: Kind) -> lora.Weights:
+    of = {key: places[key.rsplit(".lora_", 1)[0]].kind for key in weights}
+    if kept := {key: weight for key, weight in weights.items() if of[key] in (kind, None)}:
+        return kept
+    other = "a motion" if kind == "appearance" else "an appearance"
+    raise UsageError(f"'{parcel.file}' holds no {kind} but {other}.")
 
 
 def _phrase(parcel: Parcel, name: str) -> tuple[str, tuple[str, ...]]:

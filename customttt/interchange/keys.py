@@ -65,18 +65,6 @@ _LISTS: tuple[tuple[Kind, str], ...] = (
 """What a list without names covers."""
 
 
-def kohya(key: str, kind: Kind) -> str:
-    """One of our keys as ComfyUI reads it: an appearance in kohya's spelling, a motion in AnimateDiff's."""
-    module, role = key.removesuffix(".weight").split(".lora_")
-    end = {"A": "down", "B": "up"}[role]
-    if kind == "appearance":
-        return f"lora_unet_{module.replace('.', '_')}.lora_{end}.weight"
-    module = re.sub(r"(\.motion_modules\.\d+)\.", r"\1.temporal_transformer.", module)
-    module = module.replace(".attn1.", ".attention_blocks.0.").replace(".attn2.", ".attention_blocks.1.")
-    path, _, leaf = module.removesuffix(".0").rpartition(".")
-    return f"{path}.processor.{leaf}_lora.{end}.weight"
-
-
 def named(tensors: Sequence[Tensor], places: Mapping[str, Place], kind: Kind | None) -> Weights:
     """A list without names under our keys: the modules, in order, whose shapes are those of the list.
 

@@ -33,7 +33,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from customttt import diffusion
 from customttt.backbones import precision
 from customttt.backbones.animatediff import without_motion
-from customttt.backbones.family import suit
+from customttt.backbones.unets import suit
 from customttt.errors import UsageError
 from customttt.lab import codec
 from customttt.lab.optimizer import Optimizer, Replayed

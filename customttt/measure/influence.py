@@ -1,4 +1,4 @@
-"""Prompt influence: what a video shows when only some blocks of the U-Net read another prompt.
+"""Prompt influence: what a video shows when only some blocks of a base read another prompt.
 
 CustomTTT's analysis (project page and supplement): V_{p*->i, p->j!=i} is the video whose cross-attention of block i
 reads the prompt p*, and that of all other blocks p. The more the video shows of p*, the more block i carries.
@@ -8,18 +8,16 @@ chosen by greedy forward selection; movement can be scored by tracks, as CLIP ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, product
 from math import ceil
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from customttt.backbones import Backbone, PromptEmbeds
+from customttt.backbones import Backbone
 from customttt.config import SampleConfig, digest
 from customttt.errors import UsageError
 from customttt.measure import metrics, stats, tracks
@@ -28,7 +26,6 @@ from customttt.progress import Progress, Report, silent
 from customttt.sampling import denoise
 from customttt.video import Video, to_frames
 
-BLOCKS = range(9)
 TOGETHER = 4
 """Videos that go through a CPU at once; a GPU is busy with one."""
 Layers = frozenset[int]
@@ -53,53 +50,6 @@ Scorer = Callable[[Video, Sequence[Layers], Pair, int], Sequence[float]]
 says; higher is more."""
 
 
-def readers(backbone: Backbone) -> dict[int, list[nn.Module]]:
-    """The spatial cross-attentions of every numbered block that has some."""
-    found: dict[int, list[nn.Module]] = {}
-    for layer in BLOCKS:
-        try:
-            names = backbone.targets("appearance", [layer])
-        except UsageError:  # this block reads no text
-            continue
-        places = [name.removesuffix(".to_k") for name in names if name.endswith("attn2.to_k")]
-        found[layer] = [backbone.unet.get_submodule(place) for place in places]
-    return found
-
-
-@contextmanager
-def reading(
-    backbone: Backbone, layer_sets: Sequence[Layers], starred_embeds: PromptEmbeds, num_frames: int
-) -> Iterator[None]:
-    """While this lasts, video k of a batch reads p* in the blocks of `layer_sets[k]` and its own prompt elsewhere.
-
-    `starred_embeds` is (b l d), one row a video; rows of the batch beyond b (those of the empty prompt) are left alone.
-    """
-    starred = starred_embeds.repeat_interleave(num_frames, 0)
-
-    def swap(layer: int) -> Callable[..., tuple[Any, dict[str, Any]]]:
-        mask = torch.tensor([layer in layers for layers in layer_sets]).repeat_interleave(num_frames)
-        rows = mask.nonzero()[:, 0].to(starred.device)
-
-        def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            read = kwargs["encoder_hidden_states"].clone()
-            read[rows] = starred[rows].to(read.dtype)
-            return args, {**kwargs, "encoder_hidden_states": read}
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(swap(layer), with_kwargs=True)
-        for layer, modules in readers(backbone).items()
-        if any(layer in layers for layers in layer_sets)
-        for module in modules
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def check_layers(base: str, able: Iterable[int], layer_sets: Sequence[Layers]) -> None:
     """Raise UsageError for a block that is not one of those `able` to read a prompt."""
     known = sorted(set(able))
@@ -118,7 +68,7 @@ def render(
     report: Report = silent,
 ) -> Float[Tensor, "b 3 f h w"]:
     """V_{p*->layers, p->others} of the same noise for every set of blocks; the empty set is V_p, the null."""
-    check_layers(backbone.name, readers(backbone), layer_sets)
+    check_layers(backbone.name, backbone.readers, layer_sets)
     shape = backbone.latent_shape(sample.num_frames, sample.size)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
     prompt, starred, empty = (backbone.embed([text]) for text in (pair.prompt, pair.starred, ""))
@@ -127,7 +77,7 @@ def render(
     for start in range(0, len(layer_sets), together):
         some = layer_sets[start : start + together]
         rows = len(some), -1, -1
-        with reading(backbone, some, starred.expand(*rows), sample.num_frames):
+        with backbone.reading(some, starred.expand(*rows), sample.num_frames):
             latents = denoise(
                 backbone, noise.expand(len(some), *shape), prompt.expand(*rows), empty.expand(*rows),
                 guidance_scale=sample.guidance_scale, path=path, report=report,
@@ -157,7 +107,7 @@ def by_clip(model: metrics.Features) -> Scorer:
 
 def by_tracks(backbone: Backbone) -> Scorer:
     """Motion fidelity of each video to that of the same noise whose every block reads p* (ours)."""
-    able = frozenset(readers(backbone))
+    able = frozenset(backbone.readers)
     truths: dict[tuple[Pair, int], metrics.Tracks] = {}
 
     def follow(video: Float[Tensor, "3 f h w"]) -> metrics.Tracks:
@@ -240,7 +190,7 @@ class Study:
 
     def per_layer(self) -> list[Influence]:
         """Each block alone, and all of them together at the end."""
-        able = list(readers(self.backbone))
+        able = self.backbone.readers
         return self.measure([*(frozenset([layer]) for layer in able), frozenset(able)])
 
     def page(self, effects: Sequence[Influence], shown: Sequence[Layers] = ()) -> list[Layers]:
@@ -248,7 +198,7 @@ class Study:
 
         Without sets `shown`: the strongest block alone, and with the second strongest.
         """
-        able = frozenset(readers(self.backbone))
+        able = frozenset(self.backbone.readers)
         alone = sorted((one for one in effects if len(one.layers) == 1), key=lambda one: -one.effect.value)
         first, second = (frozenset(one.layers) for one in alone[:2])
         sets = list(shown) or [first, first | second]
@@ -256,7 +206,7 @@ class Study:
 
     def select(self, share: float = 0.9) -> list[Influence]:
         """Greedy forward selection: growing sets, up to the first with `share` of the effect of all blocks."""
-        able = frozenset(readers(self.backbone))
+        able = frozenset(self.backbone.readers)
         goal = share * self.measure([able])[0].effect.value
         chosen = NULL
         steps: list[Influence] = []

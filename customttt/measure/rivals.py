@@ -33,8 +33,6 @@ from customttt.video import to_video
 
 FORMAT_VERSION = 2
 """Part of every key; raise it when a rival here learns otherwise than before."""
-CROSS_ATTENTION = ".attn2."
-"""In the name of a spatial linear that reads the prompt, or writes what was read."""
 MASKED = 0.2
 """Share of the steps without the clip's spatial LoRA, in MotionDirector's and DiffDirector's public code [C]."""
 WORD_SHARE = 0.75
@@ -176,7 +174,8 @@ def motiondirector(lesson: Lesson) -> Taught:
     Published: AdamW at 5e-4 for both paths, 150 steps for a clip and 1,000 for pictures, half of them mirrored, and at
     inference noise that is half the inverted clip. Here all methods share optimizer, steps, pictures and noise.
     """
-    spatial = [name for name in lesson.targets("appearance") if CROSS_ATTENTION not in name]
+    reading = lesson.backbone.cross_attention(lesson.backbone.layers("appearance"))
+    spatial = [name for name in lesson.targets("appearance") if name not in reading]
     return Taught((lesson.subject(spatial), _two_paths(lesson, spatial)))
 
 
@@ -204,7 +203,7 @@ def dreamvideo(lesson: Lesson) -> Taught:
     word = _invert(lesson, said, int(WORD_SHARE * steps))
     with lesson.backbone.meaning(lesson.noun, word):
         embeds = lesson.backbone.embed(said)
-    cross_attention = [name for name in lesson.targets("appearance") if CROSS_ATTENTION in name]
+    cross_attention = lesson.backbone.cross_attention(lesson.backbone.layers("appearance"))
     identity = lesson.subject(cross_attention, embeds, steps - int(WORD_SHARE * steps))
     return Taught((identity, lesson.movement(debias=0.0)), word)
 
@@ -229,7 +228,7 @@ def _two_paths(lesson: Lesson, spatial: Sequence[str]) -> lora.Weights:
 
     def temporal(noisy: Latents, target: Latents, timesteps: Tensor, scales: Mapping[str, float]) -> Terms:
         anchor = int(torch.randint(0, noisy.shape[2], (), generator=generator))
-        with lora.trainable(lora.parameters(backbone.unet, "looks"), False), lora.active(backbone.unet, **scales):
+        with lora.trainable(lora.parameters(backbone.network, "looks"), False), lora.active(backbone.network, **scales):
             yield losses.motion(backbone.predict(noisy, timesteps, embeds), target, anchor, config.debias)
 
     def terms_at(_: int) -> Terms:
@@ -238,14 +237,14 @@ def _two_paths(lesson: Lesson, spatial: Sequence[str]) -> lora.Weights:
             yield from temporal(noisy, target, timesteps, {"motion": 1.0})
             return
         index = torch.randint(0, noisy.shape[2], (1,), generator=generator).to(noisy.device)
-        with lora.active(backbone.unet, looks=1.0):
+        with lora.active(backbone.network, looks=1.0):
             prediction = backbone.predict(noisy.index_select(2, index), timesteps, embeds)
             yield losses.denoising(prediction, target.index_select(2, index))
         yield from temporal(noisy, target, timesteps, {"motion": 1.0, "looks": 1.0})
 
     weights, _ = train.learn(
         backbone, {"looks": spatial, "motion": lesson.targets("motion")}, config, terms_at, lesson.accelerator,
-        phase="learning the motion by two paths", generator=generator, ladder=Ladder(backbone.blocks),
+        phase="learning the motion by two paths", generator=generator, ladder=Ladder(backbone),
         report=lesson.report, keeper=lesson.stages("movement"),
     )  # fmt: skip
     return weights["motion"]
@@ -260,13 +259,13 @@ def _invert(lesson: Lesson, said: Sequence[str], steps: int) -> WordEmbedding:
     def terms_at(_: int) -> Terms:
         chosen = torch.randint(0, len(lesson.pictures), (config.batch_size,), generator=generator)
         noisy, target, timesteps = train.noised(backbone, lesson.pictures[chosen], generator)
-        with backbone.meaning(lesson.noun, word), backbone.without_motion():
+        with backbone.meaning(lesson.noun, word), backbone.framewise():
             prediction = backbone.predict(noisy, timesteps, backbone.embed([said[int(index)] for index in chosen]))
             yield losses.denoising(prediction, target)
 
     train.optimize(
         [([word], config.learning_rate)], terms_at, phase="learning the word", steps=steps,
-        accelerator=lesson.accelerator, ladder=Ladder(backbone.blocks), report=lesson.report,
+        accelerator=lesson.accelerator, ladder=Ladder(backbone), report=lesson.report,
         keeper=lesson.stages("word"), generator=generator,
     )  # fmt: skip
     return word.detach().cpu()

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from customttt import backbones
 from customttt.measure import metrics
 from customttt.measure.evaluate import CLIP_T, DINO_I, FIDELITY, Candidate, Row, lacking
 from customttt.media import Frames
@@ -22,6 +23,11 @@ NAME = "the judge of tiny's world"
 SHOWS = {"noun": "shows the subject", "movement": "shows the movement", "scene": "shows the scene"}
 """Rows by head: the judge's probability of what the prompt names."""
 LOOKS_LIKE, MOVES_LIKE = "looks like the pictures", "moves like the clip"
+
+
+def draws(base: str) -> bool:
+    """Whether a base draws the embedded world: "judged" among its own settings says so. Raises BaseUnavailableError."""
+    return backbones.own_settings(base).get("judged") is True
 
 
 def by_judge(candidates: Sequence[Candidate], pictures: Frames | None, report: Report = silent) -> list[Row]:
