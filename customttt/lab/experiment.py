@@ -1,6 +1,6 @@
 """The study's cells: pairings, scenes and seeds, what every arm learns and renders for them, and what the judge says.
 
-Every arm renders from the same noise. Every LoRA, adaptation and cell is kept in a folder, so a killed run goes on.
+Every arm renders from the same noise. Every concept, adaptation and cell is kept in a folder: a killed run goes on.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from customttt import compose, learn, lora, media
+from customttt import learn, media
 from customttt.backbones import Backbone
 from customttt.concept import Kind
 from customttt.config import TrainConfig, digest
 from customttt.lab import score
 from customttt.lab.arms import BLOCKS, TABLES, Arm
-from customttt.lab.lessons import Content, Say, School, clip, keep, pictures, render, wording
+from customttt.lab.lessons import Content, School, clip, pictures, render, wording
+from customttt.library import Library
 from customttt.measure import influence, metrics, rivals, stats
 from customttt.measure.ledger import Ledger
-from customttt.recipe import Ingredient, VideoRecipe
+from customttt.progress import Say
+from customttt.recipe import Ingredient, Rival, VideoRecipe
 from customttt.tiny import judge
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
 from customttt.tiny.world import PLAIN, Look
 from customttt.video import to_video
+from customttt.workshop import Workshop
 
 SUBJECTS = [
     ("koala", Look("purple", "crown")), ("dog", Look("blue", "top hat")), ("cat", Look("green", "bow")),
@@ -143,25 +146,25 @@ class Study:
 
     def _costs(self, todo: Sequence[tuple[Cell, Arm]]) -> list[float]:
         """How long each takes beside a video whose weights are at hand: those who come first learn for the others."""
-        costs, known = [], set[Path]()
+        costs, known = [], set[str]()
         for cell, arm in todo:
-            needed = self._needed(cell, arm)
-            new = {path for path in needed.keys() - known if not path.exists()}
-            known |= new
-            costs.append(1 + sum(needed[path] for path in new))
+            new = {name: cost for name, cost in self._missing(cell, arm).items() if name not in known}
+            known |= new.keys()
+            costs.append(1 + sum(new.values()))
         return costs
 
-    def _needed(self, cell: Cell, arm: Arm) -> dict[Path, float]:
-        """The weights that a video is rendered with, and how many videos could be rendered while they are made."""
+    def _missing(self, cell: Cell, arm: Arm) -> dict[str, float]:
+        """What has to be learned for a video, and how many videos could be rendered while it is."""
         learning = {kind: self._config(kind, arm).steps * LEARNING_STEP for kind in KINDS}
         if arm.rival:
-            return {self._rival(cell, arm.rival): sum(learning.values())}
-        found = {
-            self._school.path(kind, self._content(kind, cell), self._config(kind, arm)): cost
-            for kind, cost in learning.items()
-        }
+            rival = self._rival(cell, arm.rival)
+            return {} if self.shop.library.adapted(rival.key) else {rival.key: sum(learning.values())}
+        names = {kind: self._school.name(kind, self._content(kind, cell), self._config(kind, arm)) for kind in KINDS}
+        found = {name: learning[kind] for kind, name in names.items() if not self._school.known(name)}
         recipe = self._recipe(cell, arm)
-        return found | ({self._adapted(cell, arm, recipe): recipe.ttt.steps * TTT_STEP} if recipe.ttt.steps else {})
+        name = self._adaptation(cell, arm, recipe)
+        done = not recipe.ttt.steps or self.ledger.get(name)
+        return found if done else found | {name: recipe.ttt.steps * TTT_STEP}
 
     def measure_influence(self, kind: Kind) -> None:
         """What each block carries alone, and the smallest set that carries nine tenths; measured once."""
@@ -209,7 +212,7 @@ class Study:
     def seconds(self, cell: Cell, arm: Arm) -> float | None:
         """CPU seconds of test-time training; None where there is none."""
         recipe = self._recipe(cell, arm)
-        known = self.ledger.get(self._adapted(cell, arm, recipe).stem) if recipe.ttt.steps else None
+        known = self.ledger.get(self._adaptation(cell, arm, recipe)) if recipe.ttt.steps else None
         return float(known["seconds"]) if known else None
 
     def _recipe(self, cell: Cell, arm: Arm) -> VideoRecipe:
@@ -225,9 +228,7 @@ class Study:
 
     def _render(self, cell: Cell, arm: Arm) -> None:
         recipe, path = self._recipe(cell, arm), self.video(cell, arm)
-        taught = self._taught(cell, arm) if arm.rival else rivals.Taught(self._adapt(cell, arm, recipe))
-        with taught.spoken(self.backbone, recipe.appearance.phrase):
-            frames = compose.render(self.backbone, taught.pair, recipe, self.accelerator)
+        frames = self.shop.compose(recipe, self._taught(cell, arm, recipe))
         path.parent.mkdir(parents=True, exist_ok=True)
         media.write_video(path, frames, recipe.sample.fps, recipe.to_dict())
         self.ledger.put(path.stem, arm=arm.title, of=asdict(cell), scores=judged(frames, cell))
@@ -246,39 +247,29 @@ class Study:
             seen, moves, self.backbone.defaults,
         )  # fmt: skip
 
-    def _taught(self, cell: Cell, arm: Arm) -> rivals.Taught:
-        """What a rival has learned."""
-        path, full = self._rival(cell, arm.rival), self._rival(cell, "full")
-        if not path.exists():
-            self.say(f"{arm.rival} learns {cell.subject} and {cell.movement}")
-            everywhere = lora.split(lora.load(full))[0] if full.exists() else None
-            material = self._materials[cell.pairing]
-            taught = rivals.teach(arm.rival, self.backbone, material, self.accelerator, subject=everywhere)
-            keep(taught.to_weights(), path)
-        return rivals.Taught.from_weights(lora.load(path))
+    def _rival(self, cell: Cell, rival: str) -> Rival:
+        return Rival(rival, self._materials[cell.pairing].key(rival))
 
-    def _rival(self, cell: Cell, rival: str) -> Path:
-        key = self._materials[cell.pairing].key(rival)
-        return self.out / "rivals" / f"{cell.pairing}-{key[:16]}.safetensors"
+    def _taught(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> rivals.Taught:
+        """What a video is rendered with; how long test-time training took is kept in the ledger."""
+        if arm.rival:
+            return self.shop.teach(self._rival(cell, arm.rival), self._materials[cell.pairing])
+        appearance, motion = (
+            self._school.learned(kind, self._content(kind, cell), self._config(kind, arm)) for kind in KINDS
+        )
+        real = replace(recipe, appearance=Ingredient.of(appearance), motion=Ingredient.of(motion))
+        began, known = time.process_time(), self.shop.library.adapted(real.adaptation_key())
+        pair = self.shop.adapt(real)
+        if recipe.ttt.steps and not known:
+            self.ledger.put(self._adaptation(cell, arm, recipe), seconds=time.process_time() - began)
+        return rivals.Taught(pair)
 
-    def _adapt(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> compose.LoraPair:
-        pair = self._learned("appearance", cell, arm), self._learned("motion", cell, arm)
-        if not recipe.ttt.steps:
-            return pair
-        path = self._adapted(cell, arm, recipe)
-        if not path.exists():
-            began = time.process_time()
-            adapted = compose.adapt(self.backbone, pair, recipe, self.accelerator)
-            self.ledger.put(path.stem, seconds=time.process_time() - began)
-            keep(lora.join(adapted), path)
-        return lora.split(lora.load(path))
-
-    def _adapted(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> Path:
+    def _adaptation(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> str:
+        """The name of test-time training in the ledger: all that makes it, known before anything is learned."""
         prompts = [recipe.joint_prompt, recipe.doing_prompts, recipe.object_prompts]
         settings = recipe.ttt.changed(), recipe.sample.changed(), self._configs(arm)
         parts = [recipe.base_fingerprint, recipe.appearance.name, recipe.motion.name, prompts, settings]
-        key = digest(parts)[:16]
-        return self.out / "adapted" / f"{cell.pairing}-{key}.safetensors"
+        return f"{cell.pairing}-{digest(parts)[:16]}"
 
     def _config(self, kind: Kind, arm: Arm) -> TrainConfig:
         """How an arm learns."""
@@ -288,12 +279,14 @@ class Study:
     def _configs(self, arm: Arm) -> list[dict[str, Any]]:
         return [self._config(kind, arm).changed() for kind in KINDS]
 
-    def _learned(self, kind: Kind, cell: Cell, arm: Arm) -> lora.Weights:
-        return self._school.learned(kind, self._content(kind, cell), self._config(kind, arm))
+    @cached_property
+    def shop(self) -> Workshop:
+        """Its library, in the folder, holds all that was learned."""
+        return Workshop(self.backbone, self.accelerator, Library(self.out, forgets=False))
 
     @property
     def _school(self) -> School:
-        return School(self.backbone, self.accelerator, self.out / "loras", self.say)
+        return School(self.shop, self.say)
 
     def _content(self, kind: Kind, cell: Cell) -> Content:
         """What a concept of the pairing is learned from."""

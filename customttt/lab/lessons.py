@@ -1,21 +1,20 @@
-"""What the world's held-out part teaches: pictures, clips, and the LoRAs that are learned from them."""
+"""What the world's held-out part teaches: pictures, clips, and the concepts that are learned from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Int
 from torch import Tensor
 
-from customttt import learn, lora, media
-from customttt.backbones import Backbone
-from customttt.concept import Kind
+from customttt import learn, media
+from customttt.concept import Concept, Kind
 from customttt.config import TrainConfig, digest
+from customttt.errors import NotFoundError
+from customttt.progress import Say
 from customttt.recipe import sentence, with_article
 from customttt.tiny import world
 from customttt.tiny.captions import noun_phrase, pair_sentence
@@ -23,10 +22,10 @@ from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE, PICTURE_SCENES, STILL, ca
 from customttt.tiny.movements import HELD_OUT_MOVEMENTS, MOVEMENTS
 from customttt.tiny.scenes import SCENES
 from customttt.video import to_frames
+from customttt.workshop import Workshop
 
 SEED = 78
 """Of the first renders that are learned from; the n-th seed of learning sees those of the n-th seed after it."""
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -113,43 +112,34 @@ def clip(movement: str, seed: int = SEED) -> media.Clip:
     return media.Clip(movement, to_frames(video), 8.0, "0" * 64)
 
 
-def keep(weights: lora.Weights, path: Path) -> None:
-    """Write weights to `path` whole or not at all."""
-    with media.placed(path) as aside:
-        lora.save(weights, aside)
-
-
 @dataclass(frozen=True)
 class School:
-    """A base that learns from the held-out part, and the folder where what it has learned is kept: one `--out` for
-    `score` and `study` and nothing is learned twice."""
+    """A workshop that learns from the held-out part: with one `--out`, `score` and `study` learn nothing twice."""
 
-    backbone: Backbone
-    accelerator: Accelerator
-    folder: Path
+    shop: Workshop
     say: Say
 
-    def learned(self, kind: Kind, of: Content, config: TrainConfig) -> lora.Weights:
-        """The LoRA of a noun and look, from `pictures`, or of a movement, from `clip`.
+    def learned(self, kind: Kind, of: Content, config: TrainConfig) -> Concept:
+        """A noun and look, from `pictures`, or a movement, from `clip`; rendered anew for each seed of learning."""
+        name = self.name(kind, of, config)
+        if known := self.known(name):
+            return known
+        self.say(f"learning the {kind} {of.file_name} in blocks {','.join(map(str, config.layers))}")
+        seed, words = SEED + config.seed, replace(wording(kind, of), name=name)
+        inputs = clip(of.movement, seed) if kind == "motion" else pictures(of.noun, of.look, seed)
+        return self.shop.learn(self.shop.plan(words, inputs, config), force=True)  # another process may have, too
 
-        The world renders them anew for each seed of learning.
-        """
-        path = self.path(kind, of, config)
-        if not path.exists():
-            self.say(f"learning the {kind} {of.file_name} in blocks {','.join(map(str, config.layers))}")
-            keep(self._learn(kind, of, config).weights, path)
-        return lora.load(path)
+    def name(self, kind: Kind, of: Content, config: TrainConfig) -> str:
+        """What it is called in the library: all that makes it."""
+        key = digest([self.shop.backbone.fingerprint, config.changed()])[:16]
+        return f"{kind}-{of.file_name}-{key}"
 
-    def path(self, kind: Kind, of: Content, config: TrainConfig) -> Path:
-        """Where that LoRA is kept: named by all that makes it."""
-        key = digest([self.backbone.fingerprint, config.changed()])[:16]
-        return self.folder / f"{kind}-{of.file_name}-{key}.safetensors"
-
-    def _learn(self, kind: Kind, of: Content, config: TrainConfig) -> learn.Learned:
-        seed, words, given = SEED + config.seed, wording(kind, of), (config, self.accelerator)
-        if kind == "motion":
-            return learn.motion(self.backbone, clip(of.movement, seed), words, *given)
-        return learn.appearance(self.backbone, pictures(of.noun, of.look, seed), words, *given)
+    def known(self, name: str) -> Concept | None:
+        """The concept of that name; None where it is not learned yet."""
+        try:
+            return self.shop.library.get(name)
+        except NotFoundError:
+            return None
 
 
 def wording(kind: Kind, of: Content) -> learn.Wording:

@@ -23,21 +23,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from customttt import lora, media, opening, sampling
+from customttt import lora, media, sampling
 from customttt.backbones import Backbone
 from customttt.concept import Kind
 from customttt.config import digest
 from customttt.lab import spoil
 from customttt.lab.judge_training import UNKNOWN, random_clips, random_contents, truth
-from customttt.lab.lessons import Content, Say, School, held_out, render
+from customttt.lab.lessons import Content, School, held_out, render
+from customttt.library import Library
 from customttt.measure import metrics, sheets, stats
 from customttt.measure.ledger import Ledger
-from customttt.progress import Report, silent
+from customttt.progress import Report, Say, silent
 from customttt.tiny import TINY_PATH, judge, models, world
 from customttt.tiny.demo import PICTURE_SCENES, STILL
 from customttt.tiny.movements import MOVEMENTS, TRAINED_MOVEMENTS
 from customttt.tiny.scenes import SCENES
 from customttt.video import Video, to_frames
+from customttt.workshop import Workshop
 
 CARD, GALLERY = TINY_PATH / "MODEL_CARD.md", TINY_PATH / "learned.png"
 MARKS = "<!-- scores -->", "<!-- end of scores -->"
@@ -306,14 +308,14 @@ def learn_one(school: School, kind: str, content: Content, seed: int) -> tuple[d
         asked = [Content(noun, content.movement, scene) for noun, scene in ACTORS]
     else:
         asked = [Content(content.noun, movement, scene) for movement, scene in SETTINGS]
-    backbone = school.backbone
-    weights = school.learned(adapter, content, getattr(backbone.defaults, adapter).but(seed=seed))
-    lora.restore(backbone.unet, adapter, weights)
+    backbone = school.shop.backbone
+    learned = school.learned(adapter, content, getattr(backbone.defaults, adapter).but(seed=seed))
+    lora.restore(backbone.network, adapter, lora.load(school.shop.library.weights(learned.name)))
     try:
         before = generate(backbone, asked, 500 + seed)
         after = generate(backbone, asked, 500 + seed, {adapter: 1.0})
     finally:
-        lora.remove(backbone.unet, adapter)
+        lora.remove(backbone.network, adapter)
     shown = [Content(c.noun, c.movement, c.scene, content.look) for c in asked]
     real = render(shown, 600 + seed, vary=0.0 if kind == "movement" else 1.0)
     scores: dict[str, float] = {}
@@ -373,7 +375,7 @@ def score_learning(
 
     `share` (i, n) is the i-th of n processes on the same folder; what the others have not measured yet is left out.
     """
-    ledger, base = Ledger(out / "learning.jsonl"), school.backbone
+    ledger, base = Ledger(out / "learning.jsonl"), school.shop.backbone
     cells = [(seed, kind, i) for seed in range(seeds) for i in range(items) for kind in OF]
     done: dict[str, list[tuple[str, dict[str, float]]]] = {kind: [] for kind in OF}
     for number, (seed, kind, i) in enumerate(cells):
@@ -439,7 +441,8 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Score `parts`, each kept in `out`: the learning cell by cell, so that processes can share it, others as JSON."""
     out.mkdir(parents=True, exist_ok=True)
-    backbone, accelerator = opening.open_accelerated(base)
+    shop = Workshop.open(base, Library(out, forgets=False))
+    backbone = shop.backbone
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
         "judge": lambda: score_judge(100 if quick else JUDGED),
         "codec": lambda: score_codec(backbone),
@@ -449,7 +452,7 @@ def run(
     for part in parts:
         if part == "learning":
             size = (2, 1) if quick else (12, 3)
-            results[part] = score_learning(School(backbone, accelerator, out / "loras", say), out, *size, share)
+            results[part] = score_learning(School(shop, say), out, *size, share)
             continue
         file = out / f"{part}.json"
         if not file.exists():
