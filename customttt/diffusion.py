@@ -117,6 +117,65 @@ class NoiseSchedule:
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
+PLAIN_FLOW = (
+    "use_dynamic_shifting", "invert_sigmas", "shift_terminal", "stochastic_sampling", "use_karras_sigmas",
+    "use_exponential_sigmas", "use_beta_sigmas",
+)  # fmt: skip
+"""What diffusers' schedulers of flows can do besides, and `FlowSchedule` cannot."""
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Flow matching on a straight line, with Euler's steps: x_s = (1 - s) x_0 + s eps (arXiv 2210.02747, 2209.03003).
+
+    s is the share of the noise, from 0 to 1, and `noisiest` times s the timestep that the network reads.
+    """
+
+    shift: float = 1.0
+    """The steps of a sampler gather in much noise: s becomes shift s / (1 + (shift - 1) s) (arXiv 2403.03206)."""
+    noisiest: int = 1000
+    """The timestep of nothing but noise."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> FlowSchedule:
+        """Read a diffusers `scheduler_config.json`, of whichever sampler: all share the line, and ours is Euler's.
+
+        Raises ValueError for one that is no plain flow.
+        """
+        name, other = config.get("_class_name", "a scheduler"), [one for one in PLAIN_FLOW if config.get(one)]
+        flows = "FlowMatch" in name or config.get("prediction_type") == "flow_prediction"
+        if other or not flows:
+            raise ValueError(f"{name} with {other[0] if other else 'no flow'} is not supported")
+        return cls(float(config.get("flow_shift", config.get("shift", 1.0))), config.get("num_train_timesteps", 1000))
+
+    def draw(self, count: int, within: tuple[float, float], generator: torch.Generator) -> Float[Tensor, " b"]:
+        """Uniform in s, whatever the sampler's shift; other trainers often draw with the shift, or near the middle."""
+        low, high = within
+        return self.noisiest * (low + (high - low) * torch.rand(count, generator=generator))
+
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """x_s from x_0 and eps."""
+        share = (timesteps.to(latents) / self.noisiest).view(-1, 1, 1, 1, 1)
+        return (1 - share) * latents + share * noise
+
+    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:  # noqa: ARG002
+        """eps - x_0, the direction of the line, the same at every timestep."""
+        return noise - latents
+
+    def path(self, num_inference_steps: int) -> list[float]:
+        """As diffusers' `FlowMatchEulerDiscreteScheduler` spaces them: it shifts the least noisy of all twice."""
+        least = self._shifted(torch.tensor(1 / self.noisiest, dtype=torch.float64))
+        shares = torch.linspace(1, float(least), num_inference_steps, dtype=torch.float64)
+        return [*(self.noisiest * self._shifted(shares)).tolist(), 0.0]
+
+    def step(self, prediction: Latents, noisy_latents: Latents, timestep: float, following: float) -> Latents:
+        """Euler's step along the predicted direction."""
+        return noisy_latents + (following - timestep) / self.noisiest * prediction
+
+    def _shifted(self, shares: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        return self.shift * shares / (1 + (self.shift - 1) * shares)
+
+
 def zero_terminal_snr(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
     """Shift and scale sqrt(alpha_bar) so that the last timestep is pure noise (arXiv 2305.08891)."""
     root = alphas_cumprod.sqrt()

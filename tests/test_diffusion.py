@@ -1,4 +1,4 @@
-"""The forward process and DDIM agree with diffusers and with their own algebra."""
+"""The forward process, DDIM and Euler's steps agree with diffusers and with their own algebra."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from customttt import diffusion
 from customttt.tiny.models import SCHEDULER
@@ -84,3 +84,47 @@ def test_timesteps_are_drawn_within_shares_of_the_noise(both: tuple[diffusion.No
     drawn = both[0].draw(2000, (0.4, 0.6), torch.Generator().manual_seed(0))
     assert (drawn.min(), drawn.max()) == (400, 599)
     assert torch.equal(drawn, both[0].draw(2000, (0.4, 0.6), torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
+def test_a_flow_is_walked_as_in_diffusers(shift: float) -> None:
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
+    ours = diffusion.FlowSchedule.from_config({**theirs.config, "_class_name": type(theirs).__name__})
+    theirs.set_timesteps(7)
+    path = ours.path(7)
+    assert path == pytest.approx([*theirs.timesteps.tolist(), 0.0], rel=1e-6)
+    mine = other = latents(0)
+    for index, (step, following) in enumerate(pairwise(path)):
+        prediction = latents(index + 2)
+        mine = ours.step(prediction, mine, step, following)
+        other = theirs.step(prediction, theirs.timesteps[index], other).prev_sample
+    assert torch.allclose(mine, other, atol=1e-5)
+
+
+def test_a_step_along_the_target_of_a_flow_ends_at_the_clean_latents() -> None:
+    flow, timesteps = diffusion.FlowSchedule(), torch.tensor([250.0, 250.0])
+    noisy = flow.add_noise(latents(0), latents(1), timesteps)
+    assert torch.allclose(noisy, 0.75 * latents(0) + 0.25 * latents(1))
+    target = flow.target(latents(0), latents(1), timesteps)
+    assert torch.allclose(flow.step(target, noisy, 250.0, flow.path(1)[-1]), latents(0), atol=1e-5)
+
+
+def test_the_shift_of_a_flow_is_read_from_the_config_of_any_sampler() -> None:
+    unipc = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    assert diffusion.FlowSchedule.from_config(unipc) == diffusion.FlowSchedule(3.0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [PAPER, {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}],
+    ids=["no flow", "another flow"],
+)
+def test_what_is_no_plain_flow_is_refused(config: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="is not supported"):
+        diffusion.FlowSchedule.from_config(config)
+
+
+def test_timesteps_of_a_flow_are_drawn_within_shares_of_the_noise() -> None:
+    drawn = diffusion.FlowSchedule().draw(1000, (0.25, 0.5), torch.Generator().manual_seed(0))
+    assert 250 <= drawn.min() < 255
+    assert 495 < drawn.max() < 500
