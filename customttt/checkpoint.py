@@ -65,7 +65,9 @@ class Keeper:
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
             set_randomness(tensors, generator)
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            raise DamagedError(f"{self.kept} cannot be gone on from ({error}); delete it to start anew.") from error
+            raise DamagedError(
+                f"{self.kept} cannot be read ({error}), so this run cannot go on; delete it to start anew."
+            ) from error
         self.steps = len(losses)
         return losses
 
@@ -107,7 +109,9 @@ def standing(path: Path) -> Standing:
         with safe_open(path, framework="pt") as file:
             return Standing(**json.loads(file.metadata()[_METADATA]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{path} cannot be gone on from ({error}); delete it to start anew.") from error
+        raise DamagedError(
+            f"{path} cannot be read ({error}), so this run cannot go on; delete it to start anew."
+        ) from error
 
 
 def randomness(generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""The one training loop, and the two things it learns: an appearance and a motion. Knows no library.
+"""The training loop, and the two things that are learned with it: an appearance and a motion. Knows no library.
 
-Latents and prompt embeddings come in ready: neither the VAE nor the text encoder is needed here.
+It reads latents and prompt embeddings: neither the VAE nor the text encoder is needed here.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def optimize(
             value = _finite(loss, phase, step, groups[0][1], keeper.steps)
             keeper.offer(parameters, optimizer, random, history)
             history.append(value)
-            for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True) if falling else ():
-                group["lr"] = rate * (1 - step / steps)
+            if falling:
+                for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
+                    group["lr"] = rate * (1 - step / steps)
             optimizer.step()
             optimizer.zero_grad()
             report(Progress(phase, step + 1, steps, value))
@@ -79,7 +80,9 @@ def _too_large(phase: str, step: int, kept: int) -> OutOfMemoryError:
         if kept
         else "nothing was saved; close other programs, or use fewer --frames or --base tiny"
     )
-    return OutOfMemoryError(f"There is not enough memory for step {step + 1} of {phase}, save as it may; {way_on}.")
+    return OutOfMemoryError(
+        f"There is not enough memory for step {step + 1} of {phase}, with every way to save memory in use; {way_on}."
+    )
 
 
 def _finite(loss: float, phase: str, step: int, learning_rate: float, kept: int) -> float:
@@ -94,15 +97,15 @@ def _finite(loss: float, phase: str, step: int, learning_rate: float, kept: int)
     return loss
 
 
-def noised(
+def add_random_noise(
     backbone: Backbone,
     latents: diffusion.Latents,
     generator: torch.Generator,
     within: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[diffusion.Latents, diffusion.Latents, diffusion.Timesteps]:
-    """Fresh noise on `latents` at timesteps `within` these shares of the noise.
+    """Latents with fresh noise, at random timesteps `within` these shares of the noise.
 
-    Returns (noisy latents, what to predict, timesteps).
+    Returns (noisy latents, what the network should predict, timesteps).
     """
     schedule = backbone.schedule
     noise = torch.randn(latents.shape, generator=generator).to(latents)
@@ -110,8 +113,8 @@ def noised(
     return schedule.add_noise(latents, noise, timesteps), schedule.target(latents, noise, timesteps), timesteps
 
 
-def chosen(backbone: Backbone, kind: Kind, config: TrainConfig) -> list[str]:
-    """The linears that a LoRA of this kind wraps: those of the configuration, in its layers."""
+def target_linears(backbone: Backbone, kind: Kind, config: TrainConfig) -> list[str]:
+    """Names of the linears that a LoRA of this kind wraps: those of the configuration, in its layers."""
     return [name for name in backbone.targets(kind, config.layers) if name.endswith(config.linears)]
 
 
@@ -134,15 +137,15 @@ def learn_appearance(
     generator, ladder = torch.Generator().manual_seed(config.seed), Ladder(backbone, config.batch_size, rung)
 
     def terms_at(_: int) -> Terms:
-        chosen = torch.randint(0, len(latents), (config.batch_size,), generator=generator)
-        noisy, target, timesteps = noised(backbone, latents[chosen], generator, config.noise)
-        embeds = prompt_embeds[chosen]
+        pick = torch.randint(0, len(latents), (config.batch_size,), generator=generator)
+        noisy, target, timesteps = add_random_noise(backbone, latents[pick], generator, config.noise)
+        embeds = prompt_embeds[pick]
         with backbone.framewise():
             for part, share in ladder.parts():
                 prediction = backbone.predict(noisy[part], timesteps[part], embeds[part])
                 yield share * losses.denoising(prediction, target[part])
 
-    linears = targets or chosen(backbone, "appearance", config)
+    linears = targets or target_linears(backbone, "appearance", config)
     weights, history = learn(
         backbone, {"appearance": linears}, config, terms_at, accelerator, phase="learning the appearance",
         report=report, keeper=keeper, generator=generator, ladder=ladder,
@@ -166,14 +169,14 @@ def learn_motion(
 
     def terms_at(_: int) -> Terms:
         copies = latents.expand(config.batch_size, -1, -1, -1, -1)
-        noisy, target, timesteps = noised(backbone, copies, generator, config.noise)
+        noisy, target, timesteps = add_random_noise(backbone, copies, generator, config.noise)
         anchor = int(torch.randint(0, latents.shape[2], (), generator=generator))
         for part, share in ladder.parts():
             prediction = backbone.predict(noisy[part], timesteps[part], embeds[part])
             yield share * losses.motion(prediction, target[part], anchor, config.debias)
 
     weights, history = learn(
-        backbone, {"motion": chosen(backbone, "motion", config)}, config, terms_at, accelerator,
+        backbone, {"motion": target_linears(backbone, "motion", config)}, config, terms_at, accelerator,
         phase="learning the motion", report=report, keeper=keeper, generator=generator, ladder=ladder,
     )  # fmt: skip
     return weights["motion"], history

@@ -30,7 +30,7 @@ from customttt.progress import Report, silent
 from customttt.recipe import renoised
 from customttt.sampling import denoise
 from customttt.thrift import Ladder, Terms
-from customttt.train import noised, optimize
+from customttt.train import add_random_noise, optimize
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Student:
         """Appearance or temporal preservation: the error on what the teacher showed, noised again."""
         shown = teacher.show(step)
         acting, within = self._part(teacher.kind)
-        noisy, target, timesteps = noised(self.backbone, shown, self.generator, within)
+        noisy, target, timesteps = add_random_noise(self.backbone, shown, self.generator, within)
         with lora.active(self.backbone.network, **{f"{kind}_student": 1.0 for kind in acting}):
             if teacher.kind == "appearance":
                 with self.backbone.framewise():

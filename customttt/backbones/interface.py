@@ -112,13 +112,13 @@ class Backbone(Protocol):
 
 
 def precision(device: torch.device) -> torch.dtype:
-    """What a network is kept in: full precision on a CPU, bfloat16 on a GPU that has it, else float16."""
+    """The precision of a network's weights: float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def computing(device: torch.device) -> torch.dtype:
-    """What its products are computed in: what it is kept in, but bfloat16 on a CPU that has instructions for that."""
+    """The precision of its matrix products: that of its weights, but bfloat16 on a CPU that has instructions for it."""
     half = device.type == "cpu" and machine.multiplies_bfloat16()
     return torch.bfloat16 if half else precision(device)

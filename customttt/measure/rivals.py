@@ -232,7 +232,7 @@ def _two_paths(lesson: Lesson, spatial: Sequence[str]) -> lora.Weights:
             yield losses.motion(backbone.predict(noisy, timesteps, embeds), target, anchor, config.debias)
 
     def terms_at(_: int) -> Terms:
-        noisy, target, timesteps = train.noised(backbone, latents, generator)
+        noisy, target, timesteps = train.add_random_noise(backbone, latents, generator)
         if float(torch.rand((), generator=generator)) < MASKED:
             yield from temporal(noisy, target, timesteps, {"motion": 1.0})
             return
@@ -258,7 +258,7 @@ def _invert(lesson: Lesson, said: Sequence[str], steps: int) -> WordEmbedding:
 
     def terms_at(_: int) -> Terms:
         chosen = torch.randint(0, len(lesson.pictures), (config.batch_size,), generator=generator)
-        noisy, target, timesteps = train.noised(backbone, lesson.pictures[chosen], generator)
+        noisy, target, timesteps = train.add_random_noise(backbone, lesson.pictures[chosen], generator)
         with backbone.meaning(lesson.noun, word), backbone.framewise():
             prediction = backbone.predict(noisy, timesteps, backbone.embed([said[int(index)] for index in chosen]))
             yield losses.denoising(prediction, target)
