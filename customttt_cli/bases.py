@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from customttt_cli import options, output
+from customttt_cli import completion, options, output
 
 if TYPE_CHECKING:
     from customttt.backbones.survey import Standing
@@ -78,7 +78,12 @@ def _runs(standing: Standing) -> str:
 
 
 def pull(
-    name: Annotated[str, typer.Argument(help="A base of the list, or a hub id as owner/name.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A base of the list, or a hub id as owner/name.", show_default=False, autocompletion=completion.bases
+        ),
+    ],
 ) -> None:
     """Download a base model now, as far as it is not here; after a break, whole files are kept."""
     output.quiet(bars=True)

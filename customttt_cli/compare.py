@@ -14,8 +14,9 @@ import typer
 from customttt import pairs
 from customttt.errors import CustomTTTError, UsageError
 from customttt.library import Library
+from customttt.measure.compare import METHODS
 from customttt.recipe import Rival, VideoRecipe
-from customttt_cli import evaluate, exhibits, options, output, relearn, render
+from customttt_cli import completion, evaluate, exhibits, options, output, relearn, render
 from customttt_cli.exhibits import Exhibit
 from customttt_cli.wish import Wish
 
@@ -32,11 +33,16 @@ Scores = dict[str, dict[str, dict[str, Any]]]
 
 
 def compare(
-    appearance: Annotated[str, typer.Argument(help="A learned appearance.", show_default=False)],
-    motion: Annotated[str, typer.Argument(help="A learned motion.", show_default=False)],
-    prompt: Annotated[str, typer.Argument(help="Where: 'on Mars'. Or a sentence with {appearance} and {motion}.")] = "",
+    appearance: Annotated[str, options.concept_argument("appearance")],
+    motion: Annotated[str, options.concept_argument("motion")],
+    prompt: options.Scene = "",
     methods: Annotated[
-        str | None, typer.Option(help="Some of them: base,direct,customttt. By default all.", show_default=False)
+        str | None,
+        typer.Option(
+            help=f"Some of {', '.join(METHODS)}; with commas between. By default all.",
+            show_default=False,
+            autocompletion=completion.methods,
+        ),
     ] = None,
     images: Annotated[
         list[Path] | None,
@@ -49,7 +55,7 @@ def compare(
     folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for videos, grid and table.")] = Path(
         "customttt-compare"
     ),
-    base: Annotated[str | None, typer.Option(help="By default the base that the concepts were learned on.")] = None,
+    base: options.ConceptsBase = None,
     as_json: options.Json = False,
 ) -> None:
     """Compose by every method from the same noise, and lay the videos side by side; a killed run goes on."""
@@ -77,8 +83,6 @@ def compare(
 
 def _chosen(methods: str | None, images: bool, clip: bool) -> list[str]:
     """The methods to compare. Raises UsageError for an unknown one, or one without what it learns from."""
-    from customttt.measure.compare import METHODS
-
     if images != clip:
         given, lacking = ("--images", "--clip") if images else ("--clip", "--images")
         raise UsageError(f"Methods that learn anew need the pictures and the clip; give {lacking} with {given}.")
@@ -95,15 +99,11 @@ def _chosen(methods: str | None, images: bool, clip: bool) -> list[str]:
 
 
 def _title(name: str) -> str:
-    from customttt.measure.compare import METHODS
-
     return METHODS[name].title.replace("\n", " ")
 
 
 def _recipe(name: str, recipe: VideoRecipe, material: Material | None) -> VideoRecipe:
     """That of a method; a rival's tells what it learned from."""
-    from customttt.measure.compare import METHODS
-
     made = METHODS[name].recipe(recipe)
     if material is None or not METHODS[name].learns:
         return made
@@ -164,7 +164,6 @@ def _lay_out(shown: Shown, fps: int, folder: Path) -> None:
 
     from customttt import media
     from customttt.measure import sheets
-    from customttt.measure.compare import METHODS
 
     videos = {name: [one.frames for one in some] for name, some in shown.items()}
     rows = [(METHODS[name].title, some[0]) for name, some in videos.items()]
@@ -192,8 +191,6 @@ def _tell(scores: Scores) -> None:
 
 
 def _tell_notes(chosen: Sequence[str]) -> None:
-    from customttt.measure.compare import METHODS
-
     for name in chosen:
         if METHODS[name].note:
             output.say(f"{name}: {METHODS[name].note}.")

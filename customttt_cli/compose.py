@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from customttt import pairs
 from customttt.errors import DamagedError, UsageError
 from customttt.library import Library
+from customttt.pairs import Pair
 from customttt.recipe import VideoRecipe
 from customttt_cli import options, output, render, showing
 from customttt_cli.wish import Wish
@@ -23,9 +25,9 @@ _Amount = Annotated[float | None, typer.Option(help="How strongly it acts, 0 to 
 
 
 def compose(
-    appearance: Annotated[str | None, typer.Argument(help="A learned appearance.", show_default=False)] = None,
-    motion: Annotated[str | None, typer.Argument(help="A learned motion.", show_default=False)] = None,
-    prompt: Annotated[str, typer.Argument(help="Where: 'on Mars'. Or a sentence with {appearance} and {motion}.")] = "",
+    appearance: Annotated[str | None, options.concept_argument("appearance")] = None,
+    motion: Annotated[str | None, options.concept_argument("motion")] = None,
+    prompt: options.Scene = "",
     out: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A .mp4, .gif or .webp, or a folder for png frames.", show_default=False),
@@ -46,7 +48,7 @@ def compose(
     motion_scale: _Amount = None,
     recipe: Annotated[Path | None, typer.Option(help="Render this video again, or with what else is given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Take a recipe that was altered.")] = False,
-    base: Annotated[str | None, typer.Option(help="By default the base that the concepts were learned on.")] = None,
+    base: options.ConceptsBase = None,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
@@ -60,33 +62,29 @@ def compose(
     )  # fmt: skip
     wish.check()
     library = Library()
-    if recipe is None:
-        pair, made = pairs.named(library, *_names(appearance, motion)), None
-    elif appearance is not None:
-        raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION and PROMPT out.")
-    else:
-        made = _read(recipe, force)
-        pair = pairs.of_recipe(library, made, f"'{recipe}'")
+    pair, made = _pair(library, appearance, motion, recipe, force)
     paths = render.output_paths(out, pair.title, wish.seeds(made))
     _check_outputs(list(paths.values()), recipe)
     wanted = render.settle(pair, wish, made)
     forecast = render.forecast(library, pair, wanted, len(paths), dry_run)
     if dry_run:
         _plan(wanted, forecast, list(paths.values()), as_json)
-        return
-    for line in showing.forecast_lines(forecast):
-        output.say(line)
-    shop = render.opened(wanted.base, library)
-    for number, path, written in render.videos(shop, wanted, paths, rung=forecast.position):
-        output.result(json.dumps({"path": str(path), "seed": number, "recipe": written}) if as_json else str(path))
-    output.say(f"How it was made: customttt show {path}")
-    output.say(f"Once more, with another seed: customttt compose --recipe {path} --seed {number + 1}")
+    else:
+        _render(library, wanted, paths, forecast, as_json)
 
 
-def _names(appearance: str | None, motion: str | None) -> tuple[str, str]:
-    if appearance is None or motion is None:
-        raise UsageError('Give an appearance and a motion: customttt compose koala swimming "on Mars".')
-    return appearance, motion
+def _pair(
+    library: Library, appearance: str | None, motion: str | None, video: Path | None, altered: bool
+) -> tuple[Pair, VideoRecipe | None]:
+    """The two concepts, by name or by the recipe in a video, and that recipe."""
+    if video is None:
+        if appearance is None or motion is None:
+            raise UsageError('Give an appearance and a motion: customttt compose koala swimming "on Mars".')
+        return pairs.named(library, appearance, motion), None
+    if appearance is not None:
+        raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION and PROMPT out.")
+    made = _read(video, altered)
+    return pairs.of_recipe(library, made, f"'{video}'"), made
 
 
 def _read(video: Path, altered: bool) -> VideoRecipe:
@@ -120,3 +118,15 @@ def _plan(recipe: VideoRecipe, forecast: Forecast, paths: list[Path], as_json: b
         return
     for line in (*showing.recipe_lines(recipe, {}), *showing.forecast_lines(forecast)):
         output.result(line)
+
+
+def _render(
+    library: Library, recipe: VideoRecipe, paths: Mapping[int, Path], forecast: Forecast, as_json: bool
+) -> None:
+    for line in showing.forecast_lines(forecast):
+        output.say(line)
+    shop = render.opened(recipe.base, library)
+    for seed, path, made in render.videos(shop, recipe, paths, rung=forecast.position):
+        output.result(json.dumps({"path": str(path), "seed": seed, "recipe": made}) if as_json else str(path))
+    output.say(f"How it was made: customttt show {path}")
+    output.say(f"Once more, with another seed: customttt compose --recipe {path} --seed {seed + 1}")

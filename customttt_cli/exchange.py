@@ -28,7 +28,7 @@ class FormOption(StrEnum):
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="A concept's name.", show_default=False)],
+    name: options.ConceptName,
     kind: Annotated[options.Kind | None, typer.Option(help="Refuse it if it is not of this kind.")] = None,
     form: Annotated[
         FormOption, typer.Option("--format", help="customttt keeps everything; the others are for other programs.")

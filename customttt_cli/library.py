@@ -12,7 +12,7 @@ import typer
 from customttt.concept import Concept
 from customttt.errors import DamagedError, UsageError
 from customttt.library import Library
-from customttt_cli import options, output, showing
+from customttt_cli import completion, options, output, showing
 from customttt_cli.sources import count
 
 LIST_EXAMPLE = "Example: customttt list --kind motion"
@@ -22,8 +22,10 @@ RM_EXAMPLE = "Example: customttt rm koala --dry-run"
 PATH_EXAMPLE = "Example: customttt path koala"
 VERIFY_EXAMPLE = "Example: customttt verify"
 
-_Name = Annotated[str, typer.Argument(help="A concept's name.", show_default=False)]
-_AnyName = Annotated[str | None, typer.Argument(help="A concept's name; by default the whole library.")]
+_AnyName = Annotated[
+    str | None,
+    typer.Argument(help="A concept's name; by default the whole library.", autocompletion=completion.concepts()),
+]
 
 
 def list_concepts(
@@ -73,7 +75,12 @@ def _short(base: str) -> str:
 
 
 def show(
-    thing: Annotated[str, typer.Argument(metavar="NAME|VIDEO", help="A concept or a video.", show_default=False)],
+    thing: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|VIDEO", help="A concept or a video.", show_default=False, autocompletion=completion.concepts()
+        ),
+    ],
     as_json: options.Json = False,
 ) -> None:
     """Show how a concept was learned, or how a video was made."""
@@ -109,7 +116,9 @@ def _show_video(path: Path, as_json: bool) -> None:
     output.say(f"The same again: customttt compose --recipe {path}")
 
 
-def rename(old: _Name, new: Annotated[str, typer.Argument(help="The name it gets.", show_default=False)]) -> None:
+def rename(
+    old: options.ConceptName, new: Annotated[str, typer.Argument(help="The name it gets.", show_default=False)]
+) -> None:
     """Give a concept another name."""
     library = Library()
     library.rename(old, new)
@@ -118,7 +127,10 @@ def rename(old: _Name, new: Annotated[str, typer.Argument(help="The name it gets
 
 
 def remove(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Concepts.", show_default=False)],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Concepts.", show_default=False, autocompletion=completion.concepts()),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: options.DryRun = False,
 ) -> None:

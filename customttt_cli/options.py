@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from customttt import concept
 from customttt.errors import UsageError
+from customttt_cli import completion
 
 AUTO = "auto"
 """The value of --layers that stands for what `influence` found."""
@@ -24,13 +26,33 @@ class Kind(StrEnum):
     MOTION = "motion"
 
 
+def concept_argument(kind: concept.Kind) -> Any:
+    """The argument that takes the name of a learned concept of a kind."""
+    return typer.Argument(help=f"A learned {kind}.", show_default=False, autocompletion=completion.concepts(kind))
+
+
 NewName = Annotated[str, typer.Argument(help="What to call it: letters, digits, '-', '_' and '.'.", show_default=False)]
+ConceptName = Annotated[
+    str, typer.Argument(help="A concept's name.", show_default=False, autocompletion=completion.concepts())
+]
+Scene = Annotated[str, typer.Argument(help="Where: 'on Mars'. Or a sentence with {appearance} and {motion}.")]
+_ANY_BASE = f"{', '.join(completion.BASES)}, a folder or a hub id; by default"
 Base = Annotated[
     str | None,
     typer.Option(
         envvar="CUSTOMTTT_BASE",
-        help="One of 'customttt bases', a folder or a hub id. By default animatediff on a large GPU, else tiny.",
+        help=f"{_ANY_BASE} animatediff on a large GPU, else tiny.",
         show_default=False,
+        autocompletion=completion.bases,
+    ),
+]
+ConceptsBase = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        help=f"{_ANY_BASE} the one that the concepts were learned on.",
+        show_default=False,
+        autocompletion=completion.bases,
     ),
 ]
 Prompt = Annotated[

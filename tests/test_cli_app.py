@@ -17,7 +17,7 @@ from typer.main import get_command
 import customttt
 from customttt.library import Library
 from customttt.progress import Progress, Report
-from customttt_cli import output
+from customttt_cli import completion, output
 from customttt_cli.app import app
 from customttt_cli.options import at_home
 
@@ -65,6 +65,50 @@ def test_every_command_knows_the_home_folder(tmp_path: Path, monkeypatch: pytest
 def test_a_home_folder_of_nobody_is_a_usage_error() -> None:
     done = run("learn-motion", "swimming", "~nosuchuser/clip.mp4")
     assert_one_sentence(done, 2, "'~nosuchuser/clip.mp4' begins with a home folder that is not known here")
+
+
+def test_help_names_every_choice() -> None:
+    from customttt.backbones import known_bases
+    from customttt.measure.compare import METHODS
+
+    def shown(command: str) -> str:
+        return " ".join(run(command, "--help", env={"COLUMNS": "400"}).stdout.split())
+
+    assert set(completion.BASES) == set(known_bases())
+    for command in ("learn-appearance", "learn-motion", "compose", "compare", "influence", "import"):
+        assert "tiny, animatediff, modelscope, zeroscope, a folder or a hub id" in shown(command), command
+    assert f"Some of {', '.join(METHODS)};" in shown("compare")
+    assert "customttt|diffusers|kohya" in shown("export")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("compose ", {"koala"}),
+        ("compose koala ", {"swimming"}),
+        ("compare k", {"koala"}),
+        ("show ", {"koala", "swimming"}),
+        ("rm koala s", {"swimming"}),
+        ("export sw", {"swimming"}),
+        ("learn-motion dive clip.mp4 --base a", {"animatediff"}),
+        ("compose koala swimming --base z", {"zeroscope"}),
+        ("bases pull m", {"modelscope"}),
+        ("compare koala swimming --methods di", {"direct", "diffdirector"}),
+        ("compare koala swimming --methods direct,dir", set()),
+        ("compare koala swimming --methods base,custom", {"base,customttt"}),
+        ("export koala --format k", {"kohya"}),
+    ],
+)
+@pytest.mark.usefixtures("learned")
+def test_the_shell_offers_concepts_bases_and_methods(typed: str, offered: set[str]) -> None:
+    env = {"_CUSTOMTTT_COMPLETE": "complete_bash", "COMP_WORDS": f"customttt {typed}"}
+    done = run(env={**env, "COMP_CWORD": str(len(typed.split(" ")))})
+    assert set(done.stdout.split()) == offered
+
+
+def test_the_shell_offers_nothing_where_there_is_no_library() -> None:
+    env = {"_CUSTOMTTT_COMPLETE": "complete_bash", "COMP_WORDS": "customttt show ", "COMP_CWORD": "2"}
+    assert run(env={**env, "CUSTOMTTT_HOME": "~nosuchuser/x"}).stdout.split() == []
 
 
 def test_the_version() -> None:

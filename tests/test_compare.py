@@ -199,7 +199,7 @@ def test_a_killed_comparison_goes_on_in_the_middle_of_a_rival(
 @pytest.mark.usefixtures("learned")
 def test_rivals_are_left_out_without_what_they_learn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rest = {name: method for name, method in METHODS.items() if name in ("base", "full")}
-    monkeypatch.setattr("customttt.measure.compare.METHODS", rest)
+    monkeypatch.setattr("customttt_cli.compare.METHODS", rest)
     done = run("compare", "koala", "swimming", "--seeds", 1, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "Left out without --images and --clip, as they learn anew from both: full." in done.stderr

@@ -1,0 +1,35 @@
+"""What the shell offers after Tab: the concepts of the library, the bases that have a name, methods. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from customttt.concept import Kind
+from customttt.errors import CustomTTTError
+from customttt.library import Library
+from customttt.measure import compare
+
+BASES = ("tiny", "animatediff", "modelscope", "zeroscope")
+"""As `backbones.known_bases` has them, for which torch would have to be imported."""
+
+
+def concepts(kind: Kind | None = None) -> Callable[[str], Sequence[tuple[str, str]]]:
+    """Offers those of a kind, or all, each with what it was learned with."""
+
+    def offer(incomplete: str) -> Sequence[tuple[str, str]]:  # noqa: ARG001 Typer drops what does not begin so
+        try:
+            return [(concept.name, concept.prompt) for concept in Library().concepts(kind)]
+        except CustomTTTError:  # no library is no reason to disturb who types
+            return []
+
+    return offer
+
+
+def bases() -> Sequence[str]:
+    return BASES
+
+
+def methods(incomplete: str) -> Sequence[str]:
+    """Those of `compare` that are not typed yet, after the commas that are."""
+    typed = incomplete.split(",")[:-1]
+    return [",".join([*typed, name]) for name in compare.METHODS if name not in typed]
