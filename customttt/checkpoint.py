@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from customttt import lora
 from customttt.errors import CustomTTTError, DamagedError, LockedError, StoreError
+from customttt.limits import MAX_MANIFEST
+from customttt.text import parsed
 
 EVERY_SECONDS = 10.0
 _METADATA = "customttt"
@@ -107,7 +109,7 @@ def standing(path: Path) -> Standing:
     """How far the run kept at `path` has come. Raises DamagedError."""
     try:
         with safe_open(path, framework="pt") as file:
-            return Standing(**json.loads(file.metadata()[_METADATA]))
+            return Standing(**parsed(file.metadata()[_METADATA], MAX_MANIFEST))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(
             f"{path} cannot be read ({error}), so this run cannot go on; delete it to start anew."

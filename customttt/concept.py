@@ -26,14 +26,14 @@ from pydantic import (
     field_validator,
 )
 
-from customttt.config import MAX_SEED
 from customttt.errors import DamagedError, UsageError
+from customttt.limits import MAX_MANIFEST, MAX_NAME, MAX_SEED, MAX_TEXT
+from customttt.text import parsed
 
 FORMAT_VERSION: Final = 1
-MAX_NAME = 64  # characters
 
 Kind = Literal["appearance", "motion"]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -135,8 +135,8 @@ def _sha256(text: str) -> str:
 
 def _parse(text: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields = parsed(text, MAX_MANIFEST)
+    except ValueError as error:
         raise DamagedError("The manifest is not JSON.") from error
     if not isinstance(fields, dict):
         raise DamagedError("The manifest is not a JSON object.")

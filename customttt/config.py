@@ -17,12 +17,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from customttt.errors import UsageError
-
-MAX_SEED = 2**64 - 1
-"""The largest that torch's generators take."""
-MAX_STEPS, MAX_BATCH, MAX_RANK = 1_000_000, 1024, 4096
-MAX_FRAMES, MAX_SIZE, MAX_FPS, MAX_MAGNIFY = 4096, 4096, 240, 16
-"""Bounds of a setting, wherever it comes from: the command line, a recipe in a stranger's video, a base's folder."""
+from customttt.limits import MAX_BATCH, MAX_FPS, MAX_FRAMES, MAX_MAGNIFY, MAX_RANK, MAX_SEED, MAX_SIZE, MAX_STEPS
 
 
 def digest(parts: Any) -> str:

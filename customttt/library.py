@@ -39,6 +39,7 @@ from customttt.errors import (
     StoreError,
     UsageError,
 )
+from customttt.limits import MAX_MANIFEST
 
 MANIFEST = "manifest.json"
 WEIGHTS = "lora.safetensors"
@@ -296,7 +297,10 @@ class Library:
 
     def _read(self, name: str) -> Concept | DamagedError:
         try:
-            concept = Concept.from_json(_plain(self._concepts / name / MANIFEST).read_text(encoding="utf-8"))
+            manifest = _plain(self._concepts / name / MANIFEST)
+            if manifest.stat().st_size > MAX_MANIFEST:
+                raise DamagedError(f"{MANIFEST} has more than {MAX_MANIFEST:,} bytes.")
+            concept = Concept.from_json(manifest.read_text(encoding="utf-8"))
             if concept.name != name:
                 raise DamagedError(f"The manifest is that of '{concept.name}'.")
         except (OSError, UnicodeDecodeError) as error:

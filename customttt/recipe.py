@@ -14,11 +14,9 @@ from typing import Any, get_args
 from customttt.concept import Concept, Kind
 from customttt.config import SampleConfig, TTTConfig, check_fields, check_seed, digest
 from customttt.errors import UsageError
+from customttt.limits import MAX_PROMPT, MAX_TEXT
 
 FORMAT_VERSION = 1
-MAX_PROMPT_LENGTH = 1000
-MAX_TEXT_LENGTH = 4096
-"""Of anything else in a recipe that is text, such as the folder of a base."""
 LINE_BREAKS = "\n\r\v\f\x85\u2028\u2029"
 NO_TEXT = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls and DEL, but for the tab; separators of lines; overrides of direction; halves of characters."""
@@ -29,9 +27,9 @@ VOWEL_SOUND = re.compile(r"(?!uni(?![nm])|ufo|us[aeiu]|eu|one\b)[aeiou]", re.IGN
 
 def check_prompt(prompt: str, what: str = "The prompt") -> None:
     """Raise UsageError for a prompt, or `what` else it is, that no text encoder can read."""
-    if len(prompt) > MAX_PROMPT_LENGTH:
+    if len(prompt) > MAX_PROMPT:
         raise UsageError(
-            f"{what} has {len(prompt):,} characters; at most {MAX_PROMPT_LENGTH:,} are read. Use a short sentence."
+            f"{what} has {len(prompt):,} characters; at most {MAX_PROMPT:,} are read. Use a short sentence."
         )
     check_characters(prompt, what)
 
@@ -45,8 +43,8 @@ def check_characters(text: str, what: str) -> None:
 def _check_texts(**texts: str) -> None:
     """Raise UsageError for what is no text that a recipe has."""
     for name, text in texts.items():
-        if len(text) > MAX_TEXT_LENGTH:
-            raise UsageError(f"The recipe's {name} has {len(text):,} characters; at most {MAX_TEXT_LENGTH:,} are read.")
+        if len(text) > MAX_TEXT:
+            raise UsageError(f"The recipe's {name} has {len(text):,} characters; at most {MAX_TEXT:,} are read.")
         check_characters(text, f"The recipe's {name.replace('_', ' ')}")
 
 

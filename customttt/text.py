@@ -1,13 +1,43 @@
-"""Text that strangers wrote: which characters a terminal or a page would act on, and how they are shown instead."""
+"""Text that strangers wrote: which characters a terminal or a page would act on, and how much JSON is read of it."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
+from typing import Any
+
+from customttt.limits import MAX_NESTING
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0, DEL and C1 controls, line and paragraph separators, marks and overrides of direction, lone surrogates."""
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+"""With whole strings, so that none within them counts."""
 
 
 def escaped(text: str, keep: str = "") -> str:
     r"""`text` with every character of CONTROL but those in `keep` as \uXXXX, which JSON reads as that character."""
     return CONTROL.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
+
+
+def parsed(text: str, most: int, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """What JSON of at most `most` characters says; objects may be made by `pairs`.
+
+    Raises ValueError for what is none, or too long, or nested deeper than MAX_NESTING.
+    """
+    if len(text) > most:
+        raise ValueError(f"it has {len(text):,} characters, and at most {most:,} are read")
+    if text.count("[") + text.count("{") > MAX_NESTING and _nesting(text) > MAX_NESTING:
+        raise ValueError(f"its brackets are nested deeper than {MAX_NESTING}")
+    return json.loads(text, object_pairs_hook=pairs)
+
+
+def _nesting(text: str) -> int:
+    """How deep brackets lie in each other at most, or more than MAX_NESTING."""
+    depth = deepest = 0
+    for found in _BRACKETS.finditer(text):
+        depth += (found[0] in "[{") - (found[0] in "]}")
+        deepest = max(deepest, depth)
+        if deepest > MAX_NESTING:
+            break
+    return deepest

@@ -13,18 +13,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "customttt"
 TORCH_FREE = """
-    errors text progress machine config concept recipe library pairs
+    limits errors text progress machine config concept recipe library pairs
     media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
-    interchange measure.ledger measure.stats measure.tracks measure.sheets measure.compare measure tiny lab
+    interchange interchange.pickles
+    measure.ledger measure.stats measure.tracks measure.sheets measure.compare measure tiny lab
 """.split()  # noqa: SIM905
 ORDER = """
-    errors text progress machine config concept recipe library pairs
+    limits errors text progress machine config concept recipe library pairs
     media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
     video diffusion losses patch lora checkpoint
     tiny backbones.hub backbones.interface backbones.family backbones.unets backbones.animatediff backbones.unet3d
     backbones backbones.survey
     opening thrift train sampling ttt learn compose planner
-    interchange interchange.sorts interchange.scales interchange.keys interchange.parcel interchange.exchange
+    interchange interchange.sorts interchange.scales interchange.keys interchange.pickles interchange.parcel
+    interchange.exchange
     measure measure.ledger measure.stats measure.tracks measure.sheets measure.metrics measure.extractors
     measure.evaluate measure.compare measure.rivals measure.influence
     workshop

@@ -210,7 +210,7 @@ def test_a_lora_of_mixed_ranks_acts_as_its_parts(travel_home: Home) -> None:
 
 
 def test_a_rank_that_would_fill_the_memory_is_refused(travel_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "MAX_SIZE", 20_000)
+    monkeypatch.setattr(keys, "MAX_MATRICES", 20_000)
     mixed = halved(make_weights(travel_home, "appearance"), "to_q")
     with pytest.raises(DamagedError, match="its ranks differ, and at the largest, 4, it would have"):
         keys.translate(mixed, travel_home.places)

@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 from travel import make_weights, safetensors
 
-from customttt import lora
+from customttt import limits, lora
 from customttt.backbones.animatediff import AnimateDiff
 from customttt.errors import DamagedError, NotFoundError
 from customttt.interchange import exchange, keys, parcel, scales
@@ -238,7 +238,7 @@ def test_a_configuration_that_makes_more_of_it_is_refused(
 def test_patterns_take_no_time() -> None:
     metadata = {
         scales.HEADER: json.dumps(
-            {"r": 4, "lora_alpha": 4, "alpha_pattern": {f".*.*{i}" + "b" * 180: 2 for i in range(scales.MAX_WILD)}}
+            {"r": 4, "lora_alpha": 4, "alpha_pattern": {f".*.*{i}" + "b" * 180: 2 for i in range(limits.MAX_WILD)}}
         )
     }
     strength = scales.find(metadata, "")

@@ -32,14 +32,13 @@ from customttt.errors import BaseUnavailableError, DamagedError, UsageError
 from customttt.interchange import keys, scales
 from customttt.interchange.parcel import SEAL, Parcel, refusing, seal
 from customttt.library import MANIFEST, WEIGHTS, Library
+from customttt.limits import MAX_PHRASE, MAX_PROMPT
 from customttt.media import placed
-from customttt.recipe import MAX_PROMPT_LENGTH, NO_TEXT, phrase_of, training_prompt
+from customttt.recipe import NO_TEXT, phrase_of, training_prompt
 
 Form = Literal["customttt", "diffusers", "kohya"]
 SUFFIX: dict[Form, str] = {"customttt": ".customttt", "diffusers": ".safetensors", "kohya": ".safetensors"}
 OWN_PHRASE, TRIGGER = "customttt.phrase", "modelspec.trigger_phrase"
-MAX_PHRASE = 64
-"""Characters of a trigger phrase that can stand in a sentence as a noun; longer ones are prompts or lists of tags."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ def _of_one_kind(parcel: Parcel, weights: lora.Weights, places: Mapping[str, Pla
 def _phrase(parcel: Parcel, name: str) -> tuple[str, tuple[str, ...]]:
     """What the file calls its concept if that can stand in a sentence, else the name, and a line that says so."""
     own, trigger = parcel.metadata.get(OWN_PHRASE, ""), " ".join(parcel.metadata.get(TRIGGER, "").split())
-    if own.strip() and len(own) <= MAX_PROMPT_LENGTH and not NO_TEXT.search(own):
+    if own.strip() and len(own) <= MAX_PROMPT and not NO_TEXT.search(own):
         return own, ()
     if len(trigger) <= MAX_PHRASE and not NO_TEXT.search(trigger) and not re.search(r"[,;:|<>(){}\[\]]", trigger):
         return trigger or phrase_of(name), ()

@@ -31,12 +31,8 @@ from customttt.concept import Kind
 from customttt.errors import DamagedError
 from customttt.interchange import sorts
 from customttt.interchange.scales import Strength
+from customttt.limits import MAX_LOW_RANK, MAX_MATRICES
 from customttt.lora import Weights
-
-MAX_RANK = 1280
-"""The width of the widest attention of Stable Diffusion 1.5: more than that is no low rank."""
-MAX_SIZE = 2**30
-"""Bytes of all matrices at one rank."""
 
 _KEY = re.compile(
     r"(?P<module>.+?)(?:[._]lora(?:_linear_layer)?[._](?P<role>A|B|down|up)(?:\.(?P<adapter>[^.]+))?\.weight|\.(?P<alpha>alpha))",
@@ -220,11 +216,11 @@ def _of_one_rank(weights: Weights) -> Weights:
     rank = max((len(weight) for key, weight in weights.items() if ".lora_A." in key), default=0)
     if not rank:
         raise DamagedError("it holds no LoRA weights")
-    if rank > MAX_RANK:
-        raise DamagedError(f"its rank is {rank:,}, and at most {MAX_RANK:,} is a low rank")
+    if rank > MAX_LOW_RANK:
+        raise DamagedError(f"its rank is {rank:,}, and at most {MAX_LOW_RANK:,} is a low rank")
     axes = {key: int(".lora_B." in key) for key in weights}
     size = sum(4 * rank * weight.numel() // weight.shape[axes[key]] for key, weight in weights.items())
-    if size > MAX_SIZE:
+    if size > MAX_MATRICES:
         raise DamagedError(f"its ranks differ, and at the largest, {rank}, it would have {size / 1e6:,.0f} MB")
     return {key: _filled(weight, axes[key], rank) for key, weight in weights.items()}
 

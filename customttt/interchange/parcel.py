@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import pickle
 import re
 import stat
@@ -29,23 +28,22 @@ from torch import Tensor
 from customttt import lora
 from customttt.concept import Concept
 from customttt.errors import DamagedError, NotFoundError, UsageError
+from customttt.interchange import pickles
 from customttt.interchange.scales import CONFIG
 from customttt.library import MANIFEST, WEIGHTS
+from customttt.limits import MAX_CONFIG, MAX_HEADER, MAX_KEY, MAX_LORA, MAX_TENSORS
 from customttt.recipe import NO_TEXT
+from customttt.text import parsed
 
 SEAL = 64
 """Bytes of the seal: hex digits of a sha256."""
-MAX_SIZE = 2**30
-"""Bytes of a file: 40 times the paper's LoRA; a whole checkpoint is larger."""
-MAX_HEADER = 10**8
-"""Bytes of a safetensors header, as the format itself has it."""
-MAX_CONFIG = 10**7
-"""Bytes of an adapter's configuration."""
 IN_FOLDERS = (
     "adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin", "pytorch_lora_weights.bin",
 )  # fmt: skip
 """What PEFT and diffusers call the weights in an adapter's folder."""
-_ZIP, _PICKLE = b"PK\x03\x04", "data.pkl"
+_ZIP, _ENTRY, _PICKLE = b"PK\x03\x04", b"PK\x01\x02", "data.pkl"
+_OLD_PICKLES = 5
+"""That stand one after the other in PyTorch's files before they were archives."""
 _OLD_PICKLE = re.compile(rb"\x80.\x8a\nl\xfc\x9cF\xf9 j\xa8P", re.DOTALL)
 """How PyTorch's files began before they were archives: a number of ten bytes, pickled."""
 _BROKEN = (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, KeyError, struct.error)
@@ -114,18 +112,19 @@ def _config(folder: Path) -> str:
 
 
 def _read(path: Path, allow_pickle: bool) -> Parcel:
-    if path.stat().st_size > MAX_SIZE:
-        raise DamagedError(f"it has {path.stat().st_size / 1e6:,.0f} MB, and a LoRA at most {MAX_SIZE / 1e6:,.0f}")
+    if path.stat().st_size > MAX_LORA:
+        raise DamagedError(f"it has {path.stat().st_size / 1e6:,.0f} MB, and a LoRA at most {MAX_LORA / 1e6:,.0f}")
     content = path.read_bytes()
     parcel = Parcel(path.name, hashlib.sha256(content).hexdigest(), {})
     if _OLD_PICKLE.match(content):
-        return _read_pickle(parcel, content, allow_pickle)
+        return _read_pickle(parcel, content, [content], allow_pickle)
     if not content.startswith(_ZIP):
         return _read_safetensors(parcel, content)
+    _check_number(content.count(_ENTRY), "members")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = _checked(archive, len(content))
-        if any(name.endswith(_PICKLE) for name in names):
-            return _read_pickle(parcel, content, allow_pickle)
+        if inside := [name for name in names if name.endswith(_PICKLE)]:
+            return _read_pickle(parcel, content, [archive.read(name) for name in inside], allow_pickle)
         if MANIFEST not in names:
             raise DamagedError("it is an archive of something else")
         return _read_own(parcel, content, archive)
@@ -184,9 +183,14 @@ def _read_safetensors(parcel: Parcel, content: bytes) -> Parcel:
     if not 2 <= length <= min(len(content) - 8, MAX_HEADER):
         raise DamagedError("it is neither a concept nor safetensors, or it is cut off")
     try:
-        header = json.loads(content[8 : 8 + length], object_pairs_hook=_once)
-    except RecursionError as error:
-        raise DamagedError("its header is not readable") from error
+        header = parsed(content[8 : 8 + length].decode(), MAX_HEADER, _once)
+    except ValueError as error:
+        raise DamagedError(f"its header is not readable ({error})") from error
+    if not isinstance(header, dict):
+        raise DamagedError("its header is not readable (it is no JSON object)")
+    _check_number(len(header), "tensors")
+    if long := next((key for key in header if len(key) > MAX_KEY), None):
+        raise DamagedError(f"its tensor {long[:60]!r}... has a name of {len(long):,} characters")
     try:
         weights = lora.parse(content)
     except DamagedError as error:
@@ -205,12 +209,27 @@ def _refuse_twins(names: Iterable[str]) -> None:
         raise DamagedError(f"{name!r} is there twice")
 
 
-def _read_pickle(parcel: Parcel, content: bytes, allowed: bool) -> Parcel:
+def _check_number(number: int, what: str) -> None:
+    if number > MAX_TENSORS:
+        raise DamagedError(f"it has {number:,} {what}, and a LoRA at most {MAX_TENSORS:,}")
+
+
+def _weigh(programs: Iterable[bytes]) -> None:
+    """Raise DamagedError for pickles that would build more than a LoRA is."""
+    scales = pickles.Scales()
+    for program in programs:
+        with io.BytesIO(program) as file:
+            for _ in range(_OLD_PICKLES if _OLD_PICKLE.match(program) else 1):
+                scales.weigh(file)
+
+
+def _read_pickle(parcel: Parcel, content: bytes, programs: Iterable[bytes], allowed: bool) -> Parcel:
     if not allowed:
         raise UsageError(
             f"'{parcel.file}' is a PyTorch file, which holds a pickle; if you trust where it comes from, "
             "add --allow-pickle (weights only are read)."
         )
+    _weigh(programs)
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -220,7 +239,7 @@ def _read_pickle(parcel: Parcel, content: bytes, allowed: bool) -> Parcel:
     loaded = _innermost(loaded)
     if not isinstance(loaded, Mapping | list) or not loaded:
         raise DamagedError("it holds no LoRA weights")
-    plain = {str(key): _plain(key, tensor) for key, tensor in _entries(loaded)}
+    plain = {_name(key): _plain(key, tensor) for key, tensor in _entries(loaded)}
     return replace(parcel, tensors=plain if isinstance(loaded, Mapping) else list(plain.values()))
 
 
@@ -237,6 +256,12 @@ def _innermost(loaded: Any) -> Any:
 
 def _entries(loaded: Mapping[Any, Any] | list[Any]) -> Iterable[tuple[Any, Any]]:
     return loaded.items() if isinstance(loaded, Mapping) else enumerate(loaded)
+
+
+def _name(key: Any) -> str:
+    if not isinstance(key, str | int) or len(str(key)) > MAX_KEY:
+        raise DamagedError("it has names that are no text, or longer than names are")
+    return str(key)
 
 
 def _plain(key: Any, tensor: Any) -> Tensor:

@@ -8,7 +8,6 @@ diffusers puts the network's name before each field ("unet.r"). Whatever makes m
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +16,8 @@ from typing import Any
 
 from customttt.errors import DamagedError
 from customttt.interchange.sorts import PLAIN
+from customttt.limits import MAX_CONFIG, MAX_PATTERN, MAX_PATTERNS, MAX_WILD
+from customttt.text import parsed
 
 CONFIG = "adapter_config.json"
 HEADER = "lora_adapter_metadata"
@@ -38,8 +39,6 @@ _WITHOUT_EFFECT = {
 """Fields that are read here, or that change nothing once a linear or a convolution is trained."""
 _INTRICATE = re.compile(r"\)[*+{]|\\[1-9]|\(\?[^:]")
 """A repeated group, a reference back, a look around: what can keep a regular expression busy for years."""
-MAX_PATTERN, MAX_WILD = 200, 16
-"""Characters of a pattern, and patterns with a repetition."""
 
 Patterns = Sequence[tuple[re.Pattern[str], float]]
 
@@ -97,8 +96,8 @@ def is_nowhere(keys: Collection[str]) -> bool:
 
 def _fields(text: str, where: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields = parsed(text, MAX_CONFIG)
+    except ValueError as error:
         raise DamagedError(f"{where} is not JSON") from error
     if not isinstance(fields, dict):
         raise DamagedError(f"{where} is no JSON object")
@@ -134,6 +133,8 @@ def _patterns(fields: Mapping[str, Any], field: str) -> Patterns:
     table = fields.get(field) or {}
     if not isinstance(table, dict):
         raise DamagedError(f"its configuration holds no patterns in {field!r}")
+    if len(table) > MAX_PATTERNS:
+        raise DamagedError(f"its configuration has {len(table):,} patterns in {field!r}, and at most {MAX_PATTERNS:,}")
     if sum(bool(re.search(r"[*+{]", pattern)) for pattern in table) > MAX_WILD:
         raise DamagedError(f"its configuration has more than {MAX_WILD} patterns with repetitions in {field!r}")
     return [(_compiled(pattern), _number(field, value)) for pattern, value in table.items()]

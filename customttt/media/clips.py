@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, pairwise, takewhile
+from math import prod
 from pathlib import Path
 from statistics import mean
 
@@ -14,13 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from customttt.errors import MediaError, UsageError
+from customttt.limits import MAX_ANIMATED, MAX_COUNTED, MAX_DECODED, MAX_SECONDS
 from customttt.media import ffmpeg
 from customttt.media.pixels import Size, check_local, decoding, digest, open_image, pair, resize, to_rgb
 
 Frames = NDArray[np.uint8]  # (f h w 3)
 
-MAX_SECONDS = 60.0  # of a clip that are decoded
-MAX_FRAMES = 60 * 240  # of a clip that are counted
 JITTER = 0.004  # seconds, by which containers round times: of two frames about as near, the earlier is taken
 SHORTEST = 10  # milliseconds of a frame that browsers show as
 USUAL = 100  # milliseconds
@@ -56,7 +56,7 @@ def read_clip(
     path, limit = Path(path), min(MAX_SECONDS, MAX_SECONDS if end is None else end - start)
     with decoding(path):
         reel = open_reel(path)
-        times = reel.times(start, min(num_frames / fps, limit), MAX_FRAMES)
+        times = reel.times(start, min(num_frames / fps, limit), MAX_COUNTED)
         if len(times) < num_frames:  # slower than `fps`, or too short
             times = reel.times(start, limit, num_frames)
         if len(times) < num_frames:
@@ -111,11 +111,19 @@ class Video:
 
     def times(self, start: float, seconds: float, at_most: int) -> list[float]:
         """When each frame of the interval begins, in seconds after `start`: rising."""
+        able = MAX_DECODED // self.stream.pixels if self.stream.pixels else at_most
+        if able < at_most:
+            at_most = able + 1
         exact = ("-enc_time_base:v", "demux")  # of the clip itself, not of its frame rate
         output = ("-frames:v", str(at_most), "-vf", "scale=16:16", "-pix_fmt", "gray", *exact, "-f", "framecrc")
-        lines = ffmpeg.decode(self.path, self.stream, output, start, seconds).decode().splitlines()
+        lines = ffmpeg.decode(self.path, self.stream, output, at_most, start, seconds).decode().splitlines()
         ticks = {int(line.split(",")[2]) for line in lines if not line.startswith("#")}
         base = next((Fraction(line.split()[-1]) for line in lines if line.startswith("#tb")), Fraction(1))
+        if len(ticks) > able:
+            raise MediaError(
+                f"'{self.path.name}' has over {able} frames of {self.stream.pixels / 1e6:.1f} megapixels in "
+                f"{seconds:g} s; make it smaller or slower."
+            )
         return sorted(float(tick * base) for tick in ticks)
 
     def frames(self, start: float, times: Sequence[float], picks: Sequence[int], size: Size) -> Frames:
@@ -124,7 +132,7 @@ class Video:
         near = _any_of([f"between(t,{edges[pick]:.6f},{edges[pick + 1]:.6f})" for pick in picks])
         filters = f"select='(isnan(prev_selected_t)+gt(t,prev_selected_t))*{near}',{self.stream.filters(size)}"
         output = ("-frames:v", str(len(picks)), "-vf", filters, "-pix_fmt", "rgb24", "-f", "rawvideo")
-        raw = ffmpeg.decode(self.path, self.stream, output, start)
+        raw = ffmpeg.decode(self.path, self.stream, output, len(picks), start, most=len(picks) * prod(size) * 3)
         return np.frombuffer(raw, np.uint8).reshape(len(picks), *size, 3).copy()
 
 
@@ -154,7 +162,12 @@ class Animation:
         """All frames with the times at which they begin; `as_shown` by browsers, which make the shortest longer."""
         begins = 0  # milliseconds, which add up exactly
         with open_image(self.path, "GIF", "WEBP", "AVIF") as image:
-            for frame in ImageSequence.Iterator(image):
+            for number, frame in enumerate(ImageSequence.Iterator(image), 1):
+                if number * image.width * image.height > MAX_ANIMATED:
+                    raise MediaError(
+                        f"'{self.path.name}' has over {MAX_ANIMATED // 10**6} megapixels in its first {number} frames; "
+                        "make it smaller or shorter, or a video."
+                    )
                 frame.load()  # a webp knows its durations only then
                 yield begins / 1000, frame
                 lasts = round(frame.info.get("duration") or 0)

@@ -8,24 +8,39 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import imageio_ffmpeg
 from PIL import Image
 
 from customttt.errors import MediaError
-from customttt.media.pixels import MAX_PIXELS, Size
+from customttt.limits import DECODER_SECONDS, DECODER_SECONDS_A_SECOND, MAX_DECODER, MAX_PIXELS
+from customttt.media.pixels import Size
+
+Done = subprocess.CompletedProcess[bytes]
 
 CONTAINERS = (
     "mov", "matroska", "avi", "flv", "asf", "mpegts", "mpeg", "ogg", "mxf", "gxf", "nut", "ivf", "dv", "rm", "wtv",
     "yuv4mpegpipe", "apng", "h264", "hevc", "obu", "m4v", "mpegvideo",
 )  # fmt: skip
 """ffmpeg's demuxers that read the one file they are given."""
-SAFE = ("-protocol_whitelist", "file", "-format_whitelist", ",".join(CONTAINERS), "-max_pixels", str(MAX_PIXELS))
+SAFE = (
+    "-protocol_whitelist", "file", "-format_whitelist", ",".join(CONTAINERS), "-max_pixels", str(MAX_PIXELS),
+    "-threads", "4",
+)  # fmt: skip
+"""Each thread of a decoder holds frames of its own."""
+SAID = 1 << 20
+"""Bytes of what ffmpeg says of a file that are read."""
 FRAMES = ("-map", "0:V:0", "-fps_mode", "passthrough")
 """Every frame of the first stream that is not a cover, once."""
+WAITED = 4.0
+"""How many times as long as it may compute is waited for ffmpeg, whatever holds it up."""
 _NO_CLIP = ("not on whitelist", "detected only with low score")
 _DECODERS = {
     ("vp8", True): ("-c:V", "libvpx"),
@@ -34,8 +49,9 @@ _DECODERS = {
 }
 """By codec and whether alpha is hidden beside it, which ffmpeg's own leave out; theora's threads race each other."""
 _UNKNOWN = re.compile(r"decoder found for|Decoder .*not found|patches welcome|not implemented|no path between")
+_NO_MEMORY = re.compile(r"Cannot allocate memory|get_buffer\(\) failed|[Ee]rror allocating")
 _ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya|uyva")
-_STREAM = re.compile(r"^  Stream #0:\d.*?: Video: (\w+).*?, ([a-z]\w*)(?:\(([^)]*)\))?, \d+x\d+(.*)$", re.MULTILINE)
+_STREAM = re.compile(r"^  Stream #0:\d.*?: Video: (\w+).*?, ([a-z]\w*)(?:\(([^)]*)\))?, (\d+)x(\d+)(.*)$", re.MULTILINE)
 _PICTURES = re.compile(r"^  Stream #0:\d.*?: Video: (?!.*\(attached pic\))", re.MULTILINE)
 _HDR = re.compile(r"([^ ,/]+)/([^ ,/]+)/(smpte2084|arib-std-b67)")
 _ON_WHITE = "format=rgba,split[a][b];[a]drawbox=c=white:t=fill:replace=1[c];[c][b]overlay=format=rgb"
@@ -52,6 +68,8 @@ class Stream:
     alpha: bool
     hdr: tuple[str, str, str] | None
     """Matrix, primaries and transfer of PQ or HLG."""
+    pixels: int = 0
+    """Of a frame; 0 where that is not known."""
 
     def filters(self, size: Size) -> str:
         """From a decoded frame to `size`: square pixels in BT.709 on white, the centre cropped."""
@@ -81,20 +99,20 @@ PLAIN = Stream((), False, None)
 
 def probe(path: Path) -> Stream:
     """What ffmpeg says of a clip. Raises MediaError for what is none, or has no pictures."""
-    said = run("-nostdin", *SAFE, "-i", f"file:{path}", level="info").stderr.decode(errors="replace")
+    said = _said(_held(("-nostdin", *SAFE, "-i", f"file:{path}"), DECODER_SECONDS, 0, "info"), path)
     if "\nInput #0, " not in f"\n{said}":
         raise _unopened(path, said)
-    streams = [found for found in _STREAM.finditer(said) if "(attached pic)" not in found[4]]
+    streams = [found for found in _STREAM.finditer(said) if "(attached pic)" not in found[6]]
     if not streams and not _PICTURES.search(said):
         raise MediaError(f"'{path.name}' has no video in it; give a clip with pictures.")
     if not streams:
         return PLAIN  # and decoding will say what is wrong with it
-    codec, pixel_format, details, _ = streams[0].groups()
+    codec, pixel_format, details, width, height, _ = streams[0].groups()
     about = said[streams[0].end() :].partition("\n  Stream #")[0]  # what is said of this stream
     hidden = codec in ("vp8", "vp9") and bool(re.search(r"^ +alpha_mode +: 1", about, re.IGNORECASE | re.MULTILINE))
     alpha = hidden or _ALPHA.match(pixel_format) is not None
     hdr = _HDR.search(details or "")
-    return Stream(_DECODERS.get((codec, hidden), ()), alpha, hdr and (hdr[1], hdr[2], hdr[3]))
+    return Stream(_DECODERS.get((codec, hidden), ()), alpha, hdr and (hdr[1], hdr[2], hdr[3]), int(width) * int(height))
 
 
 def _unopened(path: Path, said: str) -> Exception:
@@ -104,23 +122,72 @@ def _unopened(path: Path, said: str) -> Exception:
 
 
 def decode(
-    path: Path, stream: Stream, output: Sequence[str], start: float = 0.0, seconds: float | None = None
+    path: Path,
+    stream: Stream,
+    output: Sequence[str],
+    wanted: int,
+    start: float = 0.0,
+    seconds: float | None = None,
+    most: int = SAID,
 ) -> bytes:
-    """What ffmpeg makes of the frames from `start` on. Raises MediaError."""
+    """What ffmpeg makes of the frames from `start` on, `wanted` at most, in at most `most` bytes. Raises MediaError."""
     begin = ("-ss", f"{start:.6f}") if start else ()  # what has no times cannot be sought in
     until = () if seconds is None else ("-t", f"{seconds:.6f}")
-    return read(path, ("-xerror", *stream.decoder, *begin), (*FRAMES, *until, *output))
+    shown = wanted / 8 if seconds is None else min(wanted / 8, seconds)
+    return read(path, ("-xerror", *stream.decoder, *begin), (*FRAMES, *until, *output), most, shown)
 
 
-def read(path: Path, before: Sequence[str], output: Sequence[str]) -> bytes:
-    """What ffmpeg writes to stdout. Raises MediaError."""
-    done = run("-nostdin", *SAFE, *before, "-i", f"file:{path}", *output, "-")
+def read(path: Path, before: Sequence[str], output: Sequence[str], most: int, shown: float = 0.0) -> bytes:
+    """What ffmpeg writes to stdout of so many seconds that are `shown`. Raises MediaError."""
+    command = ("-nostdin", *SAFE, *before, "-i", f"file:{path}", *output, "-")
+    done = _held(command, DECODER_SECONDS + shown * DECODER_SECONDS_A_SECOND, most)
+    said = _said(done, path)
     if done.returncode:
-        raise _undecoded(path, done.stderr.decode(errors="replace"))
+        raise _undecoded(path, said)
     return done.stdout
 
 
+def _held(arguments: Sequence[str], seconds: float, most: int, level: str = "error") -> Done:
+    """Run ffmpeg on what a stranger made, held to MAX_DECODER of memory, a time, and `most` bytes of output."""
+    with tempfile.TemporaryFile() as said:
+        with subprocess.Popen(_command(*arguments, level=level), stdout=subprocess.PIPE, stderr=said) as process:
+            _hold(process.pid, ceil(seconds))
+            late = threading.Timer(WAITED * seconds, process.kill)
+            late.start()
+            try:
+                content = process.stdout.read(most + 1) if process.stdout else b""
+                if len(content) > most:
+                    process.kill()
+                code = process.wait()
+            finally:
+                late.cancel()
+        said.seek(0)
+        return subprocess.CompletedProcess(process.args, code, content, said.read(SAID))
+
+
+def _hold(process: int, seconds: int) -> None:
+    """Bound what a process may take, where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    if hasattr(resource, "prlimit"):
+        with suppress(OSError):  # it has ended already
+            resource.prlimit(process, resource.RLIMIT_DATA, (MAX_DECODER, MAX_DECODER))
+            resource.prlimit(process, resource.RLIMIT_CPU, (seconds, seconds))
+
+
+def _said(done: Done, path: Path) -> str:
+    """What ffmpeg said. Raises MediaError where it was ended for taking too much."""
+    if done.returncode < 0:
+        raise MediaError(f"'{path.name}' takes too long or too much memory to decode; make it smaller or shorter.")
+    return done.stderr.decode(errors="replace")
+
+
 def _undecoded(path: Path, said: str) -> Exception:
+    if _NO_MEMORY.search(said):
+        gigabytes = MAX_DECODER / 2**30
+        return MediaError(f"'{path.name}' takes more than {gigabytes:g} GB to decode; make its frames smaller.")
     if "max pixel count" in said or "max_pixels" in said:
         return Image.DecompressionBombError()
     if _UNKNOWN.search(said):
@@ -128,10 +195,13 @@ def _undecoded(path: Path, said: str) -> Exception:
     return MediaError(f"'{path.name}' cannot be read, it is cut off or damaged ({reason(said)}).")
 
 
-def run(*arguments: str, stdin: bytes = b"", level: str = "error") -> subprocess.CompletedProcess[bytes]:
+def run(*arguments: str, stdin: bytes = b"") -> Done:
     """Run ffmpeg to its end."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-v", level, *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, check=False)
+    return subprocess.run(_command(*arguments), input=stdin, capture_output=True, check=False)
+
+
+def _command(*arguments: str, level: str = "error") -> list[str]:
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-v", level, *arguments]
 
 
 def reason(said: str) -> str:

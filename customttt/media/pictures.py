@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from customttt.errors import MediaError, UsageError
+from customttt.limits import MAX_CAPTIONS, MAX_PICTURES
 from customttt.media.pixels import (
     Pixels,
     Size,
@@ -27,8 +28,7 @@ PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".tif", ".tiff", ".bmp", ".gif",
 )  # fmt: skip
 CAPTION_SUFFIXES = (".txt", ".TXT")
-MAX_PICTURES = 200
-MAX_NAMED = 5
+NAMED = 5
 """Files that are named of those passed over for one reason; the others are counted."""
 _SYSTEM = ("thumbs.db", "desktop.ini")
 
@@ -66,8 +66,8 @@ def _told(reasons: dict[str, list[str]]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + f" and {rest} more" * (rest > 0)
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + f" and {rest} more" * (rest > 0)
 
 
 def _picture_files(path: Path) -> list[Path]:
@@ -121,6 +121,8 @@ def _captions(path: Path) -> tuple[str, ...]:
     beside = next((one for one in map(path.with_suffix, CAPTION_SUFFIXES) if one.is_file()), None)
     if beside is None:
         return ()
+    if beside.stat().st_size > MAX_CAPTIONS:
+        raise MediaError(f"Caption '{beside.name}' has more than {MAX_CAPTIONS:,} bytes; write one line or a few.")
     try:
         lines = beside.read_text(encoding="utf-8-sig").splitlines()
         for line in lines:

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from customttt.errors import CustomTTTError, MediaError, NotFoundError
+from customttt.limits import MAX_PIXELS, MAX_PROFILE, MIN_SIDE
 
 Pixels = NDArray[np.uint8]  # (h w 3)
 Size = tuple[int, int]  # (height, width) in pixels
 
 STILLS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF")
 """What a picture may be; Pillow knows HEIF where pillow-heif is there."""
-MIN_SIDE = 32  # pixels
-MAX_PIXELS = 100_000_000  # of one picture or frame
-MAX_PROFILE = 1 << 26  # bytes
+BAND = 1 << 24
+"""Pixels of a picture that are converted at once."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEIC = re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL)
 _WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # modes of 16 bits a pixel
@@ -134,14 +134,23 @@ def _chunks(png: bytes) -> Iterator[bytes]:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF says."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # the pixels are there already: it is the EXIF that is broken
-        return image.copy()
+    with suppress(Exception):  # the pixels are there already: it is the EXIF that is broken
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """In sRGB, transparency turned white."""
+    """In sRGB, transparency turned white; a large one band by band, as every step between takes a copy."""
+    rows = max(BAND // image.width, 1)
+    if image.height <= rows:
+        return _to_rgb(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        whole.paste(_to_rgb(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
+    return whole
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE:  # which `convert` would clip
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if not image.has_transparency_data:
@@ -171,8 +180,9 @@ def resize(image: Image.Image, size: Size, fit: bool = False) -> Pixels:
     """The centre of that shape, or with `fit` all of it, with bars in the mean colour of its edge."""
     if not fit:
         return np.array(ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS))
-    pixels = np.asarray(image)
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(axis=0)
+    width, height = image.size
+    sides = (0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)
+    edge = np.concatenate([np.asarray(image.crop(side)).reshape(-1, 3) for side in sides]).mean(axis=0)
     colour = (round(edge[0]), round(edge[1]), round(edge[2]))
     return np.array(ImageOps.pad(image, size[::-1], Image.Resampling.LANCZOS, color=colour))
 

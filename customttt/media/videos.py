@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from customttt.config import MAX_FPS, digest
+from customttt.config import digest
 from customttt.errors import DamagedError, MediaError
+from customttt.limits import MAX_FPS, MAX_NOTE, MAX_VIDEO
 from customttt.media import ffmpeg
 from customttt.media.clips import Animation, Frames, kind_of
 from customttt.media.outputs import RECIPE, kind_of_output, placed
 from customttt.media.pixels import Pixels, decoding, open_image, to_rgb
+from customttt.text import parsed
 
-MAX_BYTES = 1 << 30
-"""Of all frames of one video that is read back whole."""
 _IMAGE_DESCRIPTION = 0x010E  # EXIF
 
 
@@ -143,14 +143,14 @@ def read_frames(path: Path) -> tuple[Frames, float]:
             return _shown_at(path, (np.arange(count) + 0.5) / fps, width, height), fps
         even = count, height + height % 2, width + width % 2, 3
         output = ("-frames:v", str(count), "-fs", str(prod(even)), "-pix_fmt", "rgb24", "-f", "rawvideo")
-        raw = np.frombuffer(ffmpeg.decode(path, ffmpeg.PLAIN, output), np.uint8)
+        raw = np.frombuffer(ffmpeg.decode(path, ffmpeg.PLAIN, output, count, most=prod(even)), np.uint8)
         return raw.reshape(even)[:, :height, :width].copy(), fps
 
 
 def _measures(note: dict[str, Any]) -> tuple[int, int, int, float]:
     """(frames, height, width, fps) as a note tells them. Raises ValueError for what no video of ours has."""
     (count, height, width, _), fps = map(int, note["shape"]), float(note["fps"])
-    if min(count, height, width) < 1 or count * height * width * 3 > MAX_BYTES or not 0 < fps <= MAX_FPS:
+    if min(count, height, width) < 1 or count * height * width * 3 > MAX_VIDEO or not 0 < fps <= MAX_FPS:
         raise ValueError(f"it tells of {count} frames of {width} x {height}, {fps:g} a second")
     return count, height, width, fps
 
@@ -174,8 +174,8 @@ def _note(path: Path) -> dict[str, Any]:
     with decoding(path):
         text = _note_text(path)
     try:
-        note = json.loads(text)
-    except (ValueError, RecursionError):
+        note = parsed(text, MAX_NOTE)
+    except ValueError:
         note = None
     if not isinstance(note, dict) or not isinstance(note.get("customttt"), dict):
         raise MediaError(f"'{path}' carries no recipe; it was not made by customttt, or was converted since.")
@@ -184,7 +184,7 @@ def _note(path: Path) -> dict[str, Any]:
 
 def _note_text(path: Path) -> str:
     if path.is_dir():
-        return (path / RECIPE).read_text() if (path / RECIPE).is_file() else ""
+        return _start_of(path / RECIPE) if (path / RECIPE).is_file() else ""
     if not kind_of(path):
         return _comment(path)
     with open_image(path, "GIF", "WEBP", "PNG", "AVIF") as image:
@@ -192,10 +192,16 @@ def _note_text(path: Path) -> str:
         return str(comment or chunk or image.getexif().get(_IMAGE_DESCRIPTION, ""))
 
 
+def _start_of(file: Path) -> str:
+    """As much of a text as a note may have, and one character more."""
+    with file.open(encoding="utf-8") as text:
+        return text.read(MAX_NOTE + 1)
+
+
 def _comment(path: Path) -> str:
     """What a video says of itself; nothing if it is none."""
     try:
-        metadata = ffmpeg.read(path, (), ("-f", "ffmetadata")).decode()
+        metadata = ffmpeg.read(path, (), ("-f", "ffmetadata"), most=4 * MAX_NOTE).decode()
     except MediaError:
         return ""
     comment = re.search(r"^comment=(.*)$", metadata, re.MULTILINE | re.IGNORECASE)
