@@ -37,7 +37,16 @@ SLOWER = 1.3
 appearance, a motion, and a motion with every block recomputed (LOG.md); nobody has measured it on a GPU yet (ours)."""
 META = torch.device("meta")
 aten = torch.ops.aten
-_WIDE = {F.group_norm, F.layer_norm, torch.group_norm, torch.layer_norm, F.softmax, torch.softmax, Tensor.softmax}
+_WIDE = {
+    F.group_norm,
+    F.layer_norm,
+    F.rms_norm,
+    torch.group_norm,
+    torch.layer_norm,
+    F.softmax,
+    torch.softmax,
+    Tensor.softmax,
+}
 _NARROW = {
     F.linear, F.conv2d, F.conv3d, F.conv1d, F.scaled_dot_product_attention, torch.bmm, torch.baddbmm, torch.matmul
 }  # fmt: skip
@@ -281,14 +290,13 @@ def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[], objec
     resident = [backbone.network]
     if decoder or device.type == "cpu":  # elsewhere it is on the device only while it works
         resident.append(backbone.vae)
-    ledger, dtype = Ledger(resident), computing(device)
-    half = dtype != torch.float32 and not decoder  # the decoder works in full precision
-    with Autocast(dtype, device) if half else nullcontext(), ledger:
+    ledger, dtype = Meter(resident), computing(device)
+    with Autocast(torch.float32 if decoder else dtype, device), ledger:  # the decoder works in full precision
         work()
     return Cost(ledger.peak, ledger.flops, ledger.moved, ledger.calls)
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what operations on the meta device would take, and the memory of the tensors that are alive."""
 
     def __init__(self, resident: Sequence[nn.Module]) -> None:
@@ -345,13 +353,13 @@ def _on_meta(values: Any) -> Iterator[Tensor]:
 class Autocast(TorchFunctionMode):
     """What `torch.autocast` does to the operations that our networks use; torch has none for shapes [C].
 
-    On a GPU norms are widened, and fused attention is asked for by name: nothing chooses a kernel for the meta device.
+    On a GPU norms are widened. Fused attention is asked for by name: nothing chooses a kernel for the meta device.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.dtypes = dict.fromkeys(_NARROW, dtype)
-        if device.type != "cpu":
+        self.dtypes = dict.fromkeys(_NARROW, dtype) if dtype != torch.float32 else {}
+        if self.dtypes and device.type != "cpu":
             self.dtypes |= dict.fromkeys(_WIDE, torch.float32)
 
     def __torch_function__(
@@ -362,8 +370,16 @@ class Autocast(TorchFunctionMode):
             args = tuple(_cast(value, dtype) for value in args)
             given = {name: _cast(value, dtype) for name, value in given.items()}
         if func is F.scaled_dot_product_attention:
-            return aten._scaled_dot_product_efficient_attention(*args[:3], None, True)[0]
+            return _fused(*args, **given)
         return func(*args, **given)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
+    """Attention that never holds all of its weights at once."""
+    if not query.is_meta:
+        return F.scaled_dot_product_attention(query, key, value)
+    attended: Tensor = aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
+    return attended
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

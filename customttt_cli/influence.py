@@ -21,7 +21,7 @@ from customttt_cli import options, output
 
 if TYPE_CHECKING:
     from customttt.backbones import Backbone
-    from customttt.measure.influence import Influence, Layers, Pair, Scorer, Study
+    from customttt.measure.influence import Influence, Layers, Measurement, PromptPair, Scorer
 
 CARRIED: dict[str, Kind] = {
     "noun": "appearance", "colour": "appearance", "hat": "appearance", "pattern": "appearance", "movement": "motion"
@@ -81,7 +81,7 @@ def influence(
         from customttt import backbones, media, opening
         from customttt.measure import influence
         from customttt.tiny import known
-    wanted, shown = [influence.Pair(*text) for text in texts], [frozenset(some) for some in numbers]
+    wanted, shown = [influence.PromptPair(*text) for text in texts], [frozenset(some) for some in numbers]
     media.check_output(folder / "influence.mp4")
     name, why = backbones.choose_base(base)
     judged = known.draws(name)
@@ -95,7 +95,7 @@ def influence(
     with output.loading(name):
         backbone, _ = opening.open_accelerated(name)
     ledger = Ledger(folder / "scores.jsonl")
-    study = influence.Study(backbone, wanted, scorer(backbone), seeds, ledger=ledger, by=scored)
+    study = influence.Measurement(backbone, wanted, scorer(backbone), seeds, ledger=ledger, by=scored)
     with output.progress() as report:
         study.report = report
         alone = study.per_layer()
@@ -123,7 +123,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return found
 
 
-def _judged_kind(pairs: Sequence[Pair], given: options.Kind | None, score: Score | None) -> Kind | None:
+def _judged_kind(pairs: Sequence[PromptPair], given: options.Kind | None, score: Score | None) -> Kind | None:
     """What all pairs are about; None where they are about several things, or about scenes.
 
     Raises UsageError for what the judge cannot see, and for what only other bases need.
@@ -153,7 +153,7 @@ def _scorer(by: Score | None) -> tuple[Callable[[Backbone], Scorer], str]:
         if why := tracks.obstacle():
             raise BaseUnavailableError(f"{why}; or give --score clip-t.")
         return influence.by_tracks, f"motion fidelity to the video whose every block reads the second, {tracks.name()}"
-    model = extractors.Clip(output.told)
+    model = extractors.ClipModel(output.told)
     return lambda _: influence.by_clip(model), f"CLIP-T of the second prompt, {model.name}"
 
 
@@ -173,7 +173,7 @@ def _read(prompt: str | None, starred: str | None, pairs: Path | None) -> list[t
     return [(one.strip(), two.strip()) for one, two in (line.split("\t") for line in lines)]
 
 
-def _draw(study: Study, alone: list[Influence], columns: list[Layers], folder: Path) -> None:
+def _draw(study: Measurement, alone: list[Influence], columns: list[Layers], folder: Path) -> None:
     """The chart of all blocks, and for each pair the page's four videos beside the null."""
     from customttt import media
     from customttt.measure import influence, sheets
@@ -185,7 +185,7 @@ def _draw(study: Study, alone: list[Influence], columns: list[Layers], folder: P
     names = ["no block", *(_name(layers, alone) for layers in columns)]
     for pair in study.pairs[:3]:
         sample = study.backbone.defaults.sample
-        videos = influence.render(study.backbone, pair, [frozenset(), *columns], sample, 0)
+        videos = influence.render_swapped(study.backbone, pair, [frozenset(), *columns], sample, 0)
         title = f"{pair.prompt} -> {pair.starred}"
         rows += [
             (f"{title}\n{name} read the second", to_frames(video[None]))

@@ -22,7 +22,7 @@ from customttt.measure.ledger import Ledger
 from customttt.media import Frames
 from customttt.progress import Progress
 
-PAIR = influence.Pair("A koala.", "A tiger.")
+PAIR = influence.PromptPair("A koala.", "A tiger.")
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,12 @@ def test_blocks_without_text_are_known(backbone: Backbone) -> None:
     assert set(backbone.readers) == {0, 1, 2, 4, 6, 7, 8}
     for bad in (3, 9):
         with pytest.raises(UsageError, match=f"Layer {bad} of .* reads no prompt"):
-            influence.render(backbone, PAIR, [layers(bad)], backbone.defaults.sample, 0)
+            influence.render_swapped(backbone, PAIR, [layers(bad)], backbone.defaults.sample, 0)
 
 
 def test_equal_prompts_are_no_pair() -> None:
     with pytest.raises(UsageError, match="must say something else"):
-        influence.Pair("A koala.", "A koala. ")
+        influence.PromptPair("A koala.", "A koala. ")
 
 
 def test_the_videos_of_one_seed_differ_in_what_is_read_alone(
@@ -77,22 +77,24 @@ def test_the_videos_of_one_seed_differ_in_what_is_read_alone(
     monkeypatch.setattr(influence, "TOGETHER", 2)
     sample = backbone.defaults.sample.but(num_frames=2, size=64, num_inference_steps=2)
     able = frozenset(backbone.readers)
-    videos = influence.render(backbone, PAIR, [layers(), able, layers(6)], sample, 0)
-    again = influence.render(backbone, influence.Pair(PAIR.starred, "x"), [layers()], sample, 0)
+    videos = influence.render_swapped(backbone, PAIR, [layers(), able, layers(6)], sample, 0)
+    again = influence.render_swapped(backbone, influence.PromptPair(PAIR.starred, "x"), [layers()], sample, 0)
     assert torch.allclose(videos[1], again[0], atol=1e-5)
     assert not torch.allclose(videos[0], videos[2])
 
 
-def study(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, weights: dict[int, float]) -> influence.Study:
+def study(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, weights: dict[int, float]) -> influence.Measurement:
     """A study in which a set of blocks shows the sum of its weights, and the null shows 0.1."""
     rendered: list[influence.Layers] = []
 
-    def render(_: Backbone, __: influence.Pair, sets: Sequence[influence.Layers], *___: object) -> Tensor:
+    def render(_: Backbone, __: influence.PromptPair, sets: Sequence[influence.Layers], *___: object) -> Tensor:
         rendered.extend(sets)
         return torch.tensor([0.1 + sum(weights.get(layer, 0.0) for layer in some) for some in sets])
 
-    monkeypatch.setattr(influence, "render", render)
-    made = influence.Study(backbone, [PAIR, influence.Pair("A dog.", "A cat.")], lambda v, *_: v.tolist(), seeds=2)
+    monkeypatch.setattr(influence, "render_swapped", render)
+    made = influence.Measurement(
+        backbone, [PAIR, influence.PromptPair("A dog.", "A cat.")], lambda v, *_: v.tolist(), seeds=2
+    )
     made.rendered = rendered  # type: ignore[attr-defined]
     return made
 
@@ -124,7 +126,7 @@ def test_the_figure_shows_the_blocks_that_are_asked_for(backbone: Backbone, monk
 
 
 def test_progress_counts_every_step_of_every_pair_and_seed(backbone: Backbone) -> None:
-    one = influence.Study(backbone, [PAIR], lambda v, *_: [0.0] * len(v), seeds=2)
+    one = influence.Measurement(backbone, [PAIR], lambda v, *_: [0.0] * len(v), seeds=2)
     seen: list[Progress] = []
     one.report = seen.append
     one.measure([layers(6)])
@@ -136,7 +138,7 @@ def test_progress_counts_every_step_of_every_pair_and_seed(backbone: Backbone) -
 def test_by_tracks_the_video_that_reads_the_other_prompt_everywhere_moves_as_itself(backbone: Backbone) -> None:
     able = frozenset(backbone.readers)
     sample = backbone.defaults.sample
-    videos = influence.render(backbone, PAIR, [able], sample, 0)
+    videos = influence.render_swapped(backbone, PAIR, [able], sample, 0)
     noise = torch.rand(videos.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     score = influence.by_tracks(backbone)
     same, other = score(torch.cat([videos, noise]), [able, layers(2)], PAIR, 0)
@@ -159,8 +161,8 @@ def test_by_clip_a_score_is_the_cosine_of_video_and_other_prompt() -> None:
 
     red = torch.tensor([1.0, -1, -1]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 4, 4)
     score = influence.by_clip(Model())
-    assert score(red, [layers(2)], influence.Pair("Blue.", "Red."), 0) == pytest.approx([1.0])
-    assert score(red, [layers(2)], influence.Pair("Red.", "Blue."), 0) == pytest.approx([0.0])
+    assert score(red, [layers(2)], influence.PromptPair("Blue.", "Red."), 0) == pytest.approx([1.0])
+    assert score(red, [layers(2)], influence.PromptPair("Red.", "Blue."), 0) == pytest.approx([0.0])
 
 
 def test_a_killed_study_goes_on_where_it_was(
@@ -188,7 +190,7 @@ def test_a_killed_study_goes_on_where_it_was(
 
 def test_a_study_needs_a_pair(backbone: Backbone) -> None:
     with pytest.raises(UsageError, match="no pair"):
-        influence.Study(backbone, [], lambda v, *_: v.tolist())
+        influence.Measurement(backbone, [], lambda v, *_: v.tolist())
 
 
 # -- on the command line

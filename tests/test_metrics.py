@@ -282,7 +282,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 @pytest.mark.usefixtures("models")
 def test_clip_and_dino_turn_frames_and_words_into_vectors() -> None:
-    clip, dino = extractors.Clip(), extractors.Dino()
+    clip, dino = extractors.ClipModel(), extractors.DinoModel()
     assert (clip.name, dino.name) == ("openai/clip-vit-base-patch32@c237dc4", "facebook/dino-vits16@refs/pr/1")
     frames = np.concatenate([moving(ACROSS)] * 5)  # more than one batch
     seen, again = clip.image_features(frames), dino.image_features(frames)
@@ -299,7 +299,7 @@ def test_clip_and_dino_turn_frames_and_words_into_vectors() -> None:
 def test_clip_in_small_finds_a_video_like_itself() -> None:
     frames = moving(ACROSS)
     same = np.stack([frames[0]] * 4)
-    rows = evaluate.by_clip("clip", extractors.Clip, [Candidate("a", same, "A koala.")], frames[:1])
+    rows = evaluate.by_clip("clip", extractors.ClipModel, [Candidate("a", same, "A koala.")], frames[:1])
     scores = values(rows)
     assert scores[CLIP_I] == pytest.approx(1, abs=1e-5)
     assert scores[CONSISTENCY] == pytest.approx(1, abs=1e-5)
@@ -309,4 +309,4 @@ def test_clip_in_small_finds_a_video_like_itself() -> None:
 def test_a_folder_that_is_not_whole_is_a_sentence(models: dict[str, Path]) -> None:
     (models[extractors.CLIP.id] / "preprocessor_config.json").unlink()
     with pytest.raises(BaseUnavailableError, match=r"cannot be read .* delete it"):
-        extractors.Clip()
+        extractors.ClipModel()

@@ -34,8 +34,8 @@ def small(tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     size = experiment.Size(pairings=2, scenes=1, seeds=1, steps=2)
     none = stats.Estimate(0.0, 0.0, 0.0, 2)
     found = [influence.Influence((layer,), none) for layer in range(3)]
-    monkeypatch.setattr(influence.Study, "per_layer", lambda self: found)  # noqa: ARG005
-    monkeypatch.setattr(influence.Study, "select", lambda self: found[:1])  # noqa: ARG005
+    monkeypatch.setattr(influence.Measurement, "per_layer", lambda self: found)  # noqa: ARG005
+    monkeypatch.setattr(influence.Measurement, "select", lambda self: found[:1])  # noqa: ARG005
     return experiment.Study(backbone, Accelerator(cpu=True), tmp_path / "run", size)
 
 
@@ -124,8 +124,8 @@ def test_quick_goes_through_every_table_of_the_supplement(
     monkeypatch.setattr(report, "judged", judged_by_number)
     monkeypatch.setattr(experiment, "QUICK", replace(experiment.QUICK, pairings=1, steps=2, ttt_steps=1))
     none = [influence.Influence((0,), stats.Estimate(0.0, 0.0, 0.0, 1))]
-    monkeypatch.setattr(influence.Study, "per_layer", lambda self: none)  # noqa: ARG005
-    monkeypatch.setattr(influence.Study, "select", lambda self: none)  # noqa: ARG005
+    monkeypatch.setattr(influence.Measurement, "per_layer", lambda self: none)  # noqa: ARG005
+    monkeypatch.setattr(influence.Measurement, "select", lambda self: none)  # noqa: ARG005
     study.main()
     text = (tmp_path / "study.md").read_text()
     assert "Too short to tell anything" in text

@@ -162,7 +162,7 @@ def test_diffdirector_takes_the_subject_that_full_has_learned(
     alone = shop.teach(rival, material)
     shutil.rmtree(shop.library.path() / "adapted")
     shop.teach(Rival("full", material.key("full")), material)
-    monkeypatch.setattr(rivals.Lesson, "subject", refuse)
+    monkeypatch.setattr(rivals.RivalLesson, "subject", refuse)
     after = shop.teach(rival, material)
     for one, other in zip(alone.pair, after.pair, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)

@@ -52,19 +52,19 @@ MEASURES = {
     "scene": "scene right",
     "all": "all three right",
 }
-INFLUENCE: dict[Kind, list[influence.Pair]] = {
+INFLUENCE: dict[Kind, list[influence.PromptPair]] = {
     "appearance": [
-        influence.Pair("A koala.", "A tiger."), influence.Pair("A dog.", "A penguin."),
-        influence.Pair("A fox.", "A panda."), influence.Pair("A cat.", "A teddy bear."),
-        influence.Pair("A rabbit.", "A fox."), influence.Pair("A car.", "A koala."),
+        influence.PromptPair("A koala.", "A tiger."), influence.PromptPair("A dog.", "A penguin."),
+        influence.PromptPair("A fox.", "A panda."), influence.PromptPair("A cat.", "A teddy bear."),
+        influence.PromptPair("A rabbit.", "A fox."), influence.PromptPair("A car.", "A koala."),
     ],
     "motion": [
-        influence.Pair("A dog is jumping.", "A dog is running."),
-        influence.Pair("A fox is sliding.", "A fox is rising."),
-        influence.Pair("A koala is falling.", "A koala is swinging."),
-        influence.Pair("A panda is standing still.", "A panda is jumping."),
-        influence.Pair("A cat is running.", "A cat is growing."),
-        influence.Pair("A tiger is rising.", "A tiger is sliding."),
+        influence.PromptPair("A dog is jumping.", "A dog is running."),
+        influence.PromptPair("A fox is sliding.", "A fox is rising."),
+        influence.PromptPair("A koala is falling.", "A koala is swinging."),
+        influence.PromptPair("A panda is standing still.", "A panda is jumping."),
+        influence.PromptPair("A cat is running.", "A cat is growing."),
+        influence.PromptPair("A tiger is rising.", "A tiger is sliding."),
     ],
 }  # fmt: skip
 """Prompts, and what some blocks read instead: another subject, or another movement of the same."""
@@ -172,7 +172,9 @@ class Study:
         if self.ledger.get(name) is None:
             self.say(f"prompt influence of the {kind}")
             scorer = influence.by_texts(judge.shows)
-            measured = influence.Study(self.backbone, pairs, scorer, self.size.seeds, ledger=self.ledger, by="judge")
+            measured = influence.Measurement(
+                self.backbone, pairs, scorer, self.size.seeds, ledger=self.ledger, by="judge"
+            )
             found = {"alone": measured.per_layer(), "chosen": measured.select()}
             self.ledger.put(name, **{key: [asdict(one) for one in some] for key, some in found.items()})
 
@@ -185,7 +187,7 @@ class Study:
             for key, some in known.items()
         }
 
-    def _influence(self, kind: Kind, seeds: int) -> tuple[list[influence.Pair], str]:
+    def _influence(self, kind: Kind, seeds: int) -> tuple[list[influence.PromptPair], str]:
         """The pairs of prompts, and what the measurement is kept under."""
         pairs = INFLUENCE[kind][: self.size.prompts]
         return pairs, f"influence-{kind}-{len(pairs)}-{seeds}-{self.backbone.fingerprint}"

@@ -30,7 +30,7 @@ def name(repository: hub.Repository) -> str:
     return f"{repository.id}@{revision if '/' in revision else revision[:7]}"
 
 
-class Clip:
+class ClipModel:
     """CLIP (arXiv 2103.00020): pictures and words in one space. Pictures are prepared as its repository says."""
 
     def __init__(self, told: hub.Told = hub.nobody) -> None:
@@ -59,7 +59,7 @@ class Clip:
         return self.model.text_projection(read.pooler_output).cpu()  # type: ignore[no-any-return]
 
 
-class Dino:
+class DinoModel:
     """DINO (arXiv 2104.14294), which tells individuals of one kind better: the class token of the last layer."""
 
     def __init__(self, told: hub.Told = hub.nobody) -> None:

@@ -34,7 +34,7 @@ NULL: Layers = frozenset()
 
 
 @dataclass(frozen=True)
-class Pair:
+class PromptPair:
     """A prompt and the one that some blocks read instead."""
 
     prompt: str
@@ -45,7 +45,7 @@ class Pair:
             raise UsageError(f"Both prompts are {self.prompt!r}; the second must say something else.")
 
 
-Scorer = Callable[[Video, Sequence[Layers], Pair, int], Sequence[float]]
+Scorer = Callable[[Video, Sequence[Layers], PromptPair, int], Sequence[float]]
 """(videos of one pair and seed, whose sets of blocks read p*, the pair, the seed) to how much each shows of what p*
 says; higher is more."""
 
@@ -59,9 +59,9 @@ def check_layers(base: str, able: Iterable[int], layer_sets: Sequence[Layers]) -
 
 
 @torch.no_grad()
-def render(
+def render_swapped(
     backbone: Backbone,
-    pair: Pair,
+    pair: PromptPair,
     layer_sets: Sequence[Layers],
     sample: SampleConfig,
     seed: int,
@@ -98,7 +98,7 @@ def by_texts(shows: Callable[[Video, str, str], Sequence[float]]) -> Scorer:
 def by_clip(model: metrics.Features) -> Scorer:
     """CLIP-T of each video and p*, which the supplement's Table 2 has for subjects and for movements [S]."""
 
-    def score(videos: Video, _: Sequence[Layers], pair: Pair, __: int) -> list[float]:
+    def score(videos: Video, _: Sequence[Layers], pair: PromptPair, __: int) -> list[float]:
         text = model.text_features([pair.starred])[0]
         return [metrics.text_alignment(model.image_features(to_frames(video[None])), text) for video in videos]
 
@@ -108,17 +108,17 @@ def by_clip(model: metrics.Features) -> Scorer:
 def by_tracks(backbone: Backbone) -> Scorer:
     """Motion fidelity of each video to that of the same noise whose every block reads p* (ours)."""
     able = frozenset(backbone.readers)
-    truths: dict[tuple[Pair, int], metrics.Tracks] = {}
+    truths: dict[tuple[PromptPair, int], metrics.Tracks] = {}
 
     def follow(video: Float[Tensor, "3 f h w"]) -> metrics.Tracks:
         return torch.from_numpy(tracks.follow(to_frames(video[None])))
 
-    def score(videos: Video, layer_sets: Sequence[Layers], pair: Pair, seed: int) -> list[float]:
+    def score(videos: Video, layer_sets: Sequence[Layers], pair: PromptPair, seed: int) -> list[float]:
         made = [follow(video) for video in videos]
         if able in layer_sets:
             truths[pair, seed] = made[list(layer_sets).index(able)]
         elif (pair, seed) not in truths:  # scored before a kill
-            truths[pair, seed] = follow(render(backbone, pair, [able], backbone.defaults.sample, seed)[0])
+            truths[pair, seed] = follow(render_swapped(backbone, pair, [able], backbone.defaults.sample, seed)[0])
         return [metrics.motion_fidelity(one, truths[pair, seed]) for one in made]
 
     return score
@@ -133,11 +133,11 @@ class Influence:
 
 
 @dataclass
-class Study:
-    """Effects of sets of blocks over pairs and seeds; what is in the ledger is not rendered again."""
+class Measurement:
+    """The effects of sets of blocks over pairs and seeds; what is in the ledger is not rendered again."""
 
     backbone: Backbone
-    pairs: Sequence[Pair]
+    pairs: Sequence[PromptPair]
     scorer: Scorer
     seeds: int = 3
     report: Report = silent
@@ -160,21 +160,21 @@ class Study:
         report = self._whole([len(new) for new in missing.values()])
         sample = self.backbone.defaults.sample
         for (pair, seed), new in missing.items():
-            videos = render(self.backbone, pair, new, sample, seed, report)
+            videos = render_swapped(self.backbone, pair, new, sample, seed, report)
             for layers, score in zip(new, self.scorer(videos, new, pair, seed), strict=True):
                 self.ledger.put(self._key((pair, seed), layers), score=float(score))
         return [Influence(tuple(sorted(layers)), self._effect(layers)) for layers in layer_sets]
 
-    def _all(self) -> list[tuple[Pair, int]]:
+    def _all(self) -> list[tuple[PromptPair, int]]:
         return list(product(self.pairs, range(self.seeds)))
 
-    def _key(self, of: tuple[Pair, int], layers: Layers) -> str:
+    def _key(self, of: tuple[PromptPair, int], layers: Layers) -> str:
         pair, seed = of
         sample = self.backbone.defaults.sample.changed()
         made = [self.backbone.fingerprint, sample, self.by, pair.prompt, pair.starred, seed, sorted(layers)]
         return f"score-{digest(made)[:16]}"
 
-    def _score(self, of: tuple[Pair, int], layers: Layers) -> float:
+    def _score(self, of: tuple[PromptPair, int], layers: Layers) -> float:
         return float((self.ledger.get(self._key(of, layers)) or {})["score"])
 
     def _effect(self, layers: Layers) -> stats.Estimate:

@@ -110,7 +110,7 @@ def teach(
     """
     appearance = material.appearance
     pictures, said = learn.seen(backbone, material.pictures, appearance.prompt, material.config("appearance"))
-    lesson = Lesson(
+    lesson = RivalLesson(
         backbone, material, accelerator, report, stages, appearance.phrase, said, pictures,
         clip=backbone.encode(to_video(material.clip.frames)),
         clip_embeds=backbone.embed([material.motion.prompt]), everywhere=subject,
@@ -119,7 +119,7 @@ def teach(
 
 
 @dataclass(frozen=True)
-class Lesson:
+class RivalLesson:
     """The material, as the base reads it, and the two things that most rivals learn from it."""
 
     backbone: Backbone
@@ -163,12 +163,12 @@ class Lesson:
         return weights
 
 
-def full(lesson: Lesson) -> Taught:
+def full(lesson: RivalLesson) -> Taught:
     """The paper's "full LoRA": what CustomTTT learns before test-time training, on all layers."""
     return Taught((lesson.subject(), lesson.movement()))
 
 
-def motiondirector(lesson: Lesson) -> Taught:
+def motiondirector(lesson: RivalLesson) -> Taught:
     """MotionDirector's dual-path recipe (arXiv 2310.08465); spatial LoRAs leave the cross-attention as it is.
 
     Published: AdamW at 5e-4 for both paths, 150 steps for a clip and 1,000 for pictures, half of them mirrored, and at
@@ -179,7 +179,7 @@ def motiondirector(lesson: Lesson) -> Taught:
     return Taught((lesson.subject(spatial), _two_paths(lesson, spatial)))
 
 
-def diffdirector(lesson: Lesson) -> Taught:
+def diffdirector(lesson: RivalLesson) -> Taught:
     """DiffDirector (github.com/ExponentialML/AnimateDiff-MotionDirector): MotionDirector's recipe, for AnimateDiff.
 
     Its spatial LoRAs wrap the cross-attention, too, and its optimizer is Lion: at 5e-5 for the temporal path and 1e-5
@@ -190,7 +190,7 @@ def diffdirector(lesson: Lesson) -> Taught:
     return Taught((subject, _two_paths(lesson, lesson.targets("appearance"))))
 
 
-def dreamvideo(lesson: Lesson) -> Taught:
+def dreamvideo(lesson: RivalLesson) -> Taught:
     """DreamVideo (arXiv 2312.04433), simplified: a word for the subject, then an adapter of the cross-attention.
 
     The word replaces the noun, from whose embedding it starts; 3/4 of the subject's steps are for it, as in the public
@@ -208,13 +208,13 @@ def dreamvideo(lesson: Lesson) -> Taught:
     return Taught((identity, lesson.movement(debias=0.0)), word)
 
 
-RIVALS: Mapping[str, Callable[[Lesson], Taught]] = MappingProxyType(
+RIVALS: Mapping[str, Callable[[RivalLesson], Taught]] = MappingProxyType(
     {"full": full, "motiondirector": motiondirector, "diffdirector": diffdirector, "dreamvideo": dreamvideo}
 )
 """By the name in `compare`."""
 
 
-def _two_paths(lesson: Lesson, spatial: Sequence[str]) -> lora.Weights:
+def _two_paths(lesson: RivalLesson, spatial: Sequence[str]) -> lora.Weights:
     """The temporal LoRA of the clip, learned together with a spatial one, which is thrown away.
 
     Spatial path: one random frame, only the spatial LoRA acts. Temporal path: all frames, both act, L_org + L_ad, and
@@ -250,7 +250,7 @@ def _two_paths(lesson: Lesson, spatial: Sequence[str]) -> lora.Weights:
     return weights["motion"]
 
 
-def _invert(lesson: Lesson, said: Sequence[str], steps: int) -> WordEmbedding:
+def _invert(lesson: RivalLesson, said: Sequence[str], steps: int) -> WordEmbedding:
     """Textual inversion (arXiv 2208.01618): the embedding of a word by which the frozen base draws the pictures."""
     backbone, config = lesson.backbone, lesson.config("appearance")
     generator = torch.Generator().manual_seed(config.seed)
