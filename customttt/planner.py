@@ -18,13 +18,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from customttt import lora, machine, sampling, train, ttt
+from customttt import lora, machine, sampling, torch_internals, train, ttt
 from customttt.backbones import Backbone, computing, sketch
 from customttt.concept import Kind
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
@@ -36,7 +33,6 @@ SLOWER = 1.3
 """How much longer a step takes than `Speed` alone says: 1.2 to 1.35 on one core of a CPU, in both precisions, for an
 appearance, a motion, and a motion with every block recomputed (LOG.md); nobody has measured it on a GPU yet (ours)."""
 META = torch.device("meta")
-aten = torch.ops.aten
 _WIDE = {
     F.group_norm,
     F.layer_norm,
@@ -261,7 +257,7 @@ class Stage(Accelerator):  # type: ignore[misc]
 
     def backward(self, loss: Tensor) -> None:
         """`loss.backward()` switches `Autocast` off, under which blocks must be recomputed; this does not."""
-        _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
+        torch_internals.backward(loss)
 
 
 STAGE = Stage()
@@ -296,7 +292,7 @@ def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[], objec
     return Cost(ledger.peak, ledger.flops, ledger.moved, ledger.calls)
 
 
-class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Meter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call]
     """Counts what operations on the meta device would take, and the memory of the tensors that are alive."""
 
     def __init__(self, resident: Sequence[nn.Module]) -> None:
@@ -311,23 +307,22 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given, kwargs = list(_on_meta(args)), dict(kwargs or {})
-        if given and func is aten._local_scalar_dense.default:
+        if given and torch_internals.reads_number(func):
             return 0.5  # any number will do
-        if given and func is aten._to_copy.default and kwargs.get("device", META).type == "cpu":
+        if given and torch_internals.copies(func) and kwargs.get("device", META).type == "cpu":
             kwargs["device"] = META
         out = func(*args, **kwargs)
         made = sum(self._note(tensor) for tensor in _on_meta(out))
-        if made or func._schema.is_mutable:  # else it is a view
+        if made or torch_internals.is_mutable(func):  # else it is a view
             self.moved += made + sum(tensor.nbytes for tensor in given)
-        if count := flop_registry.get(func._overloadpacket):
-            self.flops += count(*args, **kwargs, out_val=out)
+        self.flops += torch_internals.flops(func, args, kwargs, out)
         self.calls += 1
         return out
 
     def _note(self, tensor: Tensor) -> int:
         """Bytes of a tensor's memory, 0 where it is known."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        storage, key = torch_internals.storage_of(tensor)
+        size = storage.nbytes()
         if key in self.alive:
             return 0
         self.alive[key] = size
@@ -378,8 +373,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) 
     """Attention that never holds all of its weights at once."""
     if not query.is_meta:
         return F.scaled_dot_product_attention(query, key, value)
-    attended: Tensor = aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
-    return attended
+    return torch_internals.attend(query, key, value)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
