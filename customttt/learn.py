@@ -22,7 +22,7 @@ from customttt.concept import Concept, Kind, Source
 from customttt.config import TrainConfig, digest
 from customttt.library import WEIGHTS, Library
 from customttt.machine import versions
-from customttt.media import Clip, Frames, Picture, Pixels
+from customttt.media import Clip, Picture, Pixels
 from customttt.progress import Report, silent
 from customttt.text import escaped
 from customttt.video import to_video
@@ -131,11 +131,6 @@ def run_key(kind: Kind, fingerprint: str, wording: Wording, config: TrainConfig,
 def kind_of(inputs: Inputs) -> Kind:
     """What is learned from them."""
     return "motion" if isinstance(inputs, Clip) else "appearance"
-
-
-def frames_of(inputs: Inputs) -> Frames:
-    """What is seen at once, uint8 (f h w c): all frames of a clip, or one picture."""
-    return inputs.frames if isinstance(inputs, Clip) else inputs[0].pixels[None]
 
 
 def digest_of(inputs: Inputs) -> str:

@@ -99,7 +99,7 @@ class Plan:
 
     def forecast(self) -> Forecast:
         """What learning it will take. Raises BaseUnavailableError, or UsageError for what the base cannot do."""
-        frames = learn.frames_of(self.inputs)
+        frames = self.inputs.frames if isinstance(self.inputs, media.Clip) else [self.inputs[0].pixels]
         return planner.learning(self.base, self.kind, self.config, len(frames), frames[0].shape[0])
 
     def learned(self, library: Library) -> Concept | None:

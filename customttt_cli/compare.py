@@ -60,7 +60,7 @@ def compare(
 ) -> None:
     """Compose by every method from the same noise, and lay the videos side by side; a killed run goes on."""
     chosen = _chosen(methods, bool(images), bool(clip))
-    wish = Wish(prompt, 0, seeds, None, None, None, None, None, None, base)
+    wish = Wish(prompt, seed=0, num=seeds, base=base)
     wish.check()
     from customttt import media
 

@@ -37,22 +37,10 @@ def learn_appearance(
     as_json: options.Json = False,
 ) -> None:
     """Learn a subject from 3 to 8 pictures of it; the lines of a .txt file beside a picture are its captions."""
-    phrase = wording("--noun", noun, name)
-    changes = train_changes(steps, rank, learning_rate, layers, seed)
-    sentence_read = prompt or training_prompt("appearance", phrase)
-    lesson = Lesson(
-        "appearance",
-        name,
-        phrase,
-        sentence_read,
-        base,
-        changes,
-        resume,
-        force,
-        dry_run,
-        as_json,
-        layers == options.AUTO,
-    )
+    words = wording("--noun", noun, name)
+    sentence = prompt or training_prompt("appearance", words)
+    changes, auto = train_changes(steps, rank, learning_rate, layers, seed), layers == options.AUTO
+    lesson = Lesson("appearance", name, words, sentence, base, changes, resume, force, dry_run, as_json, auto)
     learn(lesson, Pictures(images, fit))
 
 
@@ -77,11 +65,9 @@ def learn_motion(
 ) -> None:
     """Learn a movement from one short clip of it."""
     words = wording("--phrase", phrase, name)
-    changes = train_changes(steps, rank, learning_rate, layers, seed)
-    sentence_read = prompt or training_prompt("motion", words)
-    lesson = Lesson(
-        "motion", name, words, sentence_read, base, changes, resume, force, dry_run, as_json, layers == options.AUTO
-    )
+    sentence = prompt or training_prompt("motion", words)
+    changes, auto = train_changes(steps, rank, learning_rate, layers, seed), layers == options.AUTO
+    lesson = Lesson("motion", name, words, sentence, base, changes, resume, force, dry_run, as_json, auto)
     learn(lesson, Movement(clip, start, end, frames))
 
 

@@ -16,15 +16,15 @@ class Wish:
     """Options of `compose`; what is None is the base's own, or the recipe's."""
 
     prompt: str
-    seed: int | None
-    num: int
-    frames: int | None
-    steps: int | None
-    guidance: float | None
-    ttt_steps: int | None
-    appearance_scale: float | None
-    motion_scale: float | None
-    base: str | None
+    seed: int | None = None
+    num: int = 1
+    base: str | None = None
+    frames: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    ttt_steps: int | None = None
+    appearance_scale: float | None = None
+    motion_scale: float | None = None
     published: bool = False
 
     def check(self) -> None:
