@@ -10,12 +10,15 @@
     ├── DivergedError          8   the loss is not a number
     ├── MediaError             9   a picture or clip that cannot be used
     ├── BaseUnavailableError  10   the base model cannot run here
-    └── StoreError            11   the library or output cannot be written (read-only, disk full)
+    └── StoreError            11   the library or output cannot be read or written (no permission, disk full)
 
 130 is Ctrl-C. A message says what is wrong, which value, what was expected and what to type next, in one sentence.
 """
 
 from __future__ import annotations
+
+import errno
+import re
 
 
 class CustomTTTError(Exception):
@@ -89,6 +92,15 @@ class BaseUnavailableError(CustomTTTError):
 
 
 class StoreError(CustomTTTError):
-    """The library or the output cannot be written: read-only, or the disk is full."""
+    """The library or the output cannot be read or written: no permission, read-only, or the disk is full."""
 
     exit_code = 11
+
+
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota of that name
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk or a quota is full, so that room has to be made; safetensors tells the code in words alone."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return (int(told[1]) if told else getattr(error, "errno", None)) in _FULL

@@ -38,8 +38,9 @@ from customttt.errors import (
     NotFoundError,
     StoreError,
     UsageError,
+    is_full,
 )
-from customttt.limits import MAX_MANIFEST
+from customttt.limits import MAX_MANIFEST, MAX_NAME
 
 MANIFEST = "manifest.json"
 WEIGHTS = "lora.safetensors"
@@ -69,6 +70,7 @@ class Library:
     def __init__(self, root: Path | None = None, forgets: bool = True) -> None:
         self.forgets = forgets
         self.root = root.absolute() if root else _default_root().absolute()
+        check_length(self.root / "concepts" / ("x" * MAX_NAME) / WEIGHTS)
         self._told = self.root  # what errors name
         self._concepts = self.root / "concepts"
         self._adapted = self.root / "adapted"
@@ -257,10 +259,10 @@ class Library:
         with self._writing(), self._staged() as staging:
             staged = staging / WEIGHTS
             write(staged)
-            _sync(staged)
+            sync(staged)
             place = folder / f"{key}.{_digest(staged)}.safetensors"
             staged.replace(place)
-            _sync(folder)
+            sync(folder)
             by_age = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
             for path in {*older, *(by_age[:-most] if most else ())} - {place}:
                 path.unlink(missing_ok=True)
@@ -276,7 +278,13 @@ class Library:
 
     def _names(self) -> list[str]:
         def there() -> list[str]:
-            return sorted(path.name for path in self._concepts.glob("*") if path.is_dir())
+            try:
+                with os.scandir(self._concepts) as found:
+                    return sorted(entry.name for entry in found if entry.is_dir())
+            except FileNotFoundError:
+                return []
+            except OSError as error:  # not to be read is not to be empty
+                raise self._unable("read", error.strerror or str(error)) from error
 
         names = there()
         if any(self._staging.glob("*" + _OLD)):
@@ -342,15 +350,15 @@ class Library:
         try:
             yield
         except NotImplementedError as error:  # of the lock, where the file system has none
-            raise self._unable("its file system knows no locks") from error
+            raise self._unable("written", "its file system knows no locks") from error
         except OSError as error:
-            raise self._unable(error.strerror or str(error), error.errno) from error
+            raise self._unable("written", error.strerror or str(error), is_full(error)) from error
 
-    def _unable(self, reason: str, code: int | None = None) -> StoreError:
-        full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota of that name
-        way_out = "make room or set" if code in full else "set"
+    def _unable(self, what: str, reason: str, full: bool = False) -> StoreError:
+        way_out = "make room or set" if full else "set"
         return StoreError(
-            f"The library at {self._told} cannot be written ({reason}); {way_out} CUSTOMTTT_HOME to another folder."
+            f"The library at {_shortened(self._told)} cannot be {what} ({reason}); {way_out} CUSTOMTTT_HOME to another "
+            "folder."
         )
 
     def _recover(self) -> None:
@@ -373,13 +381,13 @@ class Library:
     def _publish(self, folder: Path, concept: Concept) -> None:
         (folder / MANIFEST).write_text(concept.to_json(), encoding="utf-8", newline="\n")
         for path in (*folder.iterdir(), folder):
-            _sync(path)
+            sync(path)
         home = self._concepts / concept.name
         old = self._staging / (concept.name + _OLD)
         if home.exists():
             home.rename(old)
         folder.rename(home)
-        _sync(self._concepts)
+        sync(self._concepts)
         if old.exists():
             self._discard(old)
 
@@ -401,6 +409,29 @@ def _default_root() -> Path:
     except RuntimeError as error:  # of Python, which finds no home
         why = f"CUSTOMTTT_HOME is {home!r}, and there is no such user" if home else "There is no home folder here"
         raise UsageError(f"{why}; set CUSTOMTTT_HOME to a folder for your concepts.") from error
+
+
+def check_length(path: Path) -> None:
+    """Raise UsageError for a name that the file system does not take; each has its own limit, and is asked."""
+    try:
+        path.lstat()
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise too_long(path) from error
+
+
+def too_long(path: Path) -> UsageError:
+    name, whole = len(os.fsencode(path.name)), len(os.fsencode(path))
+    return UsageError(
+        f"The name '{path.name[:20]}...' of {name} bytes, or the path to it of {whole:,} bytes, is longer than the "
+        "file system takes; give a shorter one."
+    )
+
+
+def _shortened(path: Path) -> str:
+    """A path as a sentence can hold it."""
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:60]}... of {len(text):,} characters"
 
 
 def _under(folder: Path, key: str) -> list[Path]:
@@ -440,7 +471,7 @@ def _is_intact(path: Path) -> bool:
         return False
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or a folder to the disk (Windows has no such call for folders)."""
     if path.is_dir() and os.name == "nt":
         return

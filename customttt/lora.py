@@ -20,7 +20,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from customttt.errors import DamagedError, StoreError
+from customttt.errors import DamagedError, StoreError, is_full
 
 Weights = dict[str, Tensor]
 PAIR = ("appearance", "motion")
@@ -168,7 +168,8 @@ def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
     try:
         save_file(dict(tensors), path, dict(metadata))
     except (SafetensorError, OSError) as error:
-        raise StoreError(f"'{path}' cannot be written ({error}); make room.") from error
+        way_out = "make room" if is_full(error) else "write elsewhere"
+        raise StoreError(f"'{path}' cannot be written ({error}); {way_out}.") from error
 
 
 def load(path: Path) -> Weights:

@@ -7,7 +7,7 @@ import platform
 from typing import Any
 
 from customttt import __version__
-from customttt.errors import CustomTTTError, DamagedError
+from customttt.errors import CustomTTTError, DamagedError, StoreError
 from customttt.library import Library
 from customttt_cli import options, output, showing
 
@@ -67,9 +67,16 @@ def _library(library: Library, broken: CustomTTTError | None) -> dict[str, Any]:
     return {
         "library": str(library.root),
         "library_free_bytes": machine.free_disk(library.root),
-        "library_concepts": len(library.entries()),
+        "library_concepts": _count(library),
         "library_problem": str(broken) if broken else None,
     }
+
+
+def _count(library: Library) -> int:
+    try:
+        return len(library.entries())
+    except StoreError:  # which `_broken` tells
+        return 0
 
 
 def _hub() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typer
 
 from customttt import concept
 from customttt.errors import UsageError
+from customttt.library import check_length
 from customttt_cli import completion
 
 AUTO = "auto"
@@ -101,11 +102,13 @@ def _at_home(value: Any, place: bool) -> Any:
     """`value` with the home folder in place of `~`, if it is a path or several. Raises UsageError."""
     if isinstance(value, (list, tuple)):
         return [_at_home(one, place) for one in value]
-    if not (isinstance(value, Path) or (place and isinstance(value, str))) or not str(value).startswith("~"):
+    if not (isinstance(value, Path) or (place and isinstance(value, str))):
         return value
     try:
-        return type(value)(Path(value).expanduser())
+        found = type(value)(Path(value).expanduser()) if str(value).startswith("~") else value
     except RuntimeError as error:
         raise UsageError(
             f"'{value}' begins with a home folder that is not known here; write the path in full."
         ) from error
+    check_length(Path(found))
+    return found

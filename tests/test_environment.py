@@ -125,14 +125,14 @@ def test_a_socks_proxy_without_its_package_is_named(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSPC])
 def test_what_a_save_needs_is_tried_before_the_first_step(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = store._sync
+    whole = store.sync
 
     def failing(path: Path) -> None:
         if path.is_dir():
             raise OSError(code, os.strerror(code))
         whole(path)
 
-    monkeypatch.setattr(store, "_sync", failing)
+    monkeypatch.setattr(store, "sync", failing)
     with pytest.raises(StoreError, match="make room" if code == errno.ENOSPC else r"\(Invalid argument\); set CUSTOM"):
         Library().check_writable()
 

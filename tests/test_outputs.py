@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from material import assert_one_sentence, run, snapshot
 
-from customttt.errors import UsageError
+from customttt.errors import StoreError, UsageError
 from customttt.library import Library
 from customttt.media import outputs
 
@@ -56,3 +59,102 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> No
     with outputs.placed(tmp_path / "file") as aside:
         aside.write_text("whole")
     assert {path.name for path in tmp_path.iterdir()} == {"file", *kept}
+
+
+# -- folders, which are replaced as one
+
+
+def folder(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / "recipe.json").write_text(text)
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    with outputs.placed(path) as aside:
+        folder(aside, text)
+
+
+class Killed(BaseException):
+    """In place of a signal that ends the process at once: nothing is tidied up."""
+
+
+def kill(*_: object) -> None:
+    raise Killed
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="there is no such step")
+def test_a_folder_changes_places_with_the_new_one_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder(tmp_path / "video", "old")
+    monkeypatch.setattr(Path, "rename", kill)
+    monkeypatch.setattr(Path, "replace", kill)
+    write(path, "new")
+    assert snapshot(tmp_path) == {"video/recipe.json": b"new"}
+
+
+@pytest.mark.parametrize("begin", [outputs.check_output, lambda path: write(path, "newer")], ids=["checked", "written"])
+def test_a_folder_is_put_back_where_a_process_was_killed_between_two_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Path], object]
+) -> None:
+    path = folder(tmp_path / "video", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "_exchanged", lambda *_: False)
+        patch.setattr(outputs, "_remove", lambda path: kill() if path.exists() else None)
+        patch.setattr(Path, "replace", kill)
+        with pytest.raises(Killed):
+            write(path, "new")
+    assert not path.exists()
+    begin(path)
+    assert (path / "recipe.json").read_text() in ("old", "newer")
+    assert not outputs._older(path).exists()
+
+
+def test_a_folder_is_replaced_where_there_is_no_such_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "_exchanged", lambda *_: False)
+    write(folder(tmp_path / "video", "old"), "new")
+    assert snapshot(tmp_path) == {"video/recipe.json": b"new"}
+
+
+# -- names and messages
+
+
+LONG = "x" * 300
+DEEP = "/tmp/" + "/".join(["y" * 200] * 25)
+
+
+@pytest.mark.parametrize("name", [LONG, f"{LONG}.mp4", DEEP, f"{DEEP}/a.mp4"], ids=["name", "file", "path", "in path"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "show", "evaluate", "import", "learn-appearance k", "learn-motion k", "compose --recipe",
+        "evaluate a.mp4 --prompt x --clip", "evaluate a.mp4 --prompt x --images", "learn-motion k a.mp4 --base",
+        "compose koala swimming -o", "compare koala swimming on -o", "export koala -o",
+    ],
+)  # fmt: skip
+def test_a_name_that_is_too_long_is_found_at_the_start(command: str, name: str) -> None:
+    assert_one_sentence(run(*command.split(), name), 2, "is longer than the file system takes")
+
+
+@pytest.mark.parametrize("command", ["list", "verify", "doctor", "path", "show koala"])
+def test_a_library_whose_path_is_too_long_is_found_at_the_start(command: str) -> None:
+    for home in (LONG, DEEP):
+        done = run(*command.split(), env={"CUSTOMTTT_HOME": home})
+        assert_one_sentence(done, 2, "is longer than the file system takes")
+
+
+def test_what_is_written_beside_a_long_path_is_no_longer_than_it_can_be(tmp_path: Path) -> None:
+    path = tmp_path
+    while len(str(path)) < 4096 - 210:
+        path /= "y" * 200
+    path /= "z" * (4096 - len(str(path)) - 4)
+    with pytest.raises(UsageError, match="is longer than the file system takes"):
+        outputs.check_output(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [(errno.ENOSPC, "make room or go elsewhere"), (errno.EACCES, "go elsewhere"), (None, "go")],
+)
+def test_room_is_asked_for_where_it_is_missing(tmp_path: Path, code: int | None, advice: str) -> None:
+    with pytest.raises(StoreError, match=rf"; {advice}"), outputs.placed(tmp_path / "a"):
+        raise OSError(code, os.strerror(code)) if code else OSError("ffmpeg gives no reason")

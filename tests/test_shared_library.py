@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from material import run
+from material import assert_one_sentence, run
 from safetensors import SafetensorError
 
 from customttt import checkpoint, lora, train
@@ -134,3 +134,34 @@ def test_a_signal_ends_a_run_as_ctrl_c_does(
     assert "Interrupted; the same command goes on from the last checkpoint." in done.stderr
     assert signal.getsignal(number) == before
     assert len(list((Library().root / "unfinished").iterdir())) == 1
+
+
+def test_a_library_that_may_not_be_read_is_not_said_to_be_empty(learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.scandir
+
+    def refused(path: Path) -> object:
+        if Path(path).name == "concepts":
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    for command in ("list", "show koala", "verify", "rm koala --yes"):
+        assert_one_sentence(run(*command.split()), 11, f"The library at {learned} cannot be read (Permission denied)")
+
+
+def test_a_file_is_no_library(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run("list", env={"CUSTOMTTT_HOME": str(tmp_path / "file")})
+    assert_one_sentence(done, 11, "cannot be read (Not a directory)")
+
+
+@pytest.mark.parametrize(("reason", "advice"), [("No space left (os error 28)", "make room"), ("No", "write")])
+def test_weights_ask_for_room_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, advice: str
+) -> None:
+    def failing(*_: object) -> None:
+        raise SafetensorError(f"Error while serializing: I/O error: {reason}")
+
+    monkeypatch.setattr(lora, "save_file", failing)
+    with pytest.raises(StoreError, match=f"; {advice}"):
+        lora.write({}, tmp_path / "a.safetensors", {})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -15,10 +17,14 @@ from pathlib import Path
 
 import psutil
 
-from customttt.errors import AlreadyExistsError, StoreError, UsageError
+from customttt.errors import AlreadyExistsError, StoreError, UsageError, is_full
+from customttt.library import check_length, sync, too_long
 
 RECIPE = "recipe.json"
 YOUNG_SECONDS = 600.0
+_ASIDE = ".customttt-"
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD of Linux; RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS."""
 SUFFIXES = (".mp4", ".gif", ".webp")
 _ONLY_SUFFIX = re.compile(r"\.(mp4|gif|webp|mov|avi|mkv|webm|m4v|apng|png|jpe?g)", re.IGNORECASE)
 
@@ -31,7 +37,10 @@ def check_output(path: Path) -> None:
     written.
     """
     with store_errors(path):
-        kind_of_output(path)
+        _nearest(path)  # raises for what is too long
+        _put_back(path)
+        if kind_of_output(path) == "":
+            check_length(path.absolute() / RECIPE)
     check_place(path)
 
 
@@ -41,6 +50,7 @@ def check_place(path: Path) -> None:
     Raises UsageError for a name that is too long, or for what is no file, such as a device or a pipe; or StoreError.
     """
     with store_errors(path):
+        check_length(path.absolute().with_name(f"{_ASIDE}{2**22}-{'0' * 8}") / RECIPE)
         _check_plain(path)
         with tempfile.TemporaryFile(dir=_nearest(path)) as file:
             file.write(bytes(1 << 16))
@@ -61,31 +71,14 @@ def _check_name(path: Path) -> None:
 
 def _nearest(path: Path) -> Path:
     """The last folder on the way to `path` that is there. Raises UsageError for a name that is too long to be."""
-    _check_length(path.absolute())
+    check_length(path.absolute())
     found, *parts = (Path(part) for part in path.absolute().parts)
     there = True
     for part in parts:
-        _check_length(found / part)
+        check_length(found / part)
         there = there and (found / part).exists()
         found = found / part if there else found
     return found.parent if there else found
-
-
-def _check_length(path: Path) -> None:
-    """Ask the file system, as each has its own limit. Raises UsageError."""
-    try:
-        path.lstat()
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise too_long(path) from error
-
-
-def too_long(path: Path) -> UsageError:
-    name, whole = len(os.fsencode(path.name)), len(os.fsencode(path))
-    return UsageError(
-        f"The name '{path.name[:20]}...' of {name} bytes, or the path to it of {whole} bytes, is longer than the file "
-        "system takes; give a shorter one."
-    )
 
 
 def kind_of_output(path: Path) -> str:
@@ -112,7 +105,8 @@ def store_errors(path: Path) -> Iterator[None]:
         if error.errno == errno.ENAMETOOLONG:
             raise too_long(path) from error
         reason = error.strerror or error
-        raise StoreError(f"'{path}' cannot be written ({reason}); make room or go elsewhere.") from error
+        way_out = "make room or go elsewhere" if is_full(error) else "go elsewhere"
+        raise StoreError(f"'{path}' cannot be written ({reason}); {way_out}.") from error
 
 
 @contextmanager
@@ -122,24 +116,73 @@ def placed(path: Path) -> Iterator[Path]:
     Its name is short: whatever name a file system takes for `path`, it takes this. What killed processes left beside
     `path` is cleared away.
     """
-    aside = path.with_name(f".customttt-{os.getpid()}-{secrets.token_hex(4)}")
-    older = aside.with_name(f"{aside.name}.old")
+    aside = path.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(path)
         _clear(path.parent)
         try:
             yield aside
-            if path.is_dir():  # a folder is not replaced in one step
-                path.rename(older)
-            aside.replace(path)
-            shutil.rmtree(older, ignore_errors=True)
+            _flush(aside)
+            _put(aside, path)
+            sync(path.parent)
         finally:
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+            _remove(aside)
+
+
+def _put(aside: Path, path: Path) -> None:
+    """Let what is at `aside` be at `path`; a folder that is there is exchanged, or else moved to where it is found."""
+    if not path.is_dir():
+        aside.replace(path)
+    elif not _exchanged(aside, path):
+        older = _older(path)
+        _remove(older)
+        path.rename(older)
+        aside.replace(path)
+        _remove(older)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two names change places in one step, where the system has such a step."""
+    if os.name != "posix":
+        return False
+    library, first, second = ctypes.CDLL(None), os.fsencode(one), os.fsencode(other)
+    if hasattr(library, "renameat2"):  # Linux
+        return bool(library.renameat2(_HERE, first, _HERE, second, _EXCHANGE) == 0)
+    if hasattr(library, "renamex_np"):  # macOS
+        return bool(library.renamex_np(first, second, _EXCHANGE) == 0)
+    return False
+
+
+def _older(path: Path) -> Path:
+    """Where a folder is while another takes its place in two steps."""
+    return path.with_name(f"{_ASIDE}old-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}")
+
+
+def _put_back(path: Path) -> None:
+    """Undo what a process left that was killed between the two steps."""
+    older = _older(path)
+    if older.is_dir() and not path.exists():
+        older.rename(path)
+    _remove(older)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    for file in path.iterdir() if path.is_dir() else ():
+        sync(file)
+    sync(path)
 
 
 def _clear(folder: Path) -> None:
     """Remove what processes that are gone were writing there; what is young may be that of another machine."""
-    for left in folder.glob(".customttt-*"):
+    for left in folder.glob(f"{_ASIDE}*"):
         known = re.fullmatch(r"\.customttt-(\d+)-[0-9a-f]{8}", left.name)
         if known and not psutil.pid_exists(int(known[1])) and time.time() - left.lstat().st_mtime > YOUNG_SECONDS:
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
+            _remove(left)
