@@ -61,7 +61,7 @@ def carrying(library: Library, base: str, kind: Kind) -> tuple[int, ...]:
             f"Nobody has measured here which layers of {base!r} carry the {kind}; "
             f"'customttt influence {PROMPTS[kind]} --kind {kind} --base {base}' does."
         )
-    able = sorted({place.layer for place in backbones.places(base).values() if place.kind == kind})
+    able = sorted({place.layer for place in backbones.places(base).values() if place.kind in (kind, None)})
     return tuple(sorted({min((one for one in able if one >= layer), default=able[-1]) for layer in found}))
 
 

@@ -88,7 +88,7 @@ def influence(
     about = _judged_kind(wanted, kind, score) if judged else kind and kind.value
     by = None if judged else score or (Score.TRACKS if kind is options.Kind.MOTION else Score.CLIP)
     if shown:  # the shapes of the base tell which blocks read a prompt
-        readers = [place.layer for place in backbones.places(name).values() if place.kind == "appearance"]
+        readers = [place.layer for place in backbones.places(name).values() if place.kind != "motion"]
         influence.check_layers(name, readers, shown)
     scorer, scored = _scorer(by)
     output.say(f"Base: {name} ({why}); scored by {scored}")
