@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from customttt.backbones import hub
 from customttt.backbones.hub import Repository
@@ -20,6 +21,7 @@ from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.diffusion import Schedule
 from customttt.errors import BaseUnavailableError, UsageError
+from customttt.patch import replaced
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Known:
     memory: int = 0
     """Bytes of a GPU that learning and test-time training can do with; 0: any CPU will do.
 
-    What the planner foretells for a step of test-time training with every block recomputed, a tenth more, and one
-    gigabyte for CUDA itself, rounded up. Foretold, not measured; a test holds AnimateDiff's to the planner.
+    What the planner foretells for a step of test-time training with every block recomputed or for decoding, a tenth
+    more, and one gigabyte for CUDA itself, rounded up. Foretold, not measured; a test holds it to the planner.
     """
 
 
@@ -160,3 +162,15 @@ def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
         yield
     finally:
         network.to(home)
+
+
+@contextmanager
+def read_as(table: nn.Embedding, token: int, vector: WordEmbedding) -> Iterator[None]:
+    """A text encoder's table of words has `vector` for a token while this lasts; gradients reach it."""
+
+    def read(ids: Tensor) -> Tensor:
+        known = F.embedding(ids, table.weight)
+        return torch.where((ids == token)[..., None], vector.to(known), known)
+
+    with replaced([table], lambda _: read):
+        yield

@@ -18,18 +18,16 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import logging
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import lora
-from customttt.backbones.family import Family, load_part, read_config, unavailable, visiting
+from customttt.backbones.family import Family, load_part, read_as, read_config, unavailable, visiting
 from customttt.backbones.hub import variant
 from customttt.backbones.interface import Place, PromptEmbeds, WordEmbedding, precision
 from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.diffusion import Latents, NoiseSchedule, Schedule, Timesteps
 from customttt.errors import UsageError
-from customttt.patch import replaced
 from customttt.video import Video
 
 STABLE_DIFFUSION_VAE = {
@@ -178,14 +176,9 @@ class UNetFamily(Family):
 
     @contextmanager
     def meaning(self, noun: str, vector: WordEmbedding) -> Iterator[None]:
-        table, token = self.text_encoder.get_input_embeddings(), self._token(noun)
-
-        def read(ids: Tensor) -> Tensor:
-            known = F.embedding(ids, table.weight)
-            return torch.where((ids == token)[..., None], vector.to(known), known)
-
-        with replaced([table], lambda _: read), visiting(self.text_encoder, self.device):  # for a backward pass, too
-            yield
+        table = self.text_encoder.get_input_embeddings()
+        with read_as(table, self._token(noun), vector), visiting(self.text_encoder, self.device):
+            yield  # all of it stays on the device, for a backward pass, too
 
     def _token(self, noun: str) -> int:
         return int(self.tokenizer(noun, add_special_tokens=False).input_ids[-1])
