@@ -110,7 +110,7 @@ class AnimateDiff(UNetFamily):
         if config["_class_name"] == "UNetMotionModel":
             return UNetMotionModel.from_config(dict(config))  # type: ignore[no-any-return]
         own = folder and folder / "motion_adapter"
-        path = own / "config.json" if own and own.is_dir() else hub.fetch_config(*cls.beside(config))
+        path = own / "config.json" if own and own.is_dir() else hub.fetch_config(cls.beside(config)[0])
         adapter = MotionAdapter.from_config(read_config(path))
         image_unet = UNet2DConditionModel.from_config(dict(config))
         return UNetMotionModel.from_unet2d(image_unet, adapter, load_weights=False)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ import errno
 import json
 import re
 import ssl
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +31,7 @@ from customttt import machine
 from customttt.errors import BaseUnavailableError
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-"""Folders of a base in diffusers format; its scheduler may be missing."""
+"""Folders of a base in diffusers format, unless its family says otherwise; its scheduler may be missing."""
 SUFFIXES = {".json", ".txt", ".safetensors"}
 PATIENCE = 3.0
 """Seconds that the hub has to answer at all."""
@@ -165,14 +165,30 @@ def fetch(repository: Repository, told: Told = nobody) -> Path:
     raise BaseUnavailableError(f"'{repository.id}' did not arrive whole; type 'customttt bases pull' once more.")
 
 
-def fetch_config(repository: Repository) -> Path:
-    """Its first config.json, which tells the architecture before gigabytes come. Raises BaseUnavailableError."""
-    name = f"{repository.parts[0]}/config.json".lstrip("/")
-    if here := _cached_file(repository, name):
+def fetch_config(repository: Repository, names: Sequence[str] = ()) -> Path:
+    """Its config.json, which tells the architecture before gigabytes come: the first of these that it has.
+
+    By default the one in its first part. Raises BaseUnavailableError.
+    """
+    wanted = names or (f"{repository.parts[0]}/config.json".lstrip("/"),)
+    if here := next(filter(None, (_cached_file(repository, name) for name in wanted)), None):
         return here
     path: list[str] = []
-    _asking(repository, lambda: path.append(_get(repository, name)))
+    _asking(repository, lambda: path.append(_first_of(repository, wanted)))
     return Path(path[0])
+
+
+def _first_of(repository: Repository, names: Sequence[str]) -> str:
+    for name in names:
+        try:
+            return _get(repository, name)
+        except LocalEntryNotFoundError:  # which is a broken connection, to the hub's client
+            raise
+        except EntryNotFoundError:
+            continue
+    raise BaseUnavailableError(
+        f"'{repository.id}' has no {' or '.join(names)}, so it is no base; give a repository in diffusers format."
+    )
 
 
 def _asking(repository: Repository, ask: Callable[[], object]) -> None:
@@ -194,12 +210,6 @@ def _asking(repository: Repository, ask: Callable[[], object]) -> None:
     except RepositoryNotFoundError as error:
         raise BaseUnavailableError(
             f"There is no '{name}' on the hub, or it is private; check the name, or type 'hf auth login'."
-        ) from error
-    except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError):  # which is a broken connection, to the hub's client
-            raise _broken(name, error) from error
-        raise BaseUnavailableError(
-            f"'{name}' has no unet/config.json, so it is no base; give a repository in diffusers format."
         ) from error
     except Exception as error:  # of the HTTP library below the hub's client, which differs by its version
         if getattr(error, "errno", None) == errno.ENOSPC:
