@@ -21,6 +21,8 @@ from customttt.backbones import Backbone
 from customttt.errors import is_out_of_memory
 from customttt.patch import replaced
 
+MAX_STAGES = 9
+"""Rungs on which more and more blocks are recomputed: each is tried in turn, and rehearsed by the planner."""
 Terms = Generator[Float[Tensor, ""], None, None]
 """The terms of one step's loss, each given while the network is still in the state that made it."""
 
@@ -46,10 +48,13 @@ class Rung:
 def rungs(first: int, batch_size: int, heaviest: Sequence[int]) -> list[Rung]:
     """From nothing saved up, for LoRAs that begin in block `first`: the blocks below it keep nothing anyway.
 
-    Those that keep the most, the `heaviest`, are recomputed first; then the batch is halved, again and again.
+    Those that keep the most, the `heaviest`, are recomputed first, several at once where there are many; then the
+    batch is halved, again and again.
     """
     order = [block for block in heaviest if block >= first]
-    ladder = [Rung(tuple(order[:count])) for count in range(len(order) + 1)]
+    stages = min(len(order), MAX_STAGES)
+    counts = [round(len(order) * stage / stages) for stage in range(1, stages + 1)]
+    ladder = [Rung(tuple(order[:count])) for count in (0, *counts)]
     while batch_size > 1:
         batch_size = (batch_size + 1) // 2
         ladder.append(Rung(tuple(order), batch_size))
