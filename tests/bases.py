@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet3DConditionModel
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UNet3DConditionModel, WanTransformer3DModel
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from tokenizers.trainers import WordLevelTrainer
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from customttt.tiny import models
 
@@ -48,3 +52,61 @@ def build_tiny_random(folder: Path, seed: int = 0, *, three_d: bool = False) -> 
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(models.SCHEDULER))
     (folder / "customttt.json").write_text(json.dumps({**SETTINGS, "motion": motion}))
     return folder
+
+
+WAN_SETTINGS: dict[str, dict[str, Any]] = {
+    **SETTINGS,
+    "sample": {**SETTINGS["sample"], "num_frames": 5, "size": 32, "fps": 16},
+}
+
+
+def build_tiny_random_wan(folder: Path, seed: int = 0) -> Path:
+    """Write a diffusers folder of the architecture of Wan: nine blocks, 5 frames of 32 x 32 pixels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = build_words(folder / "tokenizer")
+        umt5().save_pretrained(folder / "text_encoder")
+        wan_vae().save_pretrained(folder / "vae")
+        wan_transformer().save_pretrained(folder / "transformer")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    (folder / "customttt.json").write_text(json.dumps(WAN_SETTINGS))
+    assert len(tokenizer) <= VOCABULARY
+    return folder
+
+
+VOCABULARY = 64
+TEXT_WIDTH = 16
+
+
+def build_words(folder: Path) -> PreTrainedTokenizerFast:
+    """A tokenizer of the form of UMT5's, in which every word of the corpus is a token; written to `folder`."""
+    tokenizer = Tokenizer(WordLevel(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(CORPUS, WordLevelTrainer(special_tokens=["<pad>", "</s>", "<unk>"]))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
+    fast.save_pretrained(folder)
+    return fast
+
+
+def umt5() -> UMT5EncoderModel:
+    """Wan's text encoder in small."""
+    return UMT5EncoderModel(
+        UMT5Config(vocab_size=VOCABULARY, d_model=TEXT_WIDTH, d_kv=4, d_ff=24, num_layers=2, num_heads=4)
+    )
+
+
+def wan_vae() -> AutoencoderKLWan:
+    """Wan's codec in small: the same 16 channels, 4 x 8 x 8."""
+    return AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+
+
+def wan_transformer() -> WanTransformer3DModel:
+    """Wan's transformer in small."""
+    return WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, text_dim=TEXT_WIDTH, freq_dim=16, ffn_dim=32, num_layers=9,
+        rope_max_seq_len=32,
+    )  # fmt: skip

@@ -60,7 +60,17 @@ def tiny_random_3d_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_random(tmp_path_factory.mktemp("base") / "tiny-random-3d", three_d=True)
 
 
-@pytest.fixture(scope="session", params=["tiny_random_base", "tiny_random_3d_base"])
+@pytest.fixture(scope="session")
+def tiny_random_wan_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for the transformers."""
+    import torch
+    from bases import build_tiny_random_wan
+
+    torch.set_num_threads(1)
+    return build_tiny_random_wan(tmp_path_factory.mktemp("base") / "tiny-random-wan")
+
+
+@pytest.fixture(scope="session", params=["tiny_random_base", "tiny_random_3d_base", "tiny_random_wan_base"])
 def any_base(request: pytest.FixtureRequest) -> Path:
     """A base of every family, one after the other."""
     return Path(request.getfixturevalue(request.param))

@@ -23,7 +23,7 @@ ORDER = """
     media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
     video diffusion losses patch lora checkpoint
     tiny backbones.hub backbones.interface backbones.family backbones.unets backbones.animatediff backbones.unet3d
-    backbones backbones.survey
+    backbones.wan backbones backbones.survey
     opening thrift train sampling ttt learn compose torch_internals planner
     interchange interchange.sorts interchange.scales interchange.keys interchange.pickles interchange.parcel
     interchange.exchange
@@ -115,12 +115,16 @@ def test_only_the_backbones_know_what_a_base_is(room: str) -> None:
             assert not (known := OF_A_BASE.search(code_of(path))), f"{path}: {known}"
 
 
+FAMILIES = "animatediff|unet3d|wan"
+NETWORKS = re.compile(r"UNet3DCond|UNetMotionModel|UNet2DCond|WanTransformer|isinstance\(.*AnimateDiff")
+
+
 def test_a_family_is_one_file_and_one_name_in_the_list_of_families() -> None:
     """Nothing else knows what architectures there are, but `tiny` and the lab, which build and train one."""
     inside = PACKAGE / "backbones"
     for path in (*PACKAGE.rglob("*.py"), *(ROOT / "customttt_cli").rglob("*.py")):
-        text = path.read_text()
-        if path.parent.name in ("tiny", "lab") or (path.parent == inside and path.stem in ("animatediff", "unet3d")):
+        own = path.parent == inside and re.fullmatch(FAMILIES, path.stem)
+        if path.parent.name in ("tiny", "lab") or own:
             continue
-        assert not re.search(r"UNet3DCond|UNetMotionModel|UNet2DCond|isinstance\(.*AnimateDiff", text), path
-        assert path == inside / "__init__.py" or not re.search(r"backbones\.(animatediff|unet3d)", text), path
+        assert not NETWORKS.search(path.read_text()), path
+        assert path == inside / "__init__.py" or not re.search(rf"backbones\.({FAMILIES})", path.read_text()), path

@@ -177,7 +177,7 @@ def test_the_table_tells_what_every_base_needs_and_why_it_cannot_run(monkeypatch
         assert words in done.stdout
     assert "Without --base, tiny is used" in done.stderr
     found = {one["name"]: one for one in json.loads(run("bases", "--json").stdout)}
-    assert list(found) == ["tiny", "animatediff", "zeroscope", "modelscope"]
+    assert list(found) == ["tiny", "animatediff", "zeroscope", "modelscope", "wan"]
     assert found["tiny"]["runs"]
     assert found["tiny"]["here"]
     assert not found["zeroscope"]["runs"]
@@ -187,7 +187,7 @@ def test_the_table_tells_what_every_base_needs_and_why_it_cannot_run(monkeypatch
 @pytest.mark.usefixtures("standin")
 def test_with_a_large_gpu_and_a_hub_every_base_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "gpus", lambda: [GPU])
-    assert [one.obstacle for one in survey()] == [None] * 4
+    assert [one.obstacle for one in survey()] == [None] * 5
     assert choose_base(None)[0] == "animatediff"
     assert "after 'customttt bases pull zeroscope'" in run("bases").stdout
 

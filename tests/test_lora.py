@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def bare(backbone: Backbone) -> Iterator[Backbone]:
 
 def predict(backbone: Backbone) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    noisy = torch.randn(1, *backbone.latent_shape(4, 64), generator=generator)
+    noisy = torch.randn(1, *backbone.latent_shape(5, 64), generator=generator)
     with torch.no_grad():
         return backbone.predict(noisy, torch.tensor([500]), backbone.embed(["A koala."]))
 
@@ -134,19 +135,22 @@ def test_everything_is_frozen_but_what_is_being_trained(bare: Backbone) -> None:
     assert not any(parameter.requires_grad for parameter in bare.network.parameters())
 
 
-def test_appearance_wraps_spatial_and_motion_wraps_temporal_attention_only(bare: Backbone) -> None:
-    appearance, motion = bare.targets("appearance", (2, 6)), bare.targets("motion", bare.defaults.motion.layers)
-    assert all(".attentions." in name for name in appearance)
-    assert all(".motion_modules." in name or ".temp_attentions." in name for name in motion)
-    assert not any("proj_in" in name or "proj_out" in name for name in appearance + motion)
+@pytest.mark.parametrize("kind", ["appearance", "motion"])
+def test_a_lora_wraps_attention_and_feed_forward_of_its_kind_only(bare: Backbone, kind: str) -> None:
+    inside = {
+        "AnimateDiff": {"appearance": ".attentions.", "motion": ".motion_modules."},
+        "UNet3D": {"appearance": ".attentions.", "motion": ".temp_attentions."},
+    }.get(type(bare).__name__, {kind: ""})[kind]
+    names = bare.targets(kind, getattr(bare.defaults, kind).layers)
+    assert all(inside in name and re.search(r"\.(attn[12]|ffn?)\.", name) for name in names)
+    assert not any("proj_in" in name or "proj_out" in name for name in names)
 
 
-@pytest.mark.parametrize(("kind", "layer"), [("appearance", 3), ("appearance", 9), ("motion", None), ("motion", -1)])
-def test_a_layer_with_nothing_to_learn_in_is_refused(bare: Backbone, kind: str, layer: int | None) -> None:
-    if layer is None:  # where a family has nothing temporal
-        layer = {"AnimateDiff": 4, "UNet3D": 5}[type(bare).__name__]
-    with pytest.raises(UsageError, match=f"Layer {layer} "):
-        bare.targets(kind, (layer,))
+def test_a_layer_with_nothing_to_learn_in_is_refused(bare: Backbone) -> None:
+    nothing = {"AnimateDiff": (("appearance", 3), ("motion", 4)), "UNet3D": (("appearance", 3), ("motion", 5))}
+    for kind, layer in (*nothing.get(type(bare).__name__, ()), ("appearance", 9), ("motion", -1)):
+        with pytest.raises(UsageError, match=f"Layer {layer} "):
+            bare.targets(kind, (layer,))
 
 
 def test_weights_of_another_model_are_refused(bare: Backbone) -> None:
@@ -176,7 +180,7 @@ def test_what_is_computed_while_an_adapter_is_frozen_teaches_it_nothing(bare: Ba
     add(bare, "a", fill=0.01)
     add(bare, "b", "motion", fill=0.01)
     both = lora.parameters(bare.network, "a"), lora.parameters(bare.network, "b")
-    noisy, embeds = torch.randn(1, *bare.latent_shape(2, 64)), bare.embed(["A koala."])
+    noisy, embeds = torch.randn(1, *bare.latent_shape(5, 64)), bare.embed(["A koala."])
     with lora.trainable([*both[0], *both[1]]), lora.active(bare.network, a=1.0, b=1.0):
         with lora.trainable(both[0], False):
             prediction = bare.predict(noisy, torch.tensor([500]), embeds)

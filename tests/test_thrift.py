@@ -35,7 +35,7 @@ def run(backbone: Backbone, kind: str, rung: int = 0, report: Any = silent, **op
         return adapt(backbone, rung, report, **options)
     settings = getattr(backbone.defaults, kind)
     config = settings.but(**{"steps": 2, "batch_size": 2, "dropout": 0.3, **options})
-    count, frames = (3, 1) if kind == "appearance" else (1, 4)
+    count, frames = (3, 1) if kind == "appearance" else (1, backbone.defaults.sample.num_frames)
     latents = torch.randn(count, *backbone.latent_shape(frames, 32), generator=torch.Generator().manual_seed(0))
     learn = train.learn_appearance if kind == "appearance" else train.learn_motion
     return learn(backbone, latents, backbone.embed(["A koala."] * count), config, accelerator, report, rung=rung)
@@ -51,7 +51,7 @@ def adapt(backbone: Backbone, rung: int, report: Any, **options: Any) -> Any:
 
     embeds = [backbone.embed([text]) for text in ("A koala is running.", "A dog is swimming.", "A koala.", "")]
     config = TTTConfig(**{"steps": 2, "learning_rate": 1e-3, "reference_steps": 1, **options})
-    sample = SampleConfig(num_frames=4, size=64)
+    sample = SampleConfig(num_frames=backbone.defaults.sample.num_frames, size=64)
     *pair, losses = ttt.adapt(
         backbone, fresh("appearance"), fresh("motion"), ttt.Prompts(*embeds), config, sample, Accelerator(cpu=True),
         report=report, rung=rung,
@@ -145,7 +145,7 @@ def test_nothing_below_the_first_lora_layer_is_kept_for_the_backward_pass(backbo
     ]
     try:
         with lora.trainable(parameters), lora.active(backbone.network, a=1.0):
-            noisy = torch.randn(1, *backbone.latent_shape(4, 32))
+            noisy = torch.randn(1, *backbone.latent_shape(backbone.defaults.sample.num_frames, 32))
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 backbone.predict(noisy, torch.tensor([500]), backbone.embed([""]))
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def open_base(base: str, device: torch.device) -> Backbone:
     origin = locate(base)
     family = family_of(origin)
     settings = _defaults(origin, family)
-    folder = _whole(origin.folder, family) if origin.folder else hub.fetch(origin.repositories[0])
+    folder = _whole(origin.folder, family) if origin.folder else hub.fetch(_repositories(origin, family)[0])
     return family.load(folder, base, _fingerprint(origin), settings, device)
 
 
@@ -70,7 +70,8 @@ def sketch(base: str, device: torch.device) -> Backbone:
 
 def check_at_hand(base: str) -> None:
     """Raises BaseUnavailableError where a base is not here and the hub does not answer for it."""
-    for repository in locate(base).repositories:
+    origin = locate(base)
+    for repository in _repositories(origin, family_of(origin)):
         if not hub.cached(repository):
             hub.fetch_config(repository)
 
@@ -82,7 +83,14 @@ def pull(base: str, told: hub.Told = hub.nobody) -> list[Path]:
     if origin.folder:
         return [_whole(origin.folder, family)]
     beside = () if origin.known else family.beside(_config(origin))
-    return [hub.fetch(repository, told) for repository in (*origin.repositories, *beside)]
+    return [hub.fetch(repository, told) for repository in (*_repositories(origin, family), *beside)]
+
+
+def _repositories(origin: Origin, family: type[Family]) -> tuple[hub.Repository, ...]:
+    """What is downloaded: of a base without a name, the parts that its family has."""
+    if origin.known:
+        return origin.repositories
+    return tuple(replace(repository, parts=family.PARTS) for repository in origin.repositories)
 
 
 def _whole(folder: Path, family: type[Family]) -> Path:
@@ -118,8 +126,8 @@ def locate(base: str) -> Origin:
         return Origin(base, known.folder, known.repositories, known)
     if is_local(base):
         folder = Path(base).expanduser()
-        if not any((folder / name / "config.json").is_file() for name in _network_folders()):
-            expected = " or ".join(f"{name}/config.json" for name in _network_folders())
+        if not any((folder / name).is_file() for name in _network_configs()):
+            expected = " or ".join(_network_configs())
             raise BaseUnavailableError(f"No base model in {folder}: {expected} is missing; give a diffusers folder.")
         return Origin(base, folder)
     if base.count("/") != 1:
@@ -139,8 +147,9 @@ def families() -> tuple[type[Family], ...]:
     """Every family; a new one is a file, and a name here."""
     from customttt.backbones.animatediff import AnimateDiff
     from customttt.backbones.unet3d import UNet3D
+    from customttt.backbones.wan import Wan
 
-    return AnimateDiff, UNet3D
+    return AnimateDiff, UNet3D, Wan
 
 
 def known_bases() -> dict[str, Known]:
@@ -148,8 +157,9 @@ def known_bases() -> dict[str, Known]:
     return {known.name: known for family in families() for known in family.KNOWN}
 
 
-def _network_folders() -> list[str]:
-    return list(dict.fromkeys(family.FOLDER for family in families()))
+def _network_configs() -> list[str]:
+    """Where the network's config.json may be in a base's folder."""
+    return list(dict.fromkeys(f"{family.FOLDER}/config.json" for family in families()))
 
 
 def family_of(origin: Origin) -> type[Family]:
@@ -167,8 +177,8 @@ def _config(origin: Origin) -> dict[str, Any]:
     from customttt.backbones.family import read_config
 
     if origin.folder is None:
-        return read_config(hub.fetch_config(origin.repositories[0]))
-    paths = (origin.folder / name / "config.json" for name in _network_folders())
+        return read_config(hub.fetch_config(origin.repositories[0], () if origin.known else _network_configs()))
+    paths = (origin.folder / name for name in _network_configs())
     return read_config(next(path for path in paths if path.is_file()))
 
 
