@@ -25,6 +25,7 @@ class FormOption(StrEnum):
     CUSTOMTTT = "customttt"
     DIFFUSERS = "diffusers"
     KOHYA = "kohya"
+    COMFYUI = "comfyui"
 
 
 def export(
@@ -37,7 +38,7 @@ def export(
         Path | None, typer.Option("--output", "-o", help="By default NAME here.", show_default=False)
     ] = None,
 ) -> None:
-    """Write a concept to one file: our own form, or a LoRA for diffusers or for ComfyUI (kohya)."""
+    """Write a concept to one file: our own form, or a LoRA for diffusers or for ComfyUI (kohya, comfyui)."""
     from customttt import media
 
     library = Library()

@@ -123,7 +123,7 @@ def test_the_reference_has_every_command_and_every_option() -> None:
 
 def test_the_reference_names_the_choices_and_defaults() -> None:
     page = reference.page()
-    assert "| `--format` | `customttt`, `diffusers`, `kohya` |" in page
+    assert "| `--format` | `customttt`, `diffusers`, `kohya`, `comfyui` |" in page
     assert "Default: `customttt-compare`." in page
     assert "customttt rm [OPTIONS] NAME..." in page
     assert "Environment: `CUSTOMTTT_BASE`." in page

@@ -35,7 +35,7 @@ LINEARS = [*ATTENTION, "ff.net.0.proj", "ff.net.2"]
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> Home:
     """Stable Diffusion 1.5 with AnimateDiff v3, of which nothing is here but the shapes."""
-    monkeypatch.setattr(backbones, "_unet_config", lambda _: dict(backbones.locate("animatediff").known.architecture))  # type: ignore[union-attr,arg-type]
+    monkeypatch.setattr(backbones, "_config", lambda _: dict(backbones.locate("animatediff").known.architecture))  # type: ignore[union-attr,arg-type]
     return Home("animatediff", "published", backbones.places("animatediff"))
 
 

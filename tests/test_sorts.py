@@ -83,7 +83,8 @@ def test_none_of_our_own_keys_is_of_another_sort(travel_home: Home) -> None:
     for name in travel_home.places:
         plain = f"{name}.lora_A.weight"
         sorts.check(
-            [plain, f"unet.{plain}", AnimateDiff.kohya(plain, "appearance"), AnimateDiff.kohya(plain, "motion")]
+            [plain, f"unet.{plain}", AnimateDiff.kohya(plain, "appearance"), AnimateDiff.kohya(plain, "motion")],
+            travel_home.places,
         )
 
 

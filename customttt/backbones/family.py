@@ -129,6 +129,11 @@ class Family(ABC):
         """One of our keys in the spelling of the programs that read kohya's; None where no such program knows it."""
         return None
 
+    @classmethod
+    def comfyui(cls, key: str, kind: Kind) -> str | None:
+        """The same as ComfyUI itself spells it, where that is not kohya's."""
+        return cls.kohya(key, kind)
+
 
 @contextmanager
 def unavailable(base: str) -> Iterator[None]:

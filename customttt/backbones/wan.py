@@ -287,9 +287,13 @@ class Wan(Family):
 
     @classmethod
     def kohya(cls, key: str, kind: Kind) -> str:  # noqa: ARG003 they are spelt alike
-        """As musubi-tuner writes it and ComfyUI reads it: `lora_unet_blocks_0_self_attn_q.lora_down.weight`."""
+        """As musubi-tuner writes it, and ComfyUI reads it, too: `lora_unet_blocks_0_self_attn_q.lora_down.weight`."""
         module, role = _native(key).removesuffix(".weight").split(".lora_")
         return f"lora_unet_{module.replace('.', '_')}.lora_{ {'A': 'down', 'B': 'up'}[role] }.weight"
+
+    @classmethod
+    def comfyui(cls, key: str, kind: Kind) -> str:  # noqa: ARG003
+        return f"diffusion_model.{_native(key)}"
 
 
 def _native(key: str) -> str:

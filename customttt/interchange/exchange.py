@@ -4,9 +4,10 @@
 |---|---|
 | `customttt` | a zip of uncompressed members: the manifest, and the entry's files as they are, under a seal |
 | `diffusers` | safetensors under the keys of diffusers and PEFT: `unet.load_lora_adapter(file, prefix="unet")` |
-| `kohya` | safetensors under the keys that ComfyUI reads, with kohya's `ss_*` metadata |
+| `kohya` | safetensors under the keys of kohya's programs, which ComfyUI reads, with their `ss_*` metadata |
+| `comfyui` | the same under ComfyUI's own keys, where it has some |
 
-The last two carry the trigger phrase and the base as `modelspec.*` (github.com/Stability-AI/ModelSpec), and no
+The last three carry the trigger phrase and the base as `modelspec.*` (github.com/Stability-AI/ModelSpec), and no
 checksum. What comes in is held against the base's modules before anything is stored.
 """
 
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -36,9 +37,14 @@ from customttt.limits import MAX_PHRASE, MAX_PROMPT
 from customttt.media import placed
 from customttt.recipe import NO_TEXT, phrase_of, training_prompt
 
-Form = Literal["customttt", "diffusers", "kohya"]
-SUFFIX: dict[Form, str] = {"customttt": ".customttt", "diffusers": ".safetensors", "kohya": ".safetensors"}
-OWN_PHRASE, TRIGGER = "customttt.phrase", "modelspec.trigger_phrase"
+Form = Literal["customttt", "diffusers", "kohya", "comfyui"]
+SUFFIX: dict[Form, str] = {
+    "customttt": ".customttt",
+    "diffusers": ".safetensors",
+    "kohya": ".safetensors",
+    "comfyui": ".safetensors",
+}
+OWN_KIND, OWN_PHRASE, TRIGGER = "customttt.kind", "customttt.phrase", "modelspec.trigger_phrase"
 
 
 @dataclass(frozen=True)
@@ -85,23 +91,21 @@ def export(library: Library, concept: Concept, form: Form, path: Path) -> None:
 
 
 def _renamed(weights: lora.Weights, concept: Concept, form: Form) -> lora.Weights:
-    family = backbones.family_of(backbones.locate(concept.base))
     if form == "diffusers":
-        return {f"{family.FOLDER}.{key}": weight for key, weight in weights.items()}
-    renamed = {_kohya(family, key, concept): weight for key, weight in weights.items()}
-    if concept.kind == "appearance":  # AnimateDiff's spelling has no alpha
-        downs = [key for key in renamed if key.endswith(".lora_down.weight")]
-        renamed |= {key.replace(".lora_down.weight", ".alpha"): torch.tensor(float(concept.rank)) for key in downs}
-    return renamed
+        return {f"{keys.network(weights)}.{key}": weight for key, weight in weights.items()}
+    family = backbones.family_of(backbones.locate(concept.base))
+    renamed = {_spelt(family, key, concept, form): weight for key, weight in weights.items()}
+    downs = [key for key in renamed if key.endswith(".lora_down.weight")]  # not in the spellings without an alpha
+    return renamed | {key.replace(".lora_down.weight", ".alpha"): torch.tensor(float(concept.rank)) for key in downs}
 
 
-def _kohya(family: type[Family], key: str, concept: Concept) -> str:
+def _spelt(family: type[Family], key: str, concept: Concept, form: Form) -> str:
     """Raises UsageError where no program knows the spelling."""
-    if spelt := family.kohya(key, concept.kind):
+    if spelt := (family.comfyui if form == "comfyui" else family.kohya)(key, concept.kind):
         return spelt
     raise UsageError(
         f"'{concept.name}' was learned on '{concept.base}', and no program reads LoRAs of that architecture in "
-        "kohya's form; use --format diffusers."
+        f"the form {form}; use --format diffusers."
     )
 
 
@@ -128,6 +132,7 @@ def _metadata(concept: Concept, form: Form) -> dict[str, str]:
         "modelspec.description": f"{concept.kind} LoRA for {concept.base}, learned by customttt {__version__}",
         "modelspec.date": concept.created.isoformat(),
         TRIGGER: concept.phrase,
+        OWN_KIND: concept.kind,
         OWN_PHRASE: concept.phrase,
     }
     return known if form == "diffusers" else known | _kohya_metadata(concept, kohya_base)
@@ -209,7 +214,8 @@ def _weights(parcel: Parcel, home: Home, kind: Kind | None) -> tuple[lora.Weight
 
 def _kind(parcel: Parcel, kinds: set[Kind | None]) -> Kind:
     """What a file holds, by where it was learned. Raises UsageError where that does not tell."""
-    told = kinds - {None} or ({parcel.concept.kind} if parcel.concept else set())
+    own = parcel.concept.kind if parcel.concept else parcel.metadata.get(OWN_KIND)
+    told = kinds - {None} or {own} & set(get_args(Kind))
     if len(told) == 1:
         return cast(Kind, next(iter(told)))
     holds = "an appearance and a motion" if told else "an appearance or a motion, which this base does not tell"

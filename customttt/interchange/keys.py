@@ -1,4 +1,4 @@
-"""What LoRA weights are called in other programs' files, and which module of a U-Net is meant. Knows no files.
+"""What LoRA weights are called in other programs' files, and which module of a base is meant. Knows no files.
 
 The first matrix of one `to_out.0`, as each program writes it (D is `down_blocks.2`, T `transformer_blocks.0`):
 
@@ -11,7 +11,14 @@ The first matrix of one `to_out.0`, as each program writes it (D is `down_blocks
         temporal    as AnimateDiff, but `.to_out.processor.0_lora.down.weight`; `.ff.net.processor.2_lora.down.weight`
     MotionDirector  no names at all: a list of (up, down, up, down, ...) in the order of the network
 
-Read in public code: kohya-ss/sd-scripts, guoyww/AnimateDiff, Kosinkadink/ComfyUI-AnimateDiff-Evolved,
+And of a transformer's, where Wan's own code and its kin call attn1 `self_attn`, attn2 `cross_attn`, to_out.0 `o`:
+
+    ours, PEFT      blocks.0.attn1.to_out.0.lora_A.weight
+    diffusers       transformer.blocks.0.attn1.to_out.0.lora_A.weight
+    ComfyUI         diffusion_model.blocks.0.self_attn.o.lora_A.weight
+    musubi          lora_unet_blocks_0_self_attn_o.lora_down.weight, `.alpha`
+
+Read in public code: kohya-ss/sd-scripts and musubi-tuner, ComfyUI, guoyww/AnimateDiff, AnimateDiff-Evolved,
 ExponentialML/AnimateDiff-MotionDirector (`animatediff/utils/lora.py`) and showlab/MotionDirector (`utils/lora.py`). All
 but the list become one flat spelling, which is looked up among the base's modules; what is not found there is an error,
 but for what a concept has no part in (`sift`).
@@ -42,7 +49,8 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, to
 """All that float32 holds exactly."""
 _ROLES = {"A": "A", "down": "A", "B": "B", "up": "B", None: "alpha"}
 _PREFIXES = re.compile(
-    r"(?:(?:base_model_model|diffusion_model|lora_unet|lycoris|model|module|motion_module|unet)_){0,4}"
+    r"(?:(?:base_model_model|diffusion_model|lora_unet|lycoris|model|module|motion_module|unet"
+    r"|(?:lora_)?transformer(?=_blocks_\d))_){0,4}"
 )
 _TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoder(?:_\d)?\.|text_model\.)")
 _BLOCK = re.compile(r"(?P<block>[a-z]+_block(?:s_\d+)?)_(?P<inside>(?P<branch>[a-z_]+?)_\d.*)")
@@ -53,6 +61,8 @@ _SPELLINGS = {
     "attention_blocks_0": "attn1",
     "attention_blocks_1": "attn2",
 }
+_NATIVE = re.compile(r"(?P<block>blocks_\d+)_(?:(?P<attention>self|cross)_attn_(?P<leaf>[qkvo])|ffn_(?P<linear>[02]))")
+"""A linear of a transformer in the flat spelling of Wan's own code."""
 _LISTS: tuple[tuple[Kind, str], ...] = (
     ("appearance", r"\.(attn1|ff)\."),  # MotionDirector
     ("appearance", ""),  # AnimateDiff-MotionDirector
@@ -89,7 +99,7 @@ def sift(weights: Mapping[str, Tensor], places: Mapping[str, Place]) -> tuple[We
     A base that has motion modules, but not in this layer, takes the others as they are: AnimateDiff's v2 has them in
     the middle, v1 and v3 have not. Raises DamagedError, a part of a sentence, for what is no plain LoRA of a U-Net.
     """
-    sorts.check(weights)
+    sorts.check(weights, places)
     flat = {_flat(module): place.kind for module, place in places.items()}
     branches = {(match["block"], match["branch"]) for match in map(_BLOCK.fullmatch, flat) if match}
     moving = {match["inside"] for match in map(_BLOCK.fullmatch, flat) if match and flat[match[0]] == "motion"}
@@ -190,7 +200,16 @@ def _flat(module: str) -> str:
     flat = _PREFIXES.sub("", module.replace(".", "_"), count=1)
     for theirs, ours in _SPELLINGS.items():
         flat = flat.replace(theirs, ours)
+    if native := _NATIVE.fullmatch(flat):
+        return _of_diffusers(**native.groupdict())
     return re.sub(r"to_out_0$", "to_out", flat)
+
+
+def _of_diffusers(block: str, attention: str | None, leaf: str | None, linear: str | None) -> str:
+    """What diffusers calls a linear of a transformer, in flat spelling."""
+    if attention:
+        return f"{block}_attn{1 if attention == 'self' else 2}_to_{'out' if leaf == 'o' else leaf}"
+    return f"{block}_ffn_net_{'0_proj' if linear == '0' else linear}"
 
 
 def _misfit(shape: tuple[int, ...], down: Tensor, up: Tensor) -> str:
@@ -231,6 +250,11 @@ def _filled(weight: Tensor, axis: int, rank: int) -> Tensor:
     shape = list(weight.shape)
     shape[axis] = rank - weight.shape[axis]
     return torch.cat([weight, weight.new_zeros(shape)], axis)
+
+
+def network(weights: Collection[str]) -> str:
+    """What diffusers calls the network that has these modules; it puts the word before each of them."""
+    return "transformer" if any(key.startswith("blocks.") for key in weights) else "unet"
 
 
 def wrapped(weights: Mapping[str, Tensor]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What else goes by the name of LoRA: told apart by its keys, so that it is refused by its name. Knows no files.
 
-Only a plain LoRA of a U-Net, W + scale * B A, can be taken as it is. Names as LyCORIS, PEFT, kohya-ss/sd-scripts,
-ComfyUI and the trainers of transformers write them.
+Only a plain LoRA of the base at hand, W + scale * B A, can be taken as it is. Names as LyCORIS, PEFT,
+kohya-ss/sd-scripts, ComfyUI and the trainers of transformers write them.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ _BASES = (
     (rf"{_WRAPPED}transformer_blocks[._]\d", "a transformer base such as LTX-Video, CogVideoX or Flux"),
     (rf"{_WRAPPED}blocks[._]\d", "a transformer base such as Wan"),
     (rf"{_WRAPPED}(layers|visual_transformer_blocks)[._]\d", "a transformer base"),
+    (rf"{_WRAPPED}(down_blocks|mid_block|up_blocks)[._]", "a U-Net such as AnimateDiff's or Stable Diffusion's"),
 )
 """(how a key begins, of what base the LoRA is)."""
 
 
-def check(keys: Collection[str]) -> None:
-    """Raises DamagedError, a part of a sentence, where keys tell that they are no plain LoRA of a U-Net."""
+def check(keys: Collection[str], modules: Collection[str] = ()) -> None:
+    """Raises DamagedError, a part of a sentence, where keys tell that they are no plain LoRA of a base with these."""
     for pattern, what in _OTHERS:
         if any(re.search(pattern, key) for key in keys):
             raise DamagedError(f"it is {what}, and only plain LoRAs are read; {PLAIN}")
     if keys and not any("lora" in key.lower() for key in keys):
         raise DamagedError(f"it holds no LoRA but other weights, such as {min(keys)!r}; give a LoRA")
     for pattern, base in _BASES:
-        if any(re.match(pattern, key) for key in keys):
+        own = any(re.match(pattern, module) for module in modules)
+        if not own and any(re.match(pattern, key) for key in keys):
             raise DamagedError(f"it is a LoRA of {base}, and does not fit this one; use one for this base")
