@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from platformdirs import user_data_path
 
 from customttt import library as library_module
 from customttt.concept import Concept, Kind
@@ -92,8 +94,31 @@ def library(empty: Library) -> Library:
 # -- finding
 
 
-def test_the_library_lives_where_the_environment_says(home: Path) -> None:
+def test_the_library_lives_where_the_environment_says(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert Library().path() == home
+    monkeypatch.chdir(tmp_path)
+    assert Library(Path("here")).path() == tmp_path / "here"
+    monkeypatch.setenv("CUSTOMTTT_HOME", "~/concepts")
+    assert Library().path() == Path.home() / "concepts"
+    for unset in ("", None):
+        monkeypatch.setenv("CUSTOMTTT_HOME", "") if unset == "" else monkeypatch.delenv("CUSTOMTTT_HOME")
+        assert Library().path() == user_data_path("customttt", appauthor=False)
+
+
+def test_a_library_without_a_home_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUSTOMTTT_HOME", "~nosuchuser/x")
+    with pytest.raises(UsageError, match=r"^CUSTOMTTT_HOME is '~nosuchuser/x', and there is no such user; set"):
+        Library()
+
+    def homeless(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError
+
+    monkeypatch.delenv("CUSTOMTTT_HOME")
+    monkeypatch.setattr("platformdirs.user_data_path", homeless)
+    with pytest.raises(UsageError, match=r"^There is no home folder here; set CUSTOMTTT_HOME to a folder for your"):
+        Library()
 
 
 def test_an_empty_library_lists_nothing_and_creates_nothing(empty: Library) -> None:
@@ -121,6 +146,10 @@ def test_concepts_are_sorted_and_filtered_by_kind(empty: Library) -> None:
 def test_a_misspelt_name_is_told_the_right_one(library: Library) -> None:
     with pytest.raises(NotFoundError, match=r"'kaola'; did you mean 'koala'\? 'customttt list'"):
         library.get("kaola")
+    with pytest.raises(NotFoundError, match=r"'KAOLA'; did you mean 'koala'\? 'customttt list' shows what there is"):
+        library.get("KAOLA")
+    with pytest.raises(NotFoundError, match=r"^There is no concept 'lion'; 'customttt list' shows"):
+        library.get("lion")
 
 
 @pytest.mark.parametrize("name", ["Koala", "", ".", "..", "../concepts/koala", "/etc"])
@@ -131,8 +160,13 @@ def test_only_an_exact_name_is_found(library: Library, name: str) -> None:
 
 
 def test_a_concept_of_the_wrong_kind_is_refused_naming_both(library: Library) -> None:
-    with pytest.raises(UsageError, match="'koala' is an appearance, but a motion is needed here"):
+    with pytest.raises(
+        UsageError, match=r"^'koala' is an appearance, but a motion is .*'customttt list --kind motion'"
+    ):
         library.get("koala", "motion")
+    library.add(concept("running", "motion"), writer(b"running"))
+    with pytest.raises(UsageError, match=r"^'running' is a motion, but an appearance is needed here"):
+        library.get("running", "appearance")
     assert library.get("koala", "appearance").kind == "appearance"
 
 
@@ -377,6 +411,21 @@ def test_a_second_writer_does_not_wait_for_ever(empty: Library, monkeypatch: pyt
     empty.add(concept(), writer(b"x"))
 
 
+def test_a_writer_that_waited_says_for_whom_and_how_long(empty: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filelock import FileLock, Timeout
+
+    waited: list[float] = []
+
+    def busy(lock: FileLock, *_: object, **__: object) -> NoReturn:
+        waited.append(lock.timeout)
+        raise Timeout(".lock")
+
+    monkeypatch.setattr(FileLock, "acquire", busy)
+    with pytest.raises(LockedError, match=f"^Another customttt has been writing to {empty.root} for 10 s; wait for it"):
+        empty.add(concept(), writer(b"x"))
+    assert waited == [10.0]
+
+
 # -- damage
 
 
@@ -402,6 +451,38 @@ def test_any_damage_is_told_and_no_damaged_weights_are_given(library: Library, w
     assert names(library) == ["koala", "tiger"]
     library.remove("koala")
     assert library.verify() == []
+
+
+def test_every_damage_has_a_sentence_that_names_the_file(library: Library) -> None:
+    folder = library.path("koala")
+    (folder / "preview.png").unlink()
+    (folder / "lora.safetensors").write_bytes(b"kOala")
+    assert [problem.sentence for problem in library.verify("koala")] == [
+        f"{folder / 'lora.safetensors'} differs from what was saved.",
+        f"{folder / 'preview.png'} is missing or cannot be read.",
+    ]
+    with pytest.raises(DamagedError, match=r"^Concept 'koala' is damaged: .*saved; .*read\. Learn or import it again"):
+        library.weights("koala")
+    (folder / "manifest.json").write_bytes(b"\xff\xfe")
+    assert library.verify()[0].sentence.startswith("Concept 'koala' is damaged: manifest.json cannot be read (")
+    (folder / "manifest.json").write_text("{}")
+    assert library.verify()[0].sentence.startswith("Concept 'koala' cannot be used: ")
+
+
+def test_a_concept_that_is_replaced_while_it_is_read_is_read_again(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, looks = Library.get, []
+
+    def replaced(self: Library, name: str, kind: Kind | None = None) -> Concept:
+        found = get(self, name, kind)
+        looks.append(name)
+        if len(looks) == 1:
+            library.add(concept(rank=8), writer(b"new"), force=True)
+        return found
+
+    monkeypatch.setattr(Library, "get", replaced)
+    assert library.weights("koala").read_bytes() == b"new"
 
 
 def test_a_damaged_entry_does_not_hide_the_others(library: Library) -> None:
@@ -437,9 +518,11 @@ def test_a_renamed_concept_is_the_same_under_its_new_name(library: Library) -> N
 
 def test_renaming_overwrites_nothing(library: Library) -> None:
     library.add(concept("tiger"), writer(b"tiger"))
-    for old, new in (("koala", "tiger"), ("koala", "koala"), ("koala", "Tiger")):
-        with pytest.raises(AlreadyExistsError):
+    for old, new in (("koala", "tiger"), ("koala", "koala")):
+        with pytest.raises(AlreadyExistsError, match=f"^'{new}' is in the .*name or 'customttt rm {new}' first"):
             library.rename(old, new)
+    with pytest.raises(AlreadyExistsError, match="'Tiger' differs from 'tiger' in case only; pick another name"):
+        library.rename("koala", "Tiger")
     with pytest.raises(NotFoundError):
         library.rename("lion", "cat")
     with pytest.raises(UsageError):
@@ -471,6 +554,39 @@ def test_adapted_weights_are_found_by_their_key(empty: Library) -> None:
     assert empty.adapted(KEY[::-1]) is None
 
 
+def test_a_run_of_learning_is_kept_in_place_of_its_older_self_until_it_is_forgotten(empty: Library) -> None:
+    for content in (b"one", b"two"):
+        empty.add_unfinished(KEY, lambda place, content=content: place.write_bytes(content))  # type: ignore[misc]
+    other = empty.add_unfinished(KEY[::-1], lambda place: place.write_bytes(b"other"))
+    kept = empty.unfinished(KEY)
+    assert kept is not None
+    assert kept.read_bytes() == b"two"
+    assert empty.adapted(KEY) is None
+    assert sorted(kept.parent.iterdir()) == sorted([kept, other])
+    kept.write_bytes(b"tvo")
+    assert empty.unfinished(KEY) is None
+    assert [problem.name for problem in empty.verify()] == [f"unfinished/{kept.name}"]
+    assert empty.verify()[0].sentence == f"{kept} differs from what was saved."
+    empty.remove_unfinished(KEY)
+    empty.remove_unfinished(KEY)
+    assert list(other.parent.iterdir()) == [other]
+
+
+def test_kept_weights_are_flushed_to_the_disk(empty: Library, flushed: set[int]) -> None:
+    path = empty.add_adapted(KEY, lambda place: place.write_bytes(b"one"))
+    assert {path.stat().st_ino, path.parent.stat().st_ino} <= flushed
+
+
+def test_a_library_that_forgets_nothing_keeps_all_adapted_weights(
+    empty: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_module, "ADAPTED", 1)
+    for forgets, left in ((False, 3), (True, 1)):
+        for index in range(3):
+            Library(empty.root, forgets).add_adapted(f"{index:08x}", lambda place: place.write_bytes(b"one"))
+        assert len(list((empty.root / "adapted").iterdir())) == left
+
+
 def test_the_oldest_adapted_weights_give_way(empty: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library_module, "ADAPTED", 2)
     names = [f"{index:08x}" for index in range(4)]
@@ -489,12 +605,18 @@ def test_damaged_adapted_weights_are_never_given(empty: Library) -> None:
     assert [problem.name for problem in empty.verify()] == [f"adapted/{path.name}"]
 
 
-@pytest.mark.parametrize("key", ["", "koala", "../../etc", "*", KEY.upper()])
+@pytest.mark.parametrize("key", ["", "koala", "../../etc", "*", KEY.upper(), 7 * "f", 65 * "f", f"{KEY}\n"])
 def test_a_key_is_hex_digits(empty: Library, key: str) -> None:
-    with pytest.raises(UsageError):
-        empty.adapted(key)
+    for use in (empty.adapted, empty.unfinished, empty.remove_unfinished):
+        with pytest.raises(UsageError, match=r"^The key .* of weights must be 8 to 64 hex digits"):
+            use(key)
     with pytest.raises(UsageError):
         empty.add_adapted(key, lambda place: place.touch())
+
+
+@pytest.mark.parametrize("length", [8, 64])
+def test_a_key_is_as_long_as_a_digest_or_its_beginning(empty: Library, length: int) -> None:
+    assert empty.adapted(length * "f") is None
 
 
 # -- disks that do not take it
@@ -514,6 +636,48 @@ def test_a_disk_that_refuses_leaves_the_library_as_it_was(
         with pytest.raises(StoreError, match=os.strerror(code)):
             library.add(concept(), writer(b"new"), force=True)
     assert contents(library.root) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), "No space left); make room or set"),
+        (OSError(getattr(errno, "EDQUOT", errno.ENOSPC), "Quota exceeded"), "Quota exceeded); make room or set"),
+        (OSError(errno.EROFS, "Read-only"), "Read-only); set"),
+        (OSError("odd"), "odd); set"),
+        (NotImplementedError(), "its file system knows no locks); set"),
+    ],
+    ids=["full", "quota", "read-only", "odd", "no locks"],
+)
+def test_what_the_disk_refuses_is_told_with_a_way_out(
+    library: Library, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    sentence = f"The library at {library.root} cannot be written ({why} CUSTOMTTT_HOME to another folder."
+    for write in (library.check_writable, lambda: library.remove("koala")):
+        with pytest.raises(StoreError, match=f"^{re.escape(sentence)}$"):
+            write()
+
+
+@pytest.mark.parametrize("folder", [".staging", "adapted", "unfinished"])
+def test_nothing_is_deleted_behind_a_link(library: Library, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "treasure").mkdir()
+    (tmp_path / "treasure" / "photo.jpg").write_text("mine")
+    (library.root / folder).rmdir()
+    (library.root / folder).symlink_to(tmp_path / "treasure")
+    with pytest.raises(StoreError, match=f"'{library.root / folder}' is a link; remove it"):
+        library.remove("koala")
+    assert (tmp_path / "treasure" / "photo.jpg").read_text() == "mine"
+
+
+def test_concepts_may_lie_behind_a_link(library: Library, tmp_path: Path) -> None:
+    (library.root / "concepts").rename(tmp_path / "elsewhere")
+    (library.root / "concepts").symlink_to(tmp_path / "elsewhere")
+    library.add(concept("tiger"), writer(b"tiger"))
+    assert names(library) == ["koala", "tiger"]
 
 
 def test_a_root_that_is_no_folder_is_told_before_any_work(tmp_path: Path) -> None:
@@ -572,4 +736,9 @@ def test_what_carries_a_kind_is_remembered_for_its_base(tmp_path: Path) -> None:
     assert library.carrying("f00d", "motion") == (2, 4)
     assert library.carrying("f00d", "appearance") is None
     assert library.carrying("beef", "motion") is None
+    library.add_carrying("f00d", "motion", [7])
+    assert library.carrying("f00d", "motion") == (7,)
     assert library.verify() == []
+    for odd in ("", "[2, 4", "7", '["two"]'):
+        (tmp_path / "measured" / "f00d-motion.json").write_text(odd)
+        assert library.carrying("f00d", "motion") is None

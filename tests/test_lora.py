@@ -3,15 +3,229 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from customttt import lora
 from customttt.backbones import Backbone, open_base
-from customttt.errors import DamagedError, UsageError
+from customttt.errors import DamagedError, StoreError, UsageError
+
+LINEARS = ["spatial.to_q", "spatial.to_k", "out"]
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """Three linears in a row, in two rooms."""
+    torch.manual_seed(0)
+    spatial = nn.ModuleDict({"to_q": nn.Linear(4, 4), "norm_to_q": nn.LayerNorm(4), "to_k": nn.Linear(4, 4)})
+    return nn.ModuleDict({"spatial": spatial, "out": nn.Linear(4, 4)}).requires_grad_(False)
+
+
+def output(network: Any) -> torch.Tensor:
+    values = torch.arange(4.0)[None].to(network["out"].weight.dtype)
+    return network["out"](network["spatial"]["to_k"](network["spatial"]["to_q"](values)))
+
+
+def fill(network: nn.Module, adapter: str, targets: list[str] = LINEARS, **options: Any) -> list[nn.Parameter]:
+    """Add an adapter that does something."""
+    made = lora.inject(network, adapter, targets, **{"rank": 2, **options})
+    for parameter in made:
+        parameter.data += 0.3
+    return made
+
+
+def scales(network: nn.Module) -> list[dict[str, float]]:
+    """Of the adapters that act, one layer after the other."""
+    layers: list[Any] = [network.get_submodule(name) for name in LINEARS]
+    return [
+        {name: layer.scaling[name] for name in layer.active_adapters if name in layer.lora_A}
+        for layer in layers
+        if hasattr(layer, "lora_A")
+    ]
+
+
+# -- any linears
+
+
+def test_targets_are_linears_that_begin_and_end_so_with_or_without_adapters(network: nn.Module) -> None:
+    for _ in range(2):
+        assert lora.target_names(network, "spatial.", ("to_q",)) == ["spatial.to_q"]
+        assert lora.target_names(network, "spatial.", ("to_q", "to_k")) == ["spatial.to_q", "spatial.to_k"]
+        assert lora.target_names(network, "", ("to_q", "out")) == ["spatial.to_q", "out"]
+        lora.inject(network, "a", LINEARS)
+
+
+def test_an_adapter_has_rank_32_and_scale_1_and_no_dropout_unless_asked(network: nn.Module) -> None:
+    lora.inject(network, "a", LINEARS)
+    lora.inject(network, "b", LINEARS, rank=8, dropout=0.5)
+    layer: Any = network.get_submodule("out")
+    assert {name: matrix.weight.shape for name, matrix in layer.lora_A.items()} == {"a": (32, 4), "b": (8, 4)}
+    assert layer.scaling == {"a": 1.0, "b": 1.0}
+    assert [getattr(layer.lora_dropout[name], "p", 0.0) for name in "ab"] == [0.0, 0.5]
+
+
+def test_adding_adapters_draws_from_no_one_s_randomness_and_warns_of_nothing(network: nn.Module) -> None:
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lora.inject(network, "a", LINEARS)
+        lora.inject(network, "b", LINEARS, seed=0)
+        lora.inject(network, "c", LINEARS, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    first, second, other = (lora.state(network, name)["out.lora_A.weight"] for name in "abc")
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_an_adapter_is_in_full_precision_on_a_base_that_is_not(network: nn.Module) -> None:
+    fill(network.bfloat16(), "a")
+    assert {parameter.dtype for parameter in lora.parameters(network, "a")} == {torch.float32}
+    assert {weight.dtype for weight in lora.state(network, "a").values()} == {torch.float32}
+    lora.remove(network, "a")
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
+
+
+def test_weights_are_a_copy(network: nn.Module) -> None:
+    parameters, weights = fill(network, "a"), lora.state(network, "a")
+    before = {key: value.clone() for key, value in weights.items()}
+    for parameter in parameters:
+        parameter.data += 1
+    assert all(torch.equal(weights[key], before[key]) for key in before)
+
+
+def test_the_parameters_are_those_of_one_adapter(network: nn.Module) -> None:
+    fill(network, "a", ["out"])
+    layer: Any = network.get_submodule("out")
+    fill(network, "aa", ["out"], rank=3)
+    assert [id(one) for one in lora.parameters(network, "a")] == [
+        id(layer.lora_A["a"].weight), id(layer.lora_B["a"].weight)
+    ]  # fmt: skip
+
+
+def test_what_acted_before_acts_again_even_after_an_error(network: nn.Module) -> None:
+    fill(network, "a")
+    fill(network, "b", ["out"])
+    with lora.active(network, a=0.5, b=2.0):
+        outer = scales(network)
+        with suppress(KeyError), lora.active(network, b=3.0):
+            assert scales(network) == [{}, {}, {"b": 3.0}]
+            raise KeyError
+        assert scales(network) == outer == [{"a": 0.5}, {"a": 0.5}, {"a": 0.5, "b": 2.0}]
+
+
+def test_what_is_removed_while_others_act_stays_away(network: nn.Module) -> None:
+    fill(network, "a")
+    fill(network, "b")
+    with lora.active(network, a=0.5, b=1.0):
+        lora.remove(network, "a")
+    layer: Any = network.get_submodule("out")
+    assert layer.scaling == {"b": 1.0}
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0])
+def test_weaker_adapters_act_at_a_factor_of_their_scale(network: nn.Module, factor: float) -> None:
+    fill(network, "a")
+    fill(network, "b", ["out"])
+    fill(network, "c")
+    with lora.active(network, a=0.8, b=2.0):
+        with lora.weaker(network, factor):
+            weak = output(network)
+        whole = output(network)
+    with lora.active(network, a=0.8 * factor, b=2.0 * factor):
+        assert torch.equal(output(network), weak)
+    assert torch.equal(weak, whole) == (factor == 1)
+
+
+def test_parameters_are_frozen_again_even_after_an_error(network: nn.Module) -> None:
+    parameters = fill(network, "a")
+    with suppress(KeyError), lora.trainable(iter(parameters)):
+        assert all(parameter.requires_grad for parameter in parameters)
+        raise KeyError
+    assert not any(parameter.requires_grad for parameter in parameters)
+
+
+def test_one_adapter_is_taken_out_from_beside_another(network: nn.Module) -> None:
+    plain = output(network)
+    fill(network, "a")
+    with lora.active(network, a=1.0):
+        expected = output(network)
+    fill(network, "b", ["out"])
+    lora.remove(network, "b")
+    with lora.active(network, a=1.0):
+        assert torch.equal(output(network), expected)
+    lora.remove(network, "a", "never")
+    assert torch.equal(output(network), plain)
+    assert type(network.get_submodule("spatial.to_q")) is type(network.get_submodule("out")) is nn.Linear
+
+
+def test_a_restored_adapter_has_its_own_rank_and_the_dropout_it_is_given(network: nn.Module) -> None:
+    fill(network, "a", rank=3)
+    weights = lora.state(network, "a")
+    restored = lora.restore(network, "b", weights, dropout=0.5)
+    assert [id(one) for one in restored] == [id(one) for one in lora.parameters(network, "b")]
+    assert all(torch.equal(weights[key], value) for key, value in lora.state(network, "b").items())
+    lora.restore(network, "c", weights)
+    layer: Any = network.get_submodule("out")
+    assert [getattr(layer.lora_dropout[name], "p", 0.0) for name in "bc"] == [0.5, 0.0]
+
+
+def test_what_does_not_fit_is_refused_naming_both(network: nn.Module) -> None:
+    fill(network, "a")
+    weights = lora.state(network, "a")
+    lora.remove(network, "a")
+    key = "out.lora_B.weight"
+    half = {name: weight for name, weight in weights.items() if name != key}
+    with pytest.raises(DamagedError, match=rf"does not fit: {key} holds nothing, expected finite \(4, 2\)\."):
+        lora.restore(network, "b", half)
+    with pytest.raises(DamagedError, match=rf"does not fit: {key} holds \(4, 3\), expected finite \(4, 2\)\."):
+        lora.restore(network, "c", {**weights, key: torch.zeros(4, 3)})
+    with pytest.raises(DamagedError, match=r"another model: this one has no 'there'\."):
+        lora.restore(network, "d", {**weights, "there.lora_A.weight": torch.zeros(2, 4)})
+
+
+# -- files
+
+
+def test_a_file_says_of_what_it_is(tmp_path: Path) -> None:
+    place = tmp_path / "lora.safetensors"
+    lora.save({"b": torch.ones(2), "a": torch.zeros(1)}, place, kind="motion", layers=[2, 5])
+    with safe_open(place, "pt") as file:
+        assert file.metadata() == {"kind": "motion", "layers": "[2, 5]"}
+    assert list(lora.load(place)) == ["a", "b"]
+
+
+def test_a_disk_that_refuses_weights_is_told_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match=r"lora.safetensors' cannot be written \(.+\); write elsewhere\."):
+        lora.save({"a": torch.ones(1)}, tmp_path / "nowhere" / "lora.safetensors")
+
+    def full(*_: object) -> NoReturn:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(lora, "save_file", full)
+    with pytest.raises(StoreError, match=r"\(I/O error.+\); make room\."):
+        lora.save({"a": torch.ones(1)}, tmp_path / "lora.safetensors")
+
+
+def test_two_loras_are_one_file(tmp_path: Path) -> None:
+    pair = {"out.lora_A.weight": torch.ones(1)}, {"out.lora_A.weight": torch.zeros(1), "motion": torch.ones(2)}
+    joined = lora.join(pair)
+    assert list(joined) == ["appearance:out.lora_A.weight", "motion:out.lora_A.weight", "motion:motion"]
+    lora.save(joined, tmp_path / "both.safetensors")
+    again = lora.split(lora.load(tmp_path / "both.safetensors"))
+    for one, other in zip(pair, again, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# -- real architectures
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +386,11 @@ def test_weights_of_another_shape_or_not_finite_are_refused(bare: Backbone) -> N
 def test_a_file_that_is_no_lora_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     path.write_bytes(b"not a safetensors file")
-    with pytest.raises(DamagedError, match="cannot be read"):
-        lora.load(path)
+    for broken in (path, tmp_path / "nowhere.safetensors"):
+        with pytest.raises(
+            DamagedError, match=rf"^{broken.name} cannot be read as LoRA weights \(.+\); learn or import"
+        ):
+            lora.load(broken)
 
 
 def test_what_is_computed_while_an_adapter_is_frozen_teaches_it_nothing(bare: Backbone) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from customttt import losses
@@ -22,6 +23,13 @@ def test_debiasing_shrinks_what_all_frames_share() -> None:
     shared = video(0)[:, :, :1].expand(-1, -1, 5, -1, -1)
     left = losses.debias(shared, anchor=3)
     assert torch.allclose(left, (math.sqrt(2) - 1) * shared, atol=1e-6)
+
+
+def test_debiased_noise_is_as_strong_as_the_formula_says() -> None:
+    """phi(eps) of independent frames is sqrt(beta^2 + 1 + beta^2) times as strong; beta 2 gives 3."""
+    noise = torch.randn(4, 4, 8, 32, 32, generator=torch.Generator().manual_seed(0))
+    others = losses.debias(noise, anchor=0, beta=2.0)[:, :, 1:]
+    assert float(others.std()) == pytest.approx(3.0, rel=0.01)
 
 
 def test_debiasing_with_beta_zero_changes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Guidance: at which scale the LoRAs act in its unconditional half."""
+"""Sampling: guidance, which LoRAs act when and how strongly, and what is told of it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_new_family import CPU, OWN, Toy
 from torch import Tensor
 
 from customttt import lora
-from customttt.backbones import Backbone, open_base
-from customttt.library import Library
-from customttt.sampling import denoise
+from customttt.backbones import Backbone
+from customttt.config import SampleConfig
+from customttt.progress import Progress
+from customttt.sampling import denoise, denoise_in_phases, phases
 
-SCALE, PATH = 3.0, [999, 500, -1]
+SCALE, PATH = 3.0, [1.0, 0.5, 0.0]
+SAMPLE = SampleConfig(num_frames=5, size=16, num_inference_steps=4, guidance_scale=SCALE)
+BOTH = {"appearance": 0.8, "motion": 0.5}
 
 
-@pytest.fixture
-def backbone(learned: Path, tiny_random_base: Path) -> Backbone:
-    """With an appearance LoRA that can be seen."""
-    made = open_base(str(tiny_random_base), torch.device("cpu"))
-    weights = lora.load(Library(learned).weights("koala"))
-    lora.restore(made.network, "appearance", {key: 20 * value for key, value in weights.items()})
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    """The toy, with an appearance LoRA and a motion LoRA that can be seen."""
+    made: Backbone = Toy.load(Path(), "toy", "f00d", OWN, CPU)
+    generator = torch.Generator().manual_seed(1)
+    for kind in BOTH:
+        for matrix in lora.inject(made.network, kind, ["0", "1"], rank=2):
+            matrix.data = 0.3 * torch.randn(matrix.shape, generator=generator)
     return made
 
 
 def noise(backbone: Backbone) -> Tensor:
-    return torch.randn(1, *backbone.latent_shape(2, 64), generator=torch.Generator().manual_seed(0))
+    return torch.randn(1, *backbone.latent_shape(5, 16), generator=torch.Generator().manual_seed(0))
 
 
 def sampled(backbone: Backbone, unconditional_scale: float, adapted: bool = True) -> Tensor:
@@ -63,3 +69,80 @@ def test_each_scale_makes_another_video(backbone: Backbone) -> None:
 def test_where_no_lora_acts_the_scale_is_nothing(backbone: Backbone) -> None:
     usual, ours = (sampled(backbone, scale, adapted=False) for scale in (1.0, 0.5))
     assert torch.allclose(usual, ours, atol=1e-4)
+
+
+def test_guidance_of_one_reads_the_prompt_alone(backbone: Backbone) -> None:
+    prompt, one, other = (backbone.embed([words]) for words in ("A koala.", "", "A dog."))
+    videos = [denoise(backbone, noise(backbone), prompt, empty, guidance_scale=1, path=PATH) for empty in (one, other)]
+    assert torch.equal(*videos)
+    predicted = backbone.predict(noise(backbone), torch.tensor([0.5]), prompt)
+    step = backbone.schedule.step(predicted, noise(backbone), 0.5, 0.0)
+    assert torch.allclose(denoise(backbone, noise(backbone), prompt, one, guidance_scale=1, path=PATH[1:]), step)
+
+
+@pytest.mark.parametrize("unconditional_scale", [0.5, 1.0])
+def test_videos_of_a_batch_are_those_of_each_alone(backbone: Backbone, unconditional_scale: float) -> None:
+    prompts, empty = backbone.embed(["A koala.", "A dog.", "An owl is here."]), backbone.embed(["", "A man.", "A"])
+    noises = torch.cat([noise(backbone), noise(backbone).flip(-1), -noise(backbone)])
+
+    def video(chosen: slice) -> Tensor:
+        return denoise(
+            backbone, noises[chosen], prompts[chosen], empty[chosen], guidance_scale=SCALE, path=PATH,
+            unconditional_scale=unconditional_scale,
+        )  # fmt: skip
+
+    with lora.active(backbone.network, **BOTH):
+        alone = [video(slice(one, one + 1)) for one in range(3)]
+        assert torch.allclose(video(slice(3)), torch.cat(alone), atol=1e-4)
+
+
+def test_nothing_of_sampling_is_kept_for_a_backward_pass(backbone: Backbone) -> None:
+    with lora.active(backbone.network, **BOTH), lora.trainable(lora.parameters(backbone.network, "motion")):
+        video = in_phases(backbone, SAMPLE)
+    assert not video.requires_grad
+
+
+def in_phases(backbone: Backbone, sample: SampleConfig, told: list[Progress] | None = None) -> Tensor:
+    embeds = backbone.embed(["A koala is swimming."]), backbone.embed([""])
+    report = [].append if told is None else told.append
+    return denoise_in_phases(backbone, noise(backbone), *embeds, sample, BOTH, report)
+
+
+def test_a_video_in_phases_is_its_parts_one_after_the_other(backbone: Backbone) -> None:
+    rests = SAMPLE.but(appearance_from=0.25, motion_until=0.75, unconditional_scale=0.5)
+    path, embeds = backbone.schedule.path(4), (backbone.embed(["A koala is swimming."]), backbone.embed([""]))
+    latents = noise(backbone)
+    for acting, part in (({"motion": 0.5}, path[:2]), (BOTH, path[1:4]), ({"appearance": 0.8}, path[3:])):
+        with lora.active(backbone.network, **acting):
+            latents = denoise(
+                backbone, latents, *embeds, guidance_scale=SCALE, unconditional_scale=0.5, path=part
+            )  # fmt: skip
+    assert torch.equal(in_phases(backbone, rests), latents)
+    assert not torch.allclose(in_phases(backbone, SAMPLE), latents, atol=1e-2)
+
+
+@pytest.mark.parametrize("appearance_from", [0.0, 0.5])
+def test_every_step_of_the_whole_path_is_told_once(backbone: Backbone, appearance_from: float) -> None:
+    told: list[Progress] = []
+    in_phases(backbone, SAMPLE.but(appearance_from=appearance_from), told)
+    assert told == [Progress("denoising", step, 4) for step in (1, 2, 3, 4)]
+
+
+def test_every_step_of_a_part_is_told_once(backbone: Backbone) -> None:
+    told: list[Progress] = []
+    embeds = backbone.embed(["A koala."]), backbone.embed([""])
+    denoise(backbone, noise(backbone), *embeds, guidance_scale=SCALE, path=PATH, report=told.append)
+    assert told == [Progress("denoising", 1, 2), Progress("denoising", 2, 2)]
+
+
+def test_an_appearance_waits_for_a_motion_only() -> None:
+    waits, path = SampleConfig(appearance_from=0.5), [900, 700, 500, 300, -1]
+    assert phases(waits, BOTH, path) == [({"motion": 0.5}, path[:3]), (BOTH, path[2:])]
+    for alone in ({"appearance": 0.8}, {"appearance": 0.8, "motion": 0.0}):
+        assert phases(waits, alone, path) == [(alone, path)]
+
+
+def test_less_than_a_step_is_no_phase() -> None:
+    path = [900, 700, 500, 300, -1]
+    assert phases(SampleConfig(appearance_from=0.2), BOTH, path) == [(BOTH, path)]
+    assert phases(SampleConfig(appearance_from=0.45), BOTH, path) == [({"motion": 0.5}, path[:2]), (BOTH, path[1:])]
