@@ -14,6 +14,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipe
 from lion_pytorch import Lion
 from material import assert_one_sentence, run
 from peft import LoraConfig
+from standin import Hub
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
@@ -201,7 +202,7 @@ def test_the_whole_main_job_runs_on_a_transformer(
     done = run("compose", "koala", "swimming", "on Mars", "-o", str(tmp_path / "out.mp4"))
     assert done.exit_code == 0, done.output
     shown = json.loads(run("show", str(tmp_path / "out.mp4"), "--json").stdout)
-    assert shown["sample"]["num_frames"] == 5
+    assert (shown["sample"]["num_frames"], shown["sample"]["fps"]) == (5, 16)
 
 
 @pytest.fixture
@@ -245,3 +246,23 @@ def test_other_kinds_of_wan_are_refused_in_one_sentence(tiny_random_wan_base: Pa
     for ask in (places, lambda base: open_base(base, CPU)):
         with pytest.raises(BaseUnavailableError, match="makes videos of a picture"):
             ask(str(folder))
+
+
+def test_a_transformer_is_pulled_by_its_hub_id(
+    standin: Hub, cache: Path, tiny_random_wan_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin.repositories["owner/wan"] = tiny_random_wan_base
+    done = run("bases", "pull", "owner/wan")
+    assert done.exit_code == 0, done.output
+    assert Path(done.stdout.strip()).is_relative_to(cache)
+    assert {"transformer/config.json", "scheduler/scheduler_config.json"} <= set(standin.downloaded)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert isinstance(open_base("owner/wan", CPU), Wan)
+
+
+def test_a_transformer_of_two_networks_is_not_pulled(standin: Hub, tiny_random_wan_base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_random_wan_base, tmp_path / "base"))
+    shutil.copytree(folder / "transformer", folder / "transformer_2")
+    standin.repositories["owner/wan"] = folder
+    assert_one_sentence(run("bases", "pull", "owner/wan"), 10, "'owner/wan' has two networks", "such as wan")
+    assert not [name for name in standin.downloaded if name.endswith(".safetensors")]

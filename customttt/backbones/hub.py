@@ -229,6 +229,11 @@ def _get(repository: Repository, name: str) -> str:
 def _download(repository: Repository, told: Told) -> None:
     info = HfApi().model_info(repository.id, revision=repository.revision, files_metadata=True, timeout=10)
     listed = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    if "transformer_2/config.json" in listed and "transformer" in repository.parts:
+        raise BaseUnavailableError(
+            f"'{repository.id}' has two networks, one for much noise and one for little, of which only one would be "
+            "used; give a base of one, such as wan."
+        )
     sizes = {name: listed[name] for name in needed(listed, repository.parts)}
     _check_safetensors(repository, sizes)
     missing = [name for name in sizes if _cached_file(repository, name) is None]

@@ -122,7 +122,10 @@ class Wan(Family):
         with unavailable(name):
             network = load_part(WanTransformer3DModel, folder / "transformer", precision(device))
             vae = load_part(AutoencoderKLWan, folder / "vae", torch.float32)  # as diffusers' examples have it
-            text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=TEXT_PRECISION)
+            text = folder / "text_encoder"
+            text_encoder = UMT5EncoderModel.from_pretrained(
+                text, dtype=TEXT_PRECISION, use_safetensors=True, variant=hub.variant(text)
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
             schedule = _schedule(folder)
         for part in (network, vae, text_encoder):
@@ -323,7 +326,10 @@ def _check_kind(config: Mapping[str, Any], base: str, folder: Path | None = None
     if config.get("image_dim") or config.get("in_channels", 16) != config.get("out_channels", 16):
         raise BaseUnavailableError(f"Base {base!r} makes videos of a picture; give one that makes them of text.")
     if folder and (folder / "transformer_2").is_dir():
-        raise BaseUnavailableError(f"Base {base!r} has two networks, and only Wans of one are known; use --base wan.")
+        raise BaseUnavailableError(
+            f"Base {base!r} has two networks, one for much noise and one for little, of which only one would be used; "
+            "give a base of one, such as wan."
+        )
 
 
 def _schedule(folder: Path) -> FlowSchedule:
