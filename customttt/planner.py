@@ -286,6 +286,8 @@ def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[], objec
     resident = [backbone.network]
     if decoder or device.type == "cpu":  # elsewhere it is on the device only while it works
         resident.append(backbone.vae)
+    if device.type == "cpu" and (text_encoder := getattr(backbone, "text_encoder", None)):
+        resident.append(text_encoder)
     ledger, dtype = Meter(resident), computing(device)
     with Autocast(torch.float32 if decoder else dtype, device), ledger:  # the decoder works in full precision
         work()

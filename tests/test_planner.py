@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from customttt import lora, machine, planner
 from customttt.backbones import computing, defaults, known_bases, open_base, sketch
 from customttt.backbones.family import Known
+from customttt.backbones.wan import Wan
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
 from customttt.errors import UsageError
 
@@ -45,9 +46,10 @@ def kept_in_reality(base: Path, kind: str) -> int:
 
 
 def resident(base: Path) -> int:
-    """Bytes of what is always there on a CPU: U-Net and VAE."""
+    """Bytes of what is always there on a CPU: the network, its VAE, and a text encoder that is large."""
     backbone: Any = open_base(str(base), CPU)
-    return sum(one.nbytes for network in (backbone.network, backbone.vae) for one in network.parameters())
+    parts = [backbone.network, backbone.vae, *([backbone.text_encoder] if isinstance(backbone, Wan) else [])]
+    return sum(one.nbytes for part in parts for one in part.parameters())
 
 
 def test_the_memory_of_a_step_is_foretold(any_base: Path) -> None:

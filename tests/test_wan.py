@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from customttt import lora, sampling, train
 from customttt.backbones import Backbone, defaults, known_bases, open_base, places
-from customttt.backbones.wan import ARCHITECTURE, LINEARS, TEXT_PRECISION, Wan
+from customttt.backbones.wan import ARCHITECTURE, LINEARS, TEXT, TEXT_PRECISION, Wan
 from customttt.errors import BaseUnavailableError, UsageError
 
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def test_the_published_transformer_and_its_loras_have_the_published_sizes(monkey
     with torch.device("meta"):
         networks: list[Any] = [
             WanTransformer3DModel.from_config(dict(ARCHITECTURE)),
-            UMT5EncoderModel(UMT5Config(vocab_size=256_384, d_model=4096, d_ff=10_240, num_layers=24, num_heads=64)),
+            UMT5EncoderModel(UMT5Config(**TEXT)),
             AutoencoderKLWan(),
         ]
     counts = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]

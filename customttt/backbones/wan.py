@@ -19,7 +19,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.utils import logging
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from transformers.utils import logging as text_logging
 
 from customttt import lora
@@ -47,6 +47,8 @@ NATIVE = MappingProxyType({
 LINEARS = tuple(NATIVE)
 SCHEDULE = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "flow_shift": 3.0}
 """Of a folder without a scheduler: what diffusers' documentation advises for 480 lines (5.0 for 720)."""
+TEXT = MappingProxyType({"vocab_size": 256_384, "d_model": 4096, "d_ff": 10_240, "num_layers": 24, "num_heads": 64})
+"""UMT5-XXL, 5.7 B parameters; all else in its config.json is transformers' default."""
 ARCHITECTURE = {
     "_class_name": "WanTransformer3DModel", "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30,
 }  # fmt: skip
@@ -140,15 +142,17 @@ class Wan(Family):
     def sketch(
         cls, config: Mapping[str, Any], folder: Path | None, name: str, defaults: Defaults, device: torch.device
     ) -> Wan:
-        """The base as it would be on `device`, but on the meta device: shapes without weights, and no text encoder."""
+        """The base as it would be on `device`, but on the meta device: shapes without weights, and no tokenizer."""
         path = folder and folder / "vae" / "config.json"
         with unavailable(name), torch.device("meta"):
             vae = AutoencoderKLWan.from_config(read_config(path) if path else {})
+            text_encoder = _bare_text_encoder(folder)
         network = nn.Module.to(_bare(config, name), precision(device))  # diffusers' own warns of what stays wide
         _suit(network, device)
         return cls(
             name=name, fingerprint="", network=network.requires_grad_(False).eval(), vae=vae.requires_grad_(False),
-            text_encoder=None, tokenizer=None, schedule=FlowSchedule(), defaults=defaults, device=torch.device("meta"),
+            text_encoder=text_encoder, tokenizer=None, schedule=FlowSchedule(), defaults=defaults,
+            device=torch.device("meta"),
         )  # fmt: skip
 
     @property
@@ -311,6 +315,12 @@ def _bare(config: Mapping[str, Any], base: str) -> nn.Module:
     _check_kind(config, base)
     with unavailable(base), torch.device("meta"):
         return WanTransformer3DModel.from_config(dict(config))  # type: ignore[no-any-return]
+
+
+def _bare_text_encoder(folder: Path | None) -> nn.Module:
+    """For its size alone, which counts where it shares the memory of the network: on a CPU."""
+    config = read_config(folder / "text_encoder" / "config.json") if folder else dict(TEXT)
+    return UMT5EncoderModel(UMT5Config(**config)).to(TEXT_PRECISION)  # type: ignore[no-any-return]
 
 
 def _suit(network: Any, device: torch.device) -> None:
