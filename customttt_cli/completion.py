@@ -9,7 +9,7 @@ from customttt.errors import CustomTTTError
 from customttt.library import Library
 from customttt.measure import compare
 
-BASES = ("tiny", "animatediff", "modelscope", "zeroscope")
+BASES = ("tiny", "animatediff", "modelscope", "zeroscope", "wan")
 """As `backbones.known_bases` has them, for which torch would have to be imported."""
 
 

@@ -76,7 +76,7 @@ def test_help_names_every_choice() -> None:
 
     assert set(completion.BASES) == set(known_bases())
     for command in ("learn-appearance", "learn-motion", "compose", "compare", "influence", "import"):
-        assert "tiny, animatediff, modelscope, zeroscope, a folder or a hub id" in shown(command), command
+        assert "tiny, animatediff, modelscope, zeroscope, wan, a folder or a hub id" in shown(command), command
     assert f"Some of {', '.join(METHODS)};" in shown("compare")
     assert "customttt|diffusers|kohya" in shown("export")
 
