@@ -28,6 +28,7 @@ from footage import (
 from PIL import Image
 
 from customttt.errors import MediaError, NotFoundError, UsageError
+from customttt.media import ffmpeg as decoder
 from customttt.media import read_clip, read_recipe, write_video
 from customttt.media.clips import open_reel
 
@@ -369,3 +370,19 @@ def test_strange_file_names_are_just_names(tmp_path: Path, monkeypatch: pytest.M
         write_video(Path(name), ramp(4), 8, RECIPE)
         assert len(read_clip(name, 4, 8, 32).frames) == 4
         assert read_recipe(Path(name)) == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("size", "matrix"), [((1280, 720), "bt709"), ((720, 1280), "bt709"), ((640, 360), "smpte170m")]
+)
+def test_a_clip_that_does_not_say_its_matrix_has_that_of_its_size(
+    size: tuple[int, int], matrix: str, tmp_path: Path
+) -> None:
+    """Players take BT.709 of HD, and BT.601 of what is smaller."""
+    source = ("-f", "lavfi", "-i", f"color=0x30c060:s={size[0]}x{size[1]}:r=8:d=1")
+    codec = ("-vf", f"scale=out_color_matrix={matrix}:out_range=tv,format=yuv420p", "-c:v", "libx264", "-crf", "1")
+    bare = ("-colorspace", "unknown", "-bsf:v", "h264_metadata=matrix_coefficients=2")
+    assert decoder.run(*source, *codec, *bare, f"file:{tmp_path / 'a.mp4'}").returncode == 0
+    assert "bt709" not in decoder._said(decoder._held(("-i", str(tmp_path / "a.mp4")), 9, 0, "info"), tmp_path)
+    found = read_clip(tmp_path / "a.mp4", 2, 4, 32).frames[0, 16, 16]
+    assert np.abs(found.astype(int) - (0x30, 0xC0, 0x60)).max() <= 6

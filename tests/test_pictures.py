@@ -298,3 +298,40 @@ def test_a_caption_is_text_of_any_script_and_every_space(tmp_path: Path) -> None
     (tmp_path / "a.txt").write_text("a koala\u202e", encoding="utf-8")
     with pytest.raises(MediaError, match=r"^Caption 'a\.txt' holds the control character U\+202E; write it as"):
         read_pictures([tmp_path], 64)
+
+
+# -- levels of light, as a PNG's gAMA tells them
+
+
+def with_gamma(image: Image.Image, gamma: float, path: Path) -> Path:
+    """A PNG whose levels are that power of the light."""
+    image.save(path)
+    content = path.read_bytes()
+    chunk = b"gAMA" + round(gamma * 100_000).to_bytes(4)
+    path.write_bytes(content[:33] + b"\0\0\0\x04" + chunk + zlib.crc32(chunk).to_bytes(4) + content[33:])
+    return path
+
+
+@pytest.mark.parametrize("mode", ["I;16", "L", "LA", "RGB", "RGBA", "P"])
+def test_linear_light_is_shown_as_bright_as_it_is(mode: str, tmp_path: Path) -> None:
+    level = (150 / 255) ** 2.2
+    if mode == "I;16":
+        image = Image.fromarray(np.full((40, 40), round(65535 * level), np.uint16))
+    else:
+        image = Image.new(
+            "RGB" if mode == "P" else mode,
+            (40, 40),
+            round(255 * level) if mode == "L" else (round(255 * level),) * (3 if mode == "P" else len(mode)),
+        )
+        if "A" in mode:
+            image.putalpha(255)
+        image = image.quantize(2) if mode == "P" else image.convert(mode)
+    found = read_pictures([with_gamma(image, 1.0, tmp_path / "a.png")], 32)[0].pixels
+    assert np.abs(found.astype(int) - 150).max() <= 2
+
+
+@pytest.mark.parametrize("gamma", [0.45455, 0.0, 20_000.0])
+def test_the_usual_gamma_and_an_absurd_one_change_nothing(gamma: float, tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 40), (10, 100, 200))
+    found = read_pictures([with_gamma(image, gamma, tmp_path / "a.png")], 32)[0].pixels
+    assert (found == (10, 100, 200)).all()

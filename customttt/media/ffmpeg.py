@@ -54,6 +54,9 @@ _ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya|uyva")
 _STREAM = re.compile(r"^  Stream #0:\d.*?: Video: (\w+).*?, ([a-z]\w*)(?:\(([^)]*)\))?, (\d+)x(\d+)(.*)$", re.MULTILINE)
 _PICTURES = re.compile(r"^  Stream #0:\d.*?: Video: (?!.*\(attached pic\))", re.MULTILINE)
 _HDR = re.compile(r"([^ ,/]+)/([^ ,/]+)/(smpte2084|arib-std-b67)")
+_MATRIX = re.compile(r"bt709|bt2020|smpte170m|smpte240m|bt470bg|fcc|ycgco|ictcp|gbr")
+HD = 1280, 720
+"""Width and height, of which one is enough."""
 _ON_WHITE = "format=rgba,split[a][b];[a]drawbox=c=white:t=fill:replace=1[c];[c][b]overlay=format=rgb"
 _WHITE = 203
 """cd/m2 of white paper in HDR (ITU-R BT.2408); what is brighter is rolled off."""
@@ -68,6 +71,8 @@ class Stream:
     alpha: bool
     hdr: tuple[str, str, str] | None
     """Matrix, primaries and transfer of PQ or HLG."""
+    untold: bool = False
+    """Whether it is as large as HD and does not say its matrix, which is that of HD then; ffmpeg takes that of SD."""
     pixels: int = 0
     """Of a frame; 0 where that is not known."""
 
@@ -78,6 +83,8 @@ class Stream:
         parts = [scale, f"crop={width}:{height}", "setsar=1"]
         if self.alpha:
             parts.insert(0, _ON_WHITE)
+        if self.untold:
+            parts.insert(0, "setparams=colorspace=bt709")
         if self.hdr:
             parts.append(_tone_mapped(*self.hdr))
         return ",".join(parts)
@@ -112,7 +119,11 @@ def probe(path: Path) -> Stream:
     hidden = codec in ("vp8", "vp9") and bool(re.search(r"^ +alpha_mode +: 1", about, re.IGNORECASE | re.MULTILINE))
     alpha = hidden or _ALPHA.match(pixel_format) is not None
     hdr = _HDR.search(details or "")
-    return Stream(_DECODERS.get((codec, hidden), ()), alpha, hdr and (hdr[1], hdr[2], hdr[3]), int(width) * int(height))
+    untold = pixel_format.startswith("yuv") and not _MATRIX.search(details or "")
+    untold = untold and (int(width) >= HD[0] or int(height) >= HD[1])
+    return Stream(
+        _DECODERS.get((codec, hidden), ()), alpha, hdr and (hdr[1], hdr[2], hdr[3]), untold, int(width) * int(height)
+    )
 
 
 def _unopened(path: Path, said: str) -> Exception:

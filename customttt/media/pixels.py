@@ -28,6 +28,8 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 STILLS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF")
 """What a picture may be; Pillow knows HEIF where pillow-heif is there."""
+GAMMA = 2.2
+"""Of screens, about: what sRGB undoes."""
 BAND = 1 << 24
 """Pixels of a picture that are converted at once."""
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -151,14 +153,35 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    brighter = _exponent(image)
     if image.mode in _WIDE:  # which `convert` would clip
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        pixels = np.asarray(image)
+        levels = (255 * (pixels / 65535) ** brighter).round() if brighter else pixels >> 8
+        image = Image.fromarray(levels.astype(np.uint8))
+    elif brighter:
+        image = _brightened(image, brighter)
     if not image.has_transparency_data:
         return _to_srgb(image)
     image = image.convert("RGBA") if image.mode != "LA" else image
     opaque = _to_srgb(image.convert(image.mode.removesuffix("A")))
     opaque.putalpha(image.getchannel("A"))
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque).convert("RGB")
+
+
+def _exponent(image: Image.Image) -> float | None:
+    """What makes sRGB of the levels that a PNG's gAMA tells of; None where that is nothing or a profile counts."""
+    gamma, better = image.info.get("gamma"), ("srgb", "icc_profile")
+    if not isinstance(gamma, float) or not 0.1 <= gamma <= 10 or any(name in image.info for name in better):
+        return None
+    return None if abs(gamma * GAMMA - 1) < 0.05 else 1 / (gamma * GAMMA)
+
+
+def _brightened(image: Image.Image, exponent: float) -> Image.Image:
+    if image.mode in ("1", "P"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    table = [round(255 * (level / 255) ** exponent) for level in range(256)]
+    colours = len(image.getbands()) - image.has_transparency_data * (image.mode in ("LA", "RGBA"))
+    return image.point(table * colours + list(range(256)) * (len(image.getbands()) - colours))
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
