@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
@@ -70,7 +70,12 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     """Raise UsageError for a value of JSON that is not of a field's type."""
     if get_origin(hint) is tuple:
         kind = get_args(hint)[0]
-        if not isinstance(value, list | tuple) or not all(_is(one, kind) for one in value):
+        number = None if Ellipsis in get_args(hint) else len(get_args(hint))
+        if (
+            not isinstance(value, list | tuple)
+            or not all(_is(one, kind) for one in value)
+            or number not in (None, len(value))
+        ):
             raise _unfit(name, value, f"a list, each {_CALLED[kind]}")
     elif hint in _CALLED and not _is(value, hint):
         raise _unfit(name, value, _CALLED[hint])
@@ -128,6 +133,9 @@ class _Settings:
         """Raises UsageError for an unknown field, or one that this version knows at another value alone."""
         data = _without_retired(cls.RETIRED, data)
         check_fields(cls, data)
+        needed = {field.name for field in fields(cls) if field.default is MISSING}  # type: ignore[arg-type]
+        if missing := sorted(needed - set(data)):
+            raise UsageError(f"The recipe lacks settings: {', '.join(missing)}.")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
 
     def but(self: Settings, **changes: Any) -> Settings:

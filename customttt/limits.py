@@ -30,10 +30,10 @@ MAX_CAPTIONS = 1 << 18
 """Of the captions beside one picture."""
 MAX_NOTE = 1 << 20
 """Of what a video says of itself, its recipe in it."""
-MAX_MANIFEST = 1 << 25
+MAX_MANIFEST = 25_000_000
 """Of a concept's manifest: the losses of a million steps."""
-MAX_NESTING = 50
-"""Brackets of JSON within each other."""
+MAX_BRACKETS, MAX_NESTING = 200_000, 50
+"""Lists and objects of JSON in all, and within each other."""
 
 # -- pictures and clips
 
@@ -52,7 +52,7 @@ MAX_DECODED = 5_000_000_000
 """Pixels of a clip's frames, all together, within the seconds that are wanted: 8K at 60 a second for two of them."""
 MAX_ANIMATED = 500_000_000
 """Pixels of a gif's, webp's or avif's frames, all together, up to the last that is needed."""
-MAX_VIDEO = 1 << 29
+MAX_VIDEO = 1 << 28
 """Bytes of all frames of a video that is read back whole."""
 MAX_DECODER = 3 << 29
 """Bytes of memory that ffmpeg may take, where the system can hold it to that (Linux)."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from customttt.limits import MAX_NESTING
+from customttt.limits import MAX_BRACKETS, MAX_NESTING
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0, DEL and C1 controls, line and paragraph separators, marks and overrides of direction, lone surrogates."""
@@ -23,11 +23,14 @@ def escaped(text: str, keep: str = "") -> str:
 def parsed(text: str, most: int, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """What JSON of at most `most` characters says; objects may be made by `pairs`.
 
-    Raises ValueError for what is none, or too long, or nested deeper than MAX_NESTING.
+    Raises ValueError for what is none, or too long, or has more brackets, or deeper ones, than anything of ours.
     """
     if len(text) > most:
         raise ValueError(f"it has {len(text):,} characters, and at most {most:,} are read")
-    if text.count("[") + text.count("{") > MAX_NESTING and _nesting(text) > MAX_NESTING:
+    brackets = text.count("[") + text.count("{")  # also those within strings, of which nobody has as many
+    if brackets > MAX_BRACKETS:
+        raise ValueError(f"it has {brackets:,} brackets, and at most {MAX_BRACKETS:,} are read")
+    if brackets > MAX_NESTING and _nesting(text) > MAX_NESTING:
         raise ValueError(f"its brackets are nested deeper than {MAX_NESTING}")
     return json.loads(text, object_pairs_hook=pairs)
 

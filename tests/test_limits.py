@@ -41,6 +41,13 @@ def test_brackets_within_strings_do_not_count() -> None:
     assert text.parsed(json.dumps([[]] * 1000), 10**4)
 
 
+def test_json_of_lists_without_end_is_not_begun() -> None:
+    many = limits.MAX_BRACKETS
+    assert len(text.parsed("[" + ",".join(["{}"] * (many - 1)) + "]", 10**6)) == many - 1
+    with pytest.raises(ValueError, match="has 200,001 brackets"):
+        text.parsed("[" + ",".join(["{}"] * many) + "]", 10**6)
+
+
 def test_json_that_is_too_long_is_not_begun() -> None:
     with pytest.raises(ValueError, match="has 1,001 characters, and at most 1,000 are read"):
         text.parsed("[" * 1001, 1000)
@@ -83,7 +90,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "tensors": (lambda: tensors([str(number) for number in range(limits.MAX_TENSORS + 1)]), "50,001 tensors"),
     "a long name": (lambda: tensors(["a.lora_A." * 10**5]), "has a name of 900,000 characters"),
     "a long header": (lambda: header(" " * (limits.MAX_HEADER + 1)), "neither a concept nor safetensors"),
-    "lists": (lambda: header("[" + "[]," * 10**6 + "[]]"), "is no JSON object"),
+    "lists": (lambda: header("[" + "[]," * 10**6 + "[]]"), "its header is not readable"),
     "members": (lambda: archive(dict.fromkeys(map(str, range(limits.MAX_TENSORS + 1)), b"")), "50,001 members"),
     "a tuple of tuples of tuples": (lambda: program(b"})", b"q\0h\0\x86" * 40, b"K\x01s"), "1,000,000 things"),
     "a list of lists of lists": (lambda: program(b"]q\0", b"]q\1(h\0h\0eq\0" * 40), "1,000,000 things"),
