@@ -38,6 +38,7 @@ def check_output(path: Path) -> None:
     """
     with store_errors(path):
         _nearest(path)  # raises for what is too long
+        _check_name(path)
         _put_back(path)
         if kind_of_output(path) == "":
             check_length(path.absolute() / RECIPE)
