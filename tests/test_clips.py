@@ -386,3 +386,33 @@ def test_a_clip_that_does_not_say_its_matrix_has_that_of_its_size(
     assert "bt709" not in decoder._said(decoder._held(("-i", str(tmp_path / "a.mp4")), 9, 0, "info"), tmp_path)
     found = read_clip(tmp_path / "a.mp4", 2, 4, 32).frames[0, 16, 16]
     assert np.abs(found.astype(int) - (0x30, 0xC0, 0x60)).max() <= 6
+
+
+def test_what_a_trimmer_hides_before_the_cut_is_not_read(tmp_path: Path) -> None:
+    """A cut without coding anew keeps the frames since the last whole one, and tells players where to begin."""
+    ramp = np.repeat(np.arange(40, 136, 2, np.uint8), 64 * 64 * 3).reshape(48, 64, 64, 3)
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    coded = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x64", "-r", "24", "-i", "-", "-c:v", "libx264", "-bf", "3")
+    assert decoder.run(*coded, "-g", "48", "-pix_fmt", "yuv420p", f"file:{whole}", stdin=ramp.tobytes()).returncode == 0
+    copied = ("-ss", "0.7", "-i", f"file:{whole}", "-c", "copy", "-avoid_negative_ts", "disabled")
+    assert decoder.run(*copied, f"file:{cut}").returncode == 0
+    found = read_clip(cut, 4, 8, 32).frames.mean((1, 2, 3))
+    assert np.abs(found - (40 + 2 * np.array([17, 20, 23, 26]))).max() <= 2
+
+
+def test_a_portrait_clip_that_slows_down_is_turned_and_read_by_its_times(tmp_path: Path) -> None:
+    ramp = np.repeat(np.arange(40, 136, 2, np.uint8), 64 * 96 * 3).reshape(48, 64, 96, 3).copy()
+    ramp[:, :16, :16] = (255, 0, 0)
+    slow, turned = tmp_path / "slow.mp4", tmp_path / "turned.mov"
+    coded = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "96x64", "-r", "24", "-i", "-", "-c:v", "libx264")
+    times = ("-vf", "setpts='if(lt(N,24),N,24+(N-24)*3)/24/TB'", "-fps_mode", "vfr", "-pix_fmt", "yuv420p")
+    assert decoder.run(*coded, *times, f"file:{slow}", stdin=ramp.tobytes()).returncode == 0
+    assert (
+        decoder.run("-display_rotation:v:0", "90", "-i", f"file:{slow}", "-c", "copy", f"file:{turned}").returncode == 0
+    )
+    clip = read_clip(turned, 12, 8, (96, 64))
+    assert (
+        np.abs(clip.frames[:, 40, 40].mean(1) - (40 + 2 * np.array([0, 3, 6, 9, 12, 15, 18, 21, *range(24, 28)]))).max()
+        < 4
+    )
+    assert (clip.frames[0, -8, 8] > (200, -1, -1)).all(), "the corner that was above is below, as the file says"

@@ -233,7 +233,8 @@ def main() -> int:
         export_kills(killer, folder / "exports", base, folder / "exported", int(SHARES["exports"] * number))
         print("exports done", flush=True)
         each = int(SHARES["learning"] * number)
-        learning_kills(killer, folder / "home", base, folder / "learned", each, each)
+        if each:
+            learning_kills(killer, folder / "home", base, folder / "learned", each, each)
     return count.told()
 
 

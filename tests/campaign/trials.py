@@ -169,6 +169,8 @@ class Count:
         for fault in faults:
             self.failures.append(f"{sort}: {fault}")
             print(f"FAILED {sort}: {fault}", flush=True)
+        if not (number := sum(self.trials.values())) % 500:
+            print(f"... {number:,} trials, {len(self.failures):,} failures", flush=True)
 
     def took(self, ended: Ended) -> None:
         """Remember the largest and the slowest."""
