@@ -19,6 +19,8 @@ INTERRUPTED = 130
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end a run as Ctrl-C does; its exit code is 128 and their number."""
 
+AGAIN_SECONDS = 0.02
+
 
 class Guarded(TyperGroup):
     """The root of all commands: as Typer runs them, with an exit code for every error."""
@@ -50,11 +52,22 @@ def _ending(received: list[int]) -> Iterator[None]:
         received.append(number)
         raise KeyboardInterrupt
 
+    def lost(found: sys.UnraisableHookArgs) -> None:
+        """Python drops what is raised while an object is finalized, an interruption too: let it come once more."""
+        if found.exc_type is not KeyboardInterrupt:
+            hook(found)
+            return
+        again = threading.Timer(AGAIN_SECONDS, signal.raise_signal, (received[-1] if received else signal.SIGINT,))
+        again.daemon = True
+        again.start()
+
     mine = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, interrupt) for number in (ENDING if mine else ())}
+    hook, sys.unraisablehook = sys.unraisablehook, lost if mine else sys.unraisablehook
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 

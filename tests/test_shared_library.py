@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from customttt import checkpoint, lora, train
 from customttt.errors import DamagedError, StoreError
 from customttt.library import Library
+from customttt_cli import guard
 
 
 def stale_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,3 +167,21 @@ def test_weights_ask_for_room_where_it_is_missing(
     monkeypatch.setattr(lora, "save_file", failing)
     with pytest.raises(StoreError, match=f"; {advice}"):
         lora.write({}, tmp_path / "a.safetensors", {})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_comes_while_an_object_is_finalized_is_not_lost(number: int) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(0.001)
+
+    def swallowed() -> None:
+        Finalized()
+        time.sleep(10)
+
+    received: list[int] = []
+    with pytest.raises(KeyboardInterrupt), guard._ending(received):
+        swallowed()
+    assert set(received) == {number} - {signal.SIGINT}
