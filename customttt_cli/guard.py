@@ -19,7 +19,8 @@ INTERRUPTED = 130
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end a run as Ctrl-C does; its exit code is 128 and their number."""
 
-AGAIN_SECONDS = 0.02
+AGAIN_SECONDS = 0.3
+"""After which a dropped signal comes once more: by then Python is done with what it finalized."""
 
 
 class Guarded(TyperGroup):
@@ -57,7 +58,7 @@ def _ending(received: list[int]) -> Iterator[None]:
         if found.exc_type is not KeyboardInterrupt:
             hook(found)
             return
-        again = threading.Timer(AGAIN_SECONDS, signal.raise_signal, (received[-1] if received else signal.SIGINT,))
+        again = threading.Timer(AGAIN_SECONDS, _raise, (received[-1] if received else signal.SIGINT,))
         again.daemon = True
         again.start()
 
@@ -70,6 +71,14 @@ def _ending(received: list[int]) -> Iterator[None]:
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _raise(number: int) -> None:
+    """Send a signal to the main thread, which may be waiting."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
 
 
 def explain(error: Exception) -> tuple[int, str]:
