@@ -27,7 +27,7 @@ _METADATA = "customttt"
 
 
 @dataclass(frozen=True)
-class Standing:
+class Header:
     """What is known of a kept run without reading its tensors."""
 
     losses: list[float]
@@ -53,7 +53,7 @@ class Keeper:
         """Put everything back as it was; returns the losses so far, none for a new run. Raises DamagedError."""
         if self.kept is None:
             return []
-        losses = standing(self.kept).losses
+        losses = read_header(self.kept).losses
         try:
             with safe_open(self.kept, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -105,11 +105,11 @@ FORGETFUL = Keeper()
 """Keeps nothing."""
 
 
-def standing(path: Path) -> Standing:
+def read_header(path: Path) -> Header:
     """How far the run kept at `path` has come. Raises DamagedError."""
     try:
         with safe_open(path, framework="pt") as file:
-            return Standing(**parsed(file.metadata()[_METADATA], MAX_MANIFEST))
+            return Header(**parsed(file.metadata()[_METADATA], MAX_MANIFEST))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(
             f"{path} cannot be read ({error}), so this run cannot go on; delete it to start anew."

@@ -288,13 +288,13 @@ def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[], objec
         resident.append(backbone.vae)
     if device.type == "cpu" and (text_encoder := getattr(backbone, "text_encoder", None)):
         resident.append(text_encoder)
-    ledger, dtype = Meter(resident), computing(device)
-    with Autocast(torch.float32 if decoder else dtype, device), ledger:  # the decoder works in full precision
+    counter, dtype = CostCounter(resident), computing(device)
+    with Autocast(torch.float32 if decoder else dtype, device), counter:  # the decoder works in full precision
         work()
-    return Cost(ledger.peak, ledger.flops, ledger.moved, ledger.calls)
+    return Cost(counter.peak, counter.flops, counter.moved, counter.calls)
 
 
-class Meter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call]
+class CostCounter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call]
     """Counts what operations on the meta device would take, and the memory of the tensors that are alive."""
 
     def __init__(self, resident: Sequence[nn.Module]) -> None:

@@ -126,7 +126,7 @@ class Plan:
             if resume:
                 raise UsageError("There is no unfinished run of this to --resume; leave it out to start one.")
             return None, ""
-        known = checkpoint.standing(kept)
+        known = checkpoint.read_header(kept)
         done, steps = len(known.losses), self.config.steps
         if known.settings == self.changeable:
             return kept, f"An interrupted run goes on after step {done} of {steps}."

@@ -10,7 +10,7 @@ import typer
 from customttt_cli import completion, options, output
 
 if TYPE_CHECKING:
-    from customttt.backbones.survey import Standing
+    from customttt.backbones.survey import BaseStatus
 
 EXAMPLE = "Example: customttt bases --json"
 PULL_EXAMPLE = "Example: customttt bases pull zeroscope"
@@ -28,17 +28,17 @@ def bases(context: typer.Context, as_json: options.Json = False) -> None:
         from customttt import backbones
         from customttt.backbones import survey
 
-    standings = survey.survey()
+    statuses = survey.survey()
     if as_json:
-        output.result(json.dumps([_fields(standing) for standing in standings], indent=2, ensure_ascii=False))
+        output.result(json.dumps([_fields(status) for status in statuses], indent=2, ensure_ascii=False))
         return
-    _table(standings)
+    _table(statuses)
     base, why = backbones.choose_base(None)
     output.say(f"Without --base, {base} is used ({why}).")
 
 
-def _fields(standing: Standing) -> dict[str, Any]:
-    known, sample = standing.known, standing.sample
+def _fields(status: BaseStatus) -> dict[str, Any]:
+    known, sample = status.known, status.sample
     return {
         "name": known.name,
         "what": known.what,
@@ -48,33 +48,33 @@ def _fields(standing: Standing) -> dict[str, Any]:
         "download_bytes": known.download,
         "gpu_memory_bytes": known.memory,
         "repositories": [str(repository) for repository in known.repositories],
-        "here": standing.here,
-        "runs": standing.obstacle is None,
-        "why_not": standing.obstacle,
+        "here": status.here,
+        "runs": status.obstacle is None,
+        "why_not": status.obstacle,
     }
 
 
-def _table(standings: list[Standing]) -> None:
+def _table(statuses: list[BaseStatus]) -> None:
     columns = ("name", "what it is", "frames", "download", "GPU memory", "licence", "runs here")
     rows = [
         (
-            standing.known.name,
-            standing.known.what,
-            f"{standing.sample.num_frames} of {standing.sample.size} x {standing.sample.size}",
-            output.gigabytes(standing.known.download) if standing.known.download else "none",
-            output.gigabytes(standing.known.memory) if standing.known.memory else "none",
-            standing.known.licence,
-            _runs(standing),
+            status.known.name,
+            status.known.what,
+            f"{status.sample.num_frames} of {status.sample.size} x {status.sample.size}",
+            output.gigabytes(status.known.download) if status.known.download else "none",
+            output.gigabytes(status.known.memory) if status.known.memory else "none",
+            status.known.licence,
+            _runs(status),
         )
-        for standing in standings
+        for status in statuses
     ]
     output.table(columns, rows, [False] * len(rows))
 
 
-def _runs(standing: Standing) -> str:
-    if standing.obstacle:
-        return f"no: {standing.obstacle}"
-    return "yes" if standing.here else f"after 'customttt bases pull {standing.known.name}'"
+def _runs(status: BaseStatus) -> str:
+    if status.obstacle:
+        return f"no: {status.obstacle}"
+    return "yes" if status.here else f"after 'customttt bases pull {status.known.name}'"
 
 
 def pull(

@@ -12,7 +12,7 @@ from customttt.errors import DamagedError, NotFoundError
 from customttt.library import Library
 from customttt.recipe import check_prompt
 from customttt_cli import output, render, showing, trial
-from customttt_cli.sources import Source
+from customttt_cli.sources import LessonInput
 
 if TYPE_CHECKING:
     from customttt.planner import Forecast
@@ -44,7 +44,7 @@ class Lesson:
     """Learn where `influence` found that the base carries this kind."""
 
 
-def learn(lesson: Lesson, source: Source) -> None:
+def learn(lesson: Lesson, source: LessonInput) -> None:
     """Everything from the first check to the stored concept."""
     library = Library()
     _check(library, lesson, source)
@@ -66,7 +66,7 @@ def learn(lesson: Lesson, source: Source) -> None:
         _carry_out(library, lesson, plan, forecast.position)
 
 
-def _check(library: Library, lesson: Lesson, source: Source) -> None:
+def _check(library: Library, lesson: Lesson, source: LessonInput) -> None:
     """Raise what can be known without torch: what the words, the name, the files are no good for."""
     check_prompt(lesson.phrase, "The noun" if lesson.kind == "appearance" else "The phrase")
     check_prompt(lesson.prompt)
@@ -90,7 +90,7 @@ def _taken(library: Library, lesson: Lesson) -> Concept | None:
         raise
 
 
-def _plan(library: Library, lesson: Lesson, source: Source) -> tuple[Plan, list[str]]:
+def _plan(library: Library, lesson: Lesson, source: LessonInput) -> tuple[Plan, list[str]]:
     """The lesson on a certain base, and in words."""
     output.quiet()
     from customttt import backbones, workshop

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LOOK_SIZE, LOOK_FPS = 64, 8.0
 
 
-class Source(Protocol):
+class LessonInput(Protocol):
     """Pictures or a clip, as named on the command line."""
 
     def look(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -80,10 +81,26 @@ def test_the_library_prints_nothing_and_knows_no_command_line() -> None:
         assert "import typer" not in path.read_text(), path
 
 
-@pytest.mark.parametrize("module", ["customttt", *(f"customttt.{name}" for name in TORCH_FREE), "customttt_cli.app"])
-def test_importing_the_upper_part_never_imports_torch(module: str) -> None:
-    code = f"import {module}, sys; sys.exit(bool({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_importing_the_upper_part_never_imports_torch() -> None:
+    """One process imports file after file, and names the first that brings torch along."""
+    modules = ["customttt", *(f"customttt.{name}" for name in TORCH_FREE), "customttt_cli.app"]
+    code = f"""
+import importlib, sys
+for module in {modules}:
+    importlib.import_module(module)
+    if {{"torch", "diffusers", "transformers"}} & set(sys.modules):
+        sys.exit(module)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_two_classes_have_one_name() -> None:
+    files = (*PACKAGE.rglob("*.py"), *(ROOT / "customttt_cli").rglob("*.py"))
+    names = Counter(
+        node.name for path in files for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 OF_A_BASE = re.compile(

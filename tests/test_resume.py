@@ -61,7 +61,7 @@ def test_a_resumed_run_ends_bit_equal(backbone: Backbone, tmp_path: Path, kind: 
     kept = tmp_path / "kept.safetensors"
     with pytest.raises(KilledError):
         learn(backbone, kind, checkpoint.Keeper(keep=into(kept)), killed_after)
-    assert len(checkpoint.standing(kept).losses) == killed_after - 1  # kept before each step whose loss is known
+    assert len(checkpoint.read_header(kept).losses) == killed_after - 1  # kept before each step whose loss is known
     torch.manual_seed(99)  # the world outside does not matter
     resumed, all_losses = learn(backbone, kind, checkpoint.Keeper(kept))
     assert all_losses == losses

@@ -11,7 +11,7 @@ from customttt.config import SampleConfig
 
 
 @dataclass(frozen=True)
-class Standing:
+class BaseStatus:
     """A known base on this machine."""
 
     known: Known
@@ -22,7 +22,7 @@ class Standing:
     """Why it cannot run here; None where it can, perhaps after its download."""
 
 
-def survey() -> list[Standing]:
+def survey() -> list[BaseStatus]:
     """Every known base. The hub is asked once at most, and only where its answer decides."""
     answered: list[bool] = []
 
@@ -31,14 +31,14 @@ def survey() -> list[Standing]:
             answered.append(hub.answers())
         return answered[0]
 
-    standings = []
+    statuses = []
     for known in known_bases().values():
         here = all(hub.cached(repository) for repository in known.repositories)
         obstacle = too_large(known, machine.gpus())
         if obstacle is None and not here and not hub_answers():
             obstacle = "not downloaded, and the model hub does not answer"
-        standings.append(Standing(known, defaults(known.name).sample, here, obstacle))
-    return standings
+        statuses.append(BaseStatus(known, defaults(known.name).sample, here, obstacle))
+    return statuses
 
 
 def too_large(known: Known, gpus: list[machine.Gpu]) -> str | None:

@@ -267,7 +267,7 @@ PARTS = [
 
 
 @dataclass
-class Run:
+class JudgeTraining:
     """A training that is under way, and goes on from its checkpoint where it was killed."""
 
     judge: Judge
@@ -365,7 +365,7 @@ def train(minutes: float, out: Path, seed: int = 0) -> None:
     """Train for `minutes` with checkpoints, then calibrate and write `out` in half precision."""
     torch.manual_seed(seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    run = Run(Judge(), torch.Generator().manual_seed(seed), out.with_suffix(".state"))
+    run = JudgeTraining(Judge(), torch.Generator().manual_seed(seed), out.with_suffix(".state"))
     while run.part < len(PARTS):
         run.train(60 * minutes * PARTS[run.part].share)
     run.judge.eval()
