@@ -6,14 +6,14 @@ and goes is counted. What they would compute, move and start, at the speed that 
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -145,16 +145,23 @@ def composing(
 
 
 def _forecast(cost: Callable[[int], Cost], ladder: Sequence[Rung], device: torch.device) -> Forecast:
-    """The lowest rung that fits, for the higher ones take longer; the highest where none does."""
-    free = machine.free_memory(device)
+    """The lowest rung that fits, for the higher ones take longer; the highest where none does.
 
-    def fits(position: int) -> bool:
-        return cost(position).memory * MARGIN <= free
+    Rehearsals take seconds. From rung to rung about the same is saved, so that the two ends tell where to look.
+    """
+    free, last = machine.free_memory(device), len(ladder) - 1
 
-    last = len(ladder) - 1
-    position = 0 if fits(0) else min(bisect_left(range(len(ladder)), True, key=fits), last)
-    needed = cost(position)
-    return Forecast(int(needed.memory * MARGIN), free, speed(device).seconds(needed), position, ladder[position])
+    def memory(position: int) -> int:
+        return int(cost(position).memory * MARGIN)
+
+    position = 0 if memory(0) <= free else last
+    if position > 0 and memory(last) <= free:
+        too_low = 0
+        while position - too_low > 1:
+            saved = (memory(too_low) - free) / (memory(too_low) - memory(position))
+            guess = min(too_low + max(1, math.ceil(saved * (position - too_low))), position - 1)
+            position, too_low = (guess, too_low) if memory(guess) <= free else (position, guess)
+    return Forecast(memory(position), free, speed(device).seconds(cost(position)), position, ladder[position])
 
 
 @lru_cache
@@ -182,7 +189,7 @@ def adaptation(
 ) -> Cost:
     """Of as much test-time training as the configuration says, on a rung of the ladder."""
     backbone = _sketch(base, device)
-    pair = _weights(backbone, "appearance", appearance), _weights(backbone, "motion", motion)
+    pair = _weights(base, "appearance", appearance, device), _weights(base, "motion", motion, device)
     embeds = _embeds(backbone)
     prompts = ttt.Prompts(doings=embeds, objects=embeds, student=embeds, empty=embeds)
     return _rehearse(
@@ -272,8 +279,10 @@ def _embeds(backbone: Backbone, count: int = 1) -> Tensor:
     return torch.empty(count, *backbone.prompt_shape, device=META)
 
 
-def _weights(backbone: Backbone, kind: Kind, adapter: Adapter) -> lora.Weights:
+@lru_cache
+def _weights(base: str, kind: Kind, adapter: Adapter, device: torch.device) -> lora.Weights:
     """Those of a LoRA that was learned there."""
+    backbone = _sketch(base, device)
     lora.inject(backbone.network, kind, backbone.targets(kind, adapter.layers), rank=adapter.rank)
     named = [(name, parameter) for name, parameter in backbone.network.named_parameters() if ".lora_" in name]
     weights = {name.replace(f".{kind}.", "."): parameter.detach() for name, parameter in named}
@@ -313,11 +322,11 @@ class CostCounter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call
             return 0.5  # any number will do
         if given and torch_internals.copies(func) and kwargs.get("device", META).type == "cpu":
             kwargs["device"] = META
-        out = func(*args, **kwargs)
+        out, flops = _result(func, args, kwargs)
         made = sum(self._note(tensor) for tensor in _on_meta(out))
         if made or torch_internals.is_mutable(func):  # else it is a view
             self.moved += made + sum(tensor.nbytes for tensor in given)
-        self.flops += torch_internals.flops(func, args, kwargs, out)
+        self.flops += flops
         self.calls += 1
         return out
 
@@ -335,6 +344,57 @@ class CostCounter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call
 
     def _forget(self, key: int) -> None:
         self.now -= self.alive.pop(key)
+
+
+class Layout(NamedTuple):
+    """All that there is to a tensor on the meta device."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Constant(NamedTuple):
+    """What is no tensor; 1 and 1.0 are equal, but give other tensors."""
+
+    kind: type
+    value: Any
+
+
+_results: dict[Any, tuple[Any, int]] = {}
+"""Layouts of what operations make, and their flops, by operation and the layouts of what it was given."""
+
+
+def _result(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, int]:
+    """What an operation gives on the meta device, and its flops.
+
+    The blocks of a network repeat each other, and so do the rungs of a ladder: new tensors are worked out once.
+    """
+    key = func, _layout(args), _layout(tuple(kwargs.items()))
+    if key in _results:
+        layout, flops = _results[key]
+        return _empty(layout), flops
+    out = func(*args, **kwargs)
+    flops = torch_internals.flops(func, args, kwargs, out)
+    made, given = ({torch_internals.storage_of(one)[1] for one in _on_meta(some)} for some in (out, args))
+    if made and not made & given and not torch_internals.is_mutable(func) and isinstance(out, Tensor | tuple):
+        _results[key] = _layout(out), flops
+    return out, flops
+
+
+def _layout(value: Any) -> Any:
+    """Equal for equal constants and for tensors of which an operation makes equal ones."""
+    if isinstance(value, Tensor):
+        return Layout(value.shape, value.stride(), value.dtype, value.device)
+    return tuple(map(_layout, value)) if isinstance(value, tuple | list) else Constant(type(value), value)
+
+
+def _empty(layout: Any) -> Any:
+    """Tensors of a layout."""
+    if isinstance(layout, Layout):
+        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device=layout.device)
+    return layout.value if isinstance(layout, Constant) else tuple(map(_empty, layout))
 
 
 def _on_meta(values: Any) -> Iterator[Tensor]:
@@ -362,13 +422,13 @@ class Autocast(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = dict(kwargs or {})
+        kwargs = kwargs or {}
         if dtype := self.dtypes.get(func):
             args = tuple(_cast(value, dtype) for value in args)
-            given = {name: _cast(value, dtype) for name, value in given.items()}
+            kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
         if func is F.scaled_dot_product_attention:
-            return _fused(*args, **given)
-        return func(*args, **given)
+            return _fused(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:

@@ -67,6 +67,17 @@ def test_the_operations_of_a_step_are_foretold(any_base: Path) -> None:
     assert planner.denoising_step(str(any_base), sample, CPU).flops == counter.get_total_flops()
 
 
+def test_what_is_remembered_of_operations_changes_nothing(any_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            pass
+
+    rehearse = planner.lesson.__wrapped__
+    remembered = [rehearse(str(any_base), "motion", CONFIG, 5, 64, 7, CPU) for _ in range(2)]
+    monkeypatch.setattr(planner, "_results", Forgetful())
+    assert remembered == [rehearse(str(any_base), "motion", CONFIG, 5, 64, 7, CPU)] * 2
+
+
 def test_recomputing_blocks_needs_less_memory_and_more_work(any_base: Path) -> None:
     plain, saving = (planner.lesson(str(any_base), "motion", CONFIG, 5, 128, position, CPU) for position in (0, 7))
     assert saving.memory - resident(any_base) < 0.5 * (plain.memory - resident(any_base))
@@ -75,7 +86,13 @@ def test_recomputing_blocks_needs_less_memory_and_more_work(any_base: Path) -> N
 
 def test_the_lowest_rung_that_fits_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a ladder whose every rung takes a gigabyte less."""
-    monkeypatch.setattr(planner, "lesson", lambda *settings: planner.Cost((20 - settings[5]) * 10**9, flops=1e9))
+    rehearsed: list[int] = []
+
+    def lesson(*settings: Any) -> planner.Cost:
+        rehearsed.append(settings[5])
+        return planner.Cost((20 - settings[5]) * 10**9, flops=1e9)
+
+    monkeypatch.setattr(planner, "lesson", lesson)
     ladder = planner.rungs(2, CONFIG.batch_size, sketch("tiny", CPU).heaviest)
 
     def chosen(gigabytes: float) -> planner.Forecast:
@@ -83,9 +100,13 @@ def test_the_lowest_rung_that_fits_is_chosen(monkeypatch: pytest.MonkeyPatch) ->
         return planner.learning("tiny", "motion", CONFIG.but(steps=10), 4, 128)
 
     assert [chosen(free).position for free in (30, 20.1, 19.1, 18.5, 12.1)] == [0, 0, 1, 2, 8]
+    rehearsed.clear()
     assert chosen(12.1).rung == ladder[8]
+    assert len(set(rehearsed)) <= 4  # the ends of the ladder, and the two between which it is decided
     assert chosen(12.1).fits
+    rehearsed.clear()
     hopeless = chosen(1)
+    assert set(rehearsed) == {0, len(ladder) - 1}
     assert (hopeless.fits, hopeless.rung, hopeless.rung.chunk) == (False, ladder[-1], 1)
 
 
