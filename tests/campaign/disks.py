@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trials import Child, Count, command, ground, import_everything, options
+from trials import Child, Count, command, foretell, ground, import_everything, options
 
 import_everything()
 
@@ -73,6 +73,8 @@ def main() -> int:
             if name == "rename":
                 extra = ("import", "koala.customttt", "--base", base, "--name", "extra")
                 Child(command(*extra, home=home, folder=disk), folder / "said").wait()
+            if name.startswith(("learn", "compose")):
+                foretell(*lines[name], home=home, folder=disk)
             ended = Child(task, folder / "said").wait()
             count.trial(f"{name} with room", *([] if ended and ended.code == 0 else [str(ended)]))
         Library(home).rename("renamed", "extra")

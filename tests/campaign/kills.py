@@ -16,23 +16,20 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from trials import Child, Count, Task, at_event, command, ground, import_everything, options
+from trials import Child, Count, Task, at_event, command, foretell, ground, import_everything, options
 
-import_everything()
+# isort: split
+from places import content_of, faults, frames, put, recipe, record
 
-from bases import build_tiny_random  # noqa: E402
-from material import snapshot  # noqa: E402
-from places import content_of, faults, frames, put, recipe, record  # noqa: E402
-from travel import add  # noqa: E402
-
-from customttt import backbones, media  # noqa: E402
-from customttt.interchange.exchange import Home  # noqa: E402
-from customttt.library import Library  # noqa: E402
-from customttt.media import outputs  # noqa: E402
-from customttt.tiny.demo import INPUTS  # noqa: E402
+from customttt import media
+from customttt.library import Library
+from customttt.media import outputs
 
 SHARES = {"library": 0.5, "videos": 0.25, "exports": 0.21, "learning": 0.02, "composing": 0.02}
 """Of the trials."""
+LONGER, SHORTER = 1.03, 0.9
+"""How the range of moments for a kill grows after a kill, and shrinks after a run that had ended before it: it stays
+where four of five are killed, so that it reaches a little beyond the end, and few runs are in vain."""
 Check = Callable[[], list[str]]
 
 
@@ -68,10 +65,11 @@ class Killer:
         ended = child.wait()
         assert ended
         killed = ended.code == -signal.SIGKILL
+        factor = LONGER if killed else SHORTER
         if exactly:
-            self.events[sort] = max(events * (1.1 if killed else 0.9), 3)
+            self.events[sort] = max(events * factor, 3)
         else:
-            self.lasted[sort] = lasted * (1.1 if killed else 0.9)
+            self.lasted[sort] = lasted * factor
         found = check()
         if ended.code not in (0, -signal.SIGKILL) or "Traceback" in ended.said:
             found.append(f"ended with {ended.code}: {ended.said[-1000:]}")
@@ -163,6 +161,12 @@ def _left(folder: Path, own: set[str]) -> list[str]:
 
 def export_kills(killer: Killer, root: Path, base: Path, folder: Path, number: int) -> None:
     """Write over an exported file, and read the library beside it."""
+    from material import snapshot
+    from travel import add
+
+    from customttt import backbones
+    from customttt.interchange.exchange import Home
+
     home = Home(str(base), backbones.identify(str(base)), backbones.places(str(base)))
     add(Library(root), home, "appearance")
     forms = ["customttt", "diffusers"]
@@ -188,6 +192,10 @@ def export_kills(killer: Killer, root: Path, base: Path, folder: Path, number: i
 
 def learning_kills(killer: Killer, root: Path, base: Path, folder: Path, learning: int, composing: int) -> None:
     """Learn over a concept that is there, and compose over a video that is there."""
+    from customttt import checkpoint
+    from customttt.tiny.demo import INPUTS
+
+    checkpoint.EVERY_SECONDS = 0.0
     lines = {
         "learn-appearance": ("learn-appearance", "koala", INPUTS / "koala", "--base", base, "--steps", 4, "--force"),
         "learn-motion": ("learn-motion", "swimming", INPUTS / "swimming.mp4", "--base", base, "--steps", 4, "--force"),
@@ -197,6 +205,7 @@ def learning_kills(killer: Killer, root: Path, base: Path, folder: Path, learnin
     }  # fmt: skip
     tasks = {sort: command(*map(str, words), home=root, folder=folder) for sort, words in lines.items()}
     for sort, task in tasks.items():
+        foretell(*map(str, lines[sort]), home=root, folder=folder)
         killer.alone(sort, task)
 
     def check() -> list[str]:
@@ -223,13 +232,16 @@ def main() -> int:
     number, count = found.trials, Count()
     with ground() as folder:
         killer = Killer(count, folder)
-        base = build_tiny_random(folder / "base") if number else folder
         for name in ("library", "videos", "exports", "home", "exported", "learned"):
             (folder / name).mkdir()
         library_kills(killer, folder / "library", int(SHARES["library"] * number))
         print("library done", flush=True)
         video_kills(killer, folder / "videos", int(SHARES["videos"] * number))
         print("videos done", flush=True)
+        import_everything()  # with torch a fork costs ten times as much: not before it is needed
+        from bases import build_tiny_random
+
+        base = build_tiny_random(folder / "base")
         export_kills(killer, folder / "exports", base, folder / "exported", int(SHARES["exports"] * number))
         print("exports done", flush=True)
         each = int(SHARES["learning"] * number)
