@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from material import assert_one_sentence, run, snapshot
 
+from customttt import lora
 from customttt.errors import StoreError, UsageError
 from customttt.library import Library
 from customttt.media import outputs
@@ -59,6 +60,20 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> No
     with outputs.placed(tmp_path / "file") as aside:
         aside.write_text("whole")
     assert {path.name for path in tmp_path.iterdir()} == {"file", *kept}
+
+
+@pytest.mark.usefixtures("learned")
+def test_what_safetensors_leaves_where_it_is_killed_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes to a file of its own beside the one that it is given."""
+
+    def killed(_: object, path: Path, *__: object) -> None:
+        (path.parent / ".tmpXXXXXX").write_text("half")
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(lora, "save_file", killed)
+    assert run("export", "koala", "--format", "diffusers", "-o", tmp_path / "out" / "koala").exit_code == 130
+    assert not any((tmp_path / "out").iterdir())
 
 
 # -- folders, which are replaced as one

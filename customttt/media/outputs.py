@@ -22,7 +22,7 @@ from customttt.library import check_length, sync, too_long
 
 RECIPE = "recipe.json"
 YOUNG_SECONDS = 600.0
-_ASIDE = ".customttt-"
+_ASIDE, _INSIDE = ".customttt-", "new"
 _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD of Linux; RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS."""
 SUFFIXES = (".mp4", ".gif", ".webp")
@@ -51,7 +51,7 @@ def check_place(path: Path) -> None:
     Raises UsageError for a name that is too long, or for what is no file, such as a device or a pipe; or StoreError.
     """
     with store_errors(path):
-        check_length(path.absolute().with_name(f"{_ASIDE}{2**22}-{'0' * 8}") / RECIPE)
+        check_length(path.absolute().with_name(f"{_ASIDE}{2**22}-{'0' * 8}") / _INSIDE / RECIPE)
         _check_plain(path)
         with tempfile.TemporaryFile(dir=_nearest(path)) as file:
             file.write(bytes(1 << 16))
@@ -112,23 +112,25 @@ def store_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def placed(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to; what was written there replaces `path` if all went well.
+    """A place to write to, in a folder beside `path`; what was written there replaces `path` if all went well.
 
-    Its name is short: whatever name a file system takes for `path`, it takes this. What killed processes left beside
-    `path` is cleared away.
+    Its name is short: whatever name a file system takes for `path`, it takes this. What a writer leaves beside it, as
+    safetensors does where it is killed, is in the folder, too. What killed processes left beside `path` is cleared.
     """
-    aside = path.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
+    folder = path.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
+    aside = folder / _INSIDE
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _put_back(path)
         _clear(path.parent)
         try:
+            folder.mkdir()
             yield aside
             _flush(aside)
             _put(aside, path)
             sync(path.parent)
         finally:
-            _remove(aside)
+            _remove(folder)
 
 
 def _put(aside: Path, path: Path) -> None:
