@@ -10,7 +10,8 @@
     ├── DivergedError          8   the loss is not a number
     ├── MediaError             9   a picture or clip that cannot be used
     ├── BaseUnavailableError  10   the base model cannot run here
-    └── StoreError            11   the library or output cannot be read or written (no permission, disk full)
+    ├── StoreError            11   the library or output cannot be read or written (no permission, disk full)
+    └── IncompleteError       12   some of many jobs failed
 
 130 is Ctrl-C. A message says what is wrong, which value, what was expected and what to type next, in one sentence.
 """
@@ -95,6 +96,12 @@ class StoreError(CustomTTTError):
     """The library or the output cannot be read or written: no permission, read-only, or the disk is full."""
 
     exit_code = 11
+
+
+class IncompleteError(CustomTTTError):
+    """Some jobs of a grid failed; the others are done."""
+
+    exit_code = 12
 
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota of that name

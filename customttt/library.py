@@ -4,6 +4,7 @@
     <root>/concepts/<name>/lora.safetensors          and other files, each with its sha256 in the manifest
     <root>/adapted/<key>.<sha256>.safetensors        cache of LoRAs after test-time training, the last 32
     <root>/unfinished/<key>.<sha256>.safetensors     where a run of learning stands that has not ended
+    <root>/made.jsonl                                which recipe's video grids wrote where
     <root>/.staging/                                 what is being written, replaced or removed
     <root>/.lock                                     held by the one writer; readers take no lock
 
@@ -137,6 +138,11 @@ class Library:
             return tuple(map(int, layers))
         except (OSError, ValueError, TypeError):
             return None
+
+    @property
+    def made(self) -> Path:
+        """Where grids note which recipe's video lies where, so that another grid finds it."""
+        return self.root / "made.jsonl"
 
     def verify(self, name: str | None = None) -> list[Problem]:
         """Read every byte of one concept, or of the whole library, and return what is wrong."""

@@ -35,6 +35,15 @@ MAX_MANIFEST = 25_000_000
 MAX_BRACKETS, MAX_NESTING = 200_000, 50
 """Lists and objects of JSON in all, and within each other."""
 
+# -- grids and galleries
+
+MAX_JOBS = 1_000_000
+"""Of one grid."""
+MAX_GRID_FILE = 1_000_000
+"""Characters of a grid's file, or of a file of prompts."""
+MAX_GALLERY = 10_000
+"""Videos of one page."""
+
 # -- pictures and clips
 
 MIN_SIDE = 32

@@ -35,17 +35,21 @@ class Pair:
 
     def check_base(self, base: str, fingerprint: str) -> None:
         """Raise BaseUnavailableError unless the two were learned on the base as it is now."""
-        concept = self.appearance
-        if concept.base_fingerprint == fingerprint:
-            return
-        if concept.base == base:
-            raise BaseUnavailableError(
-                f"Concept '{concept.name}' was learned on '{base}' as it was before it changed; learn it again."
-            )
+        check_base(self.appearance, base, fingerprint)
+
+
+def check_base(concept: Concept, base: str, fingerprint: str) -> None:
+    """Raise BaseUnavailableError unless a concept was learned on the base as it is now."""
+    if concept.base_fingerprint == fingerprint:
+        return
+    if concept.base == base:
         raise BaseUnavailableError(
-            f"Concept '{concept.name}' was learned on '{concept.base}', not on '{base}'; "
-            f"leave --base out, or learn it again with --base {base}."
+            f"Concept '{concept.name}' was learned on '{concept.base}' as it was before it changed; learn it again."
         )
+    raise BaseUnavailableError(
+        f"Concept '{concept.name}' was learned on '{concept.base}', not on '{base}'; "
+        f"leave --base out, or learn it again with --base {base}."
+    )
 
 
 def named(library: Library, appearance: str, motion: str) -> Pair:

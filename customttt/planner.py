@@ -144,6 +144,12 @@ def composing(
     return _forecast(cost, ladder, device)
 
 
+def lora_bytes(base: str, kind: Kind, adapter: Adapter) -> int:
+    """What a learned LoRA takes on the disk. Raises BaseUnavailableError or UsageError."""
+    weights = _weights(_sketch(base, machine.device()), kind, adapter)
+    return sum(tensor.nbytes for tensor in weights.values())
+
+
 def _forecast(cost: Callable[[int], Cost], ladder: Sequence[Rung], device: torch.device) -> Forecast:
     """The lowest rung that fits, for the higher ones take longer; the highest where none does.
 

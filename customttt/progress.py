@@ -15,6 +15,8 @@ class Progress:
     """Steps done."""
     total: int
     loss: float | None = None
+    left: float | None = None
+    """Seconds, where it is known better than by the steps that are left."""
     note: str | None = None
     """What happened on the way, for people; no step is done then."""
 

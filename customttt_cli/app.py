@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from customttt import __version__
-from customttt_cli import bases, compare, compose, demo, doctor, evaluate, exchange, influence, learn, library, output
+from customttt_cli import (
+    bases,
+    compare,
+    compose,
+    demo,
+    doctor,
+    evaluate,
+    exchange,
+    grid,
+    influence,
+    learn,
+    library,
+    output,
+)
 from customttt_cli.guard import Guarded
 from customttt_cli.options import at_home
 
@@ -58,6 +71,7 @@ def root(
 app.command("learn-appearance", rich_help_panel=LEARN, epilog=learn.APPEARANCE_EXAMPLE)(learn.learn_appearance)
 app.command("learn-motion", rich_help_panel=LEARN, epilog=learn.MOTION_EXAMPLE)(learn.learn_motion)
 app.command("compose", rich_help_panel=COMPOSE, epilog=compose.EXAMPLE)(compose.compose)
+app.command("grid", rich_help_panel=COMPOSE, epilog=grid.EXAMPLE)(grid.grid)
 app.command("demo", rich_help_panel=COMPOSE, epilog=demo.EXAMPLE)(demo.demo)
 app.command("list", rich_help_panel=LIBRARY, epilog=library.LIST_EXAMPLE)(library.list_concepts)
 app.command("ls", hidden=True, epilog=library.LIST_EXAMPLE)(library.list_concepts)

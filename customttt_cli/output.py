@@ -198,7 +198,7 @@ class Meter:
         self.last = now
         speed = (progress.step - self.before) / max(now - self.began, 1e-6)
         loss = [] if progress.loss is None else [f"loss {progress.loss:.4f}"]
-        left = duration((progress.total - progress.step) / speed)
+        left = duration((progress.total - progress.step) / speed if progress.left is None else progress.left)
         return ", ".join([*loss, f"{speed:.3g} steps/s", f"{left} left"])
 
 

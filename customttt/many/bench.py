@@ -1,0 +1,54 @@
+"""Where the jobs of a grid are done: a base, kept open, and a library that it works for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from customttt import opening
+from customttt.library import Library
+from customttt.recipe import VideoRecipe
+from customttt.workshop import Plan, Workshop
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Learn a concept into the library."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Test-time training of a recipe, kept in the library."""
+
+    recipe: VideoRecipe
+
+
+@dataclass(frozen=True)
+class Render:
+    """Write a recipe's video."""
+
+    recipe: VideoRecipe
+    path: Path
+
+
+Order = Learn | Adapt | Render
+
+
+def do(shop: Workshop, order: Order) -> None:
+    """Do one. Raises what the workshop does."""
+    if isinstance(order, Learn):
+        shop.learn(order.plan)
+    elif isinstance(order, Adapt):
+        shop.adapt(order.recipe)
+    else:
+        shop.write(order.recipe, order.path)
+
+
+def opened(base: str, root: Path) -> Callable[[Any], None]:
+    """What does orders here. Raises BaseUnavailableError or OutOfMemoryError."""
+    return partial(do, Workshop(*opening.open_accelerated(base), Library(root)))

@@ -1,0 +1,453 @@
+"""A grid: appearances x motions x prompts x seeds, and concepts that are learned first, as jobs for the engine.
+
+A video is known by the digest of its recipe, an adaptation by its key in the library, a concept by what it is learned
+from and how. So what is done is found again, by whichever grid it was made. Test-time training is done once for all
+prompts and seeds of a pair, as long as they differ in nothing that it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+from customttt import backbones, learn, media, planner, workshop
+from customttt.concept import Concept, Kind
+from customttt.config import Defaults, SampleConfig, TrainConfig, check_seed, digest
+from customttt.errors import CustomTTTError, NotFoundError, UsageError
+from customttt.learn import Inputs, Wording
+from customttt.library import ADAPTED, WEIGHTS, Library
+from customttt.limits import MAX_JOBS
+from customttt.many.bench import Adapt, Learn, Order, Render
+from customttt.many.engine import Job, Outcome
+from customttt.many.wanted import AppearanceLesson, MotionLesson, Wanted
+from customttt.measure.ledger import Ledger
+from customttt.pairs import Pair, check_base
+from customttt.planner import Adapter
+from customttt.recipe import VideoRecipe, check_prompt, phrase_of, training_prompt
+from customttt.workshop import Plan
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LEARN, ADAPT, VIDEO = "learn", "adapt", "video"
+PIXEL_BYTES = 0.15
+"""Of a video file for each pixel of each frame as it is shown: 0.10 for those of `tiny` (ours)."""
+Change = Callable[[VideoRecipe], VideoRecipe]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One video."""
+
+    appearance: str
+    motion: str
+    prompt: str
+    seed: int
+
+    @property
+    def title(self) -> str:
+        scene = f' "{self.prompt}"' if self.prompt else ""
+        return f"{self.appearance} {self.motion}{scene}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A concept that is learned first; its pictures or its clip are read again when it is."""
+
+    kind: Kind
+    name: str
+    asked: AppearanceLesson | MotionLesson
+    key: str
+    """Of its run."""
+    known: bool
+    frames: int
+    size: int
+    config: TrainConfig
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind} '{self.name}'"
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What a grid will take."""
+
+    missing: Mapping[str, int]
+    """How many jobs of each kind are not done."""
+    seconds: Mapping[str, float]
+    """Of one job of each kind, on average, by one worker."""
+    memory: int
+    """Bytes at the peak, for each worker."""
+    free: int
+    disk: int
+    """Bytes that are added to the disk."""
+
+    @property
+    def total(self) -> float:
+        """Seconds of one worker."""
+        return sum(self.missing[kind] * self.seconds[kind] for kind in self.missing)
+
+
+@dataclass
+class Pace:
+    """How long the rest of a grid takes: as foretold at first, then as measured."""
+
+    foretold: Foretold
+    workers: int = 1
+    ended: Counter[str] = field(default_factory=Counter)
+    measured: dict[str, list[float]] = field(default_factory=dict)
+    """By kind: how many were done, and their seconds."""
+
+    def note(self, outcome: Outcome) -> None:
+        """A job has ended."""
+        if outcome.state == "known":
+            return
+        self.ended[outcome.job.kind] += 1
+        if outcome.state == "done":
+            number, seconds = self.measured.get(outcome.job.kind, (0, 0.0))
+            self.measured[outcome.job.kind] = [number + 1, seconds + outcome.seconds]
+
+    @property
+    def left(self) -> float:
+        """Seconds; kinds of which none is done yet are as much slower than foretold as the others were."""
+        real = sum(seconds for _, seconds in self.measured.values())
+        told = sum(number * self.foretold.seconds[kind] for kind, (number, _) in self.measured.items())
+        slower = real / told if told else 1.0
+
+        def each(kind: str) -> float:
+            number, seconds = self.measured.get(kind, (0, 0.0))
+            return seconds / number if number else self.foretold.seconds[kind] * slower
+
+        rest = {kind: max(number - self.ended[kind], 0) for kind, number in self.foretold.missing.items()}
+        return sum(number * each(kind) for kind, number in rest.items()) / self.workers
+
+
+@dataclass
+class Grid:
+    """A grid on one base, and what its jobs mean. See `planned`."""
+
+    library: Library
+    base: str
+    fingerprint: str
+    defaults: Defaults
+    wanted: Wanted
+    folder: Path
+    change: Change
+    concepts: dict[Kind, dict[str, Concept]] = field(default_factory=dict)
+    """By name; one that is not learned yet stands for itself, with the key of its run in place of its weights'."""
+    lessons: dict[tuple[Kind, str], Lesson] = field(default_factory=dict)
+
+    @classmethod
+    def planned(cls, library: Library, wanted: Wanted, folder: Path, change: Change = lambda recipe: recipe) -> Grid:
+        """Find every concept, and read every picture and clip that is to be learned from; nothing is loaded.
+
+        `change` makes each recipe what it is to be, of the base's own. Raises UsageError, NotFoundError, MediaError,
+        DamagedError, AlreadyExistsError for a name that is taken by another concept, or BaseUnavailableError.
+        """
+        _check_count(library, wanted)
+        for prompt in wanted.prompts:
+            check_prompt(prompt)
+        for seed in wanted.all_seeds():
+            check_seed(seed)
+        base = _base(library, wanted)
+        grid = cls(library, base, backbones.identify(base), backbones.defaults(base), wanted, folder, change)
+        for kind in KINDS:
+            grid.concepts[kind] = grid._found(kind)
+        grid.recipe(next(grid.cells(*grid._first)))  # raises for what no recipe can have
+        return grid
+
+    # -- what there is
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Jobs of each kind."""
+        pairs = len(self.concepts["appearance"]) * len(self.concepts["motion"])
+        videos = pairs * len(self.wanted.prompts) * self.wanted.how_many_seeds()
+        return {LEARN: len(self.lessons), ADAPT: pairs * self._adapts, VIDEO: videos}
+
+    def cells(self, appearance: str, motion: str) -> Iterator[Cell]:
+        """The videos of a pair."""
+        for prompt in self.wanted.prompts:
+            for seed in self.wanted.all_seeds():
+                yield Cell(appearance, motion, prompt, seed)
+
+    def jobs(self) -> Iterator[Job]:
+        """Every job, after those that it needs."""
+        for lesson in self.lessons.values():
+            yield Job(lesson.key, LEARN, lesson.title, (), lesson)
+        for appearance in self.concepts["appearance"]:
+            for motion in self.concepts["motion"]:
+                taught = [self.lessons.get(key) for key in (("appearance", appearance), ("motion", motion))]
+                needs = tuple(lesson.key for lesson in taught if lesson)
+                if self._adapts:
+                    key = self._pair_recipe(appearance, motion).adaptation_key()
+                    yield Job(key, ADAPT, f"test-time training of {appearance} {motion}", needs, (appearance, motion))
+                    needs = (key,)
+                for cell in self.cells(appearance, motion):
+                    yield Job(digest(self.recipe(cell).to_dict()), VIDEO, cell.title, needs, cell)
+
+    def recipe(self, cell: Cell) -> VideoRecipe:
+        """That of a video, of the concepts as they are known now. Raises UsageError or BaseUnavailableError."""
+        known = self.concepts["appearance"][cell.appearance], self.concepts["motion"][cell.motion]
+        pair = Pair(*known, (Path(), Path()))
+        recipe = self.change(pair.recipe(cell.prompt, self.base, self.fingerprint, self.defaults))
+        return recipe.with_seed(cell.seed)
+
+    def path(self, cell: Cell, recipe: VideoRecipe) -> Path:
+        """Where its video goes; the name holds the recipe's digest."""
+        name = f"{cell.appearance}-{cell.motion}-seed{cell.seed}-{digest(recipe.to_dict())[:12]}.mp4"
+        return self.folder / name
+
+    # -- what jobs mean (engine.Work)
+
+    def known(self, job: Job) -> Any:
+        if job.kind == LEARN:
+            return job.what.known or None
+        if job.kind == VIDEO:
+            return self._video(job.what)
+        appearance, motion = job.what
+        there = self.library.adapted(self._pair_recipe(appearance, motion).adaptation_key())
+        return there or all(self._video(cell) for cell in self.cells(appearance, motion)) or None
+
+    def order(self, job: Job) -> Order:
+        if job.kind == LEARN:
+            return Learn(self._plan(job.what.kind, job.what.name, job.what.asked))
+        if job.kind == ADAPT:
+            return Adapt(self._pair_recipe(*job.what))
+        recipe = self.recipe(job.what)
+        return Render(recipe, self.path(job.what, recipe).absolute())
+
+    def keep(self, job: Job, value: Any) -> Any:  # noqa: ARG002 what was made is in its place
+        if job.kind == LEARN:
+            self.concepts[job.what.kind][job.what.name] = self.library.get(job.what.name, job.what.kind)
+        if job.kind != VIDEO:
+            return True
+        recipe = self.recipe(job.what)
+        path = self.path(job.what, recipe)
+        self._note(recipe, path)
+        return path
+
+    # -- what it takes
+
+    def forecast(self) -> Foretold:
+        """Count what is missing, and foretell time, memory and disk. Raises BaseUnavailableError or UsageError."""
+        missing = dict.fromkeys(self.counts, 0)
+        for job in self.jobs():
+            missing[job.kind] += self.known(job) is None
+        nothing = Foretold(missing, dict.fromkeys(missing, 0.0), 0, 0, 0)
+        return _foretold(self, missing) if any(missing.values()) else nothing
+
+    # -- below: how it is found
+
+    @property
+    def _first(self) -> tuple[str, str]:
+        """A pair of it."""
+        return next(iter(self.concepts["appearance"])), next(iter(self.concepts["motion"]))
+
+    @cached_property
+    def _adapts(self) -> bool:
+        """Whether there is test-time training."""
+        return self._pair_recipe(*self._first).ttt.steps > 0
+
+    @cached_property
+    def _ledger(self) -> Ledger:
+        return Ledger(self.library.made)
+
+    def _pair_recipe(self, appearance: str, motion: str) -> VideoRecipe:
+        return self.recipe(Cell(appearance, motion, self.wanted.prompts[0], 0))
+
+    def _found(self, kind: Kind) -> dict[str, Concept]:
+        """The concepts of a kind: those that are there, and those that are to be learned."""
+        asked = self.wanted.names(kind)
+        lessons = getattr(self.wanted.learn, kind)
+        if asked is None:
+            fitting = [one for one in self.library.concepts(kind) if one.base_fingerprint == self.fingerprint]
+            asked = list(dict.fromkeys([*lessons, *(one.name for one in fitting)]))
+        if not asked:
+            raise NotFoundError(
+                f"The grid has no {kind}: nothing of that kind was learned on '{self.base}'; "
+                f"'customttt learn-{kind}' does that, or the grid's file with [learn.{kind}.NAME]."
+            )
+        return {name: self._taught(kind, name, lessons) for name in asked}
+
+    def _taught(self, kind: Kind, name: str, lessons: Mapping[str, Any]) -> Concept:
+        if name not in lessons:
+            concept = self.library.get(name, kind)
+            check_base(concept, self.base, self.fingerprint)
+            self.library.weights(name)  # verified once, and again where it is used
+            return concept
+        plan = self._plan(kind, name, lessons[name])
+        learned = plan.learned(self.library)
+        if learned is None:
+            self.library.check_free(name)
+        frames, size = _measures(plan.inputs)
+        self.lessons[kind, name] = Lesson(
+            kind, name, lessons[name], plan.key, learned is not None, frames, size, plan.config
+        )
+        return learned or _to_be(plan)
+
+    def _plan(self, kind: Kind, name: str, asked: AppearanceLesson | MotionLesson) -> Plan:
+        """How a concept is learned, and from what, read now. Raises UsageError, NotFoundError or MediaError."""
+        phrase = asked.phrase.strip() or phrase_of(name)
+        prompt = asked.prompt or training_prompt(kind, phrase)
+        check_prompt(phrase, "The phrase")
+        check_prompt(prompt)
+        config = workshop.settings(self.library, self.base, kind, asked.changes())
+        inputs = self._inputs(asked)
+        return Plan(Wording(name, phrase, prompt), inputs, self.base, self.fingerprint, config)
+
+    def _inputs(self, asked: AppearanceLesson | MotionLesson) -> Inputs:
+        sample = self.defaults.sample
+        if isinstance(asked, AppearanceLesson):
+            return media.read_pictures(self.wanted.paths(asked.images), sample.size, asked.fit)
+        (path,) = self.wanted.paths(asked.clip)
+        count = asked.frames or sample.num_frames
+        return media.read_clip(path, count, sample.fps, sample.size, asked.start, asked.end)
+
+    def _video(self, cell: Cell) -> Path | None:
+        """The video of a cell, if it was made, by whichever grid, and is as it was; then it is in this one's folder."""
+        recipe = self.recipe(cell)
+        path = self.path(cell, recipe)
+        noted = self._ledger.get(digest(recipe.to_dict()))
+        if noted is None:
+            if not path.is_file() or not _is_of(path, recipe):
+                return None
+            self._note(recipe, path)  # the process that wrote it was killed before it could
+            return path
+        for found in (path, Path(noted["path"])):
+            if _sha256(found) == noted["sha256"]:
+                if found != path:
+                    _put(found, path)
+                return path
+        return None
+
+    def _note(self, recipe: VideoRecipe, path: Path) -> None:
+        with suppress(OSError):  # a library that cannot be written costs other grids' time alone
+            self._ledger.put(digest(recipe.to_dict()), path=str(path.absolute()), sha256=_sha256(path))
+
+
+def _check_count(library: Library, wanted: Wanted) -> None:
+    """Raise UsageError for more jobs than a grid has; nothing is counted out."""
+    sizes = [len(library.concepts(kind)) if (names := wanted.names(kind)) is None else len(names) for kind in KINDS]
+    sizes += [len(wanted.prompts), wanted.how_many_seeds()]
+    videos = sizes[0] * sizes[1] * sizes[2] * sizes[3]
+    if videos > MAX_JOBS:
+        raise UsageError(
+            f"The grid has {' x '.join(f'{size:,}' for size in sizes)} = {videos:,} videos; at most {MAX_JOBS:,} are "
+            "made at once. Give fewer."
+        )
+
+
+def _base(library: Library, wanted: Wanted) -> str:
+    """The one that is asked for; else that of the concepts, or where all are to be learned, what suits this machine."""
+    if wanted.base:
+        return backbones.choose_base(wanted.base)[0]
+    there: list[Concept] = []
+    for kind in KINDS:
+        names, lessons = wanted.names(kind), getattr(wanted.learn, kind)
+        if names is None:
+            there += library.concepts(kind)
+        else:
+            there += [library.get(name, kind) for name in names if name not in lessons]
+    if not there:
+        return backbones.choose_base(None)[0]
+    bases = {one.base_fingerprint: one.base for one in there}
+    if len(bases) > 1 and all(wanted.names(kind) is None for kind in KINDS):
+        raise UsageError(f"The library has concepts of {len(bases)} bases ({', '.join(bases.values())}); give --base.")
+    return there[0].base
+
+
+def _measures(inputs: Inputs) -> tuple[int, int]:
+    """(frames, pixels of a side)."""
+    if isinstance(inputs, media.Clip):
+        return len(inputs.frames), inputs.frames.shape[1]
+    return 1, inputs[0].pixels.shape[0]
+
+
+def _to_be(plan: Plan) -> Concept:
+    """What stands for a concept until it is learned."""
+    config = plan.config
+    return Concept(
+        name=plan.words.name, kind=plan.kind, phrase=plan.words.phrase, prompt=plan.words.prompt, base=plan.base,
+        base_fingerprint=plan.fingerprint, layers=config.layers, rank=config.rank, steps=config.steps,
+        learning_rate=config.learning_rate, seed=config.seed, sources=(), inputs=learn.digest_of(plan.inputs),
+        losses=(), files={WEIGHTS: plan.key}, versions={}, created=datetime.now(UTC), seconds=0,
+    )  # fmt: skip
+
+
+def _is_of(path: Path, recipe: VideoRecipe) -> bool:
+    """Whether a file says of itself that it was made by this recipe."""
+    try:
+        return VideoRecipe.from_dict(media.read_recipe(path)) == recipe
+    except CustomTTTError:
+        return False
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; empty where there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _put(source: Path, path: Path) -> None:
+    """Let a video of another grid be in this one's folder, too, where possible without taking room again."""
+    with media.placed(path) as aside:
+        try:
+            os.link(source, aside)
+        except OSError:
+            shutil.copyfile(source, aside)
+
+
+def _foretold(grid: Grid, missing: Mapping[str, int]) -> Foretold:
+    """Jobs of one kind take different times only where their LoRAs are in other layers or of other ranks."""
+    adapters = {kind: [_adapter(one) for one in grid.concepts[kind].values()] for kind in KINDS}
+    recipe = grid.recipe(next(grid.cells(*grid._first)))
+    pairs = [(one, other) for one in {*adapters["appearance"]} for other in {*adapters["motion"]}]
+    still = recipe.ttt.but(steps=0)
+    adapting = [planner.composing(grid.base, *pair, recipe.ttt, recipe.sample, 0) for pair in pairs]
+    rendering = planner.composing(grid.base, *pairs[0], still, recipe.sample, 1)
+    lessons = [one for one in grid.lessons.values() if not one.known]
+    learning = [planner.learning(grid.base, one.kind, one.config, one.frames, one.size) for one in lessons]
+    forecasts = [rendering, *(adapting if missing[ADAPT] else ()), *learning]
+    return Foretold(
+        missing,
+        {
+            LEARN: _mean([one.seconds for one in learning]),
+            ADAPT: _mean([one.seconds for one in adapting]),
+            VIDEO: rendering.seconds,
+        },
+        max(one.memory for one in forecasts),
+        rendering.free,
+        _disk(grid, missing, recipe.sample),
+    )
+
+
+def _disk(grid: Grid, missing: Mapping[str, int], sample: SampleConfig) -> int:
+    """Bytes of what is to be learned, of the adapted LoRAs that are kept, and of the videos."""
+    new = [one for one in grid.lessons.values() if not one.known]
+    learned = sum(planner.lora_bytes(grid.base, one.kind, Adapter(one.config.layers, one.config.rank)) for one in new)
+    pair = sum(
+        max(planner.lora_bytes(grid.base, kind, one) for one in {_adapter(one) for one in grid.concepts[kind].values()})
+        for kind in KINDS
+    )
+    shown = sample.num_frames * (sample.size * sample.magnify) ** 2
+    return int(learned + min(missing[ADAPT], ADAPTED) * pair + missing[VIDEO] * shown * PIXEL_BYTES)
+
+
+def _adapter(concept: Concept) -> Adapter:
+    return Adapter(concept.layers, concept.rank)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

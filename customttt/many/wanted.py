@@ -1,0 +1,160 @@
+"""What a grid is to hold, from a TOML or JSON file: appearances, motions, prompts, seeds, and what is learned first."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from customttt.concept import check_name
+from customttt.errors import NotFoundError, UsageError
+from customttt.limits import MAX_GRID_FILE, MAX_SEED
+from customttt.text import parsed
+
+All = Literal["all"]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Learning(_Strict):
+    """How one concept is learned; what is None is the base's own."""
+
+    prompt: str = ""
+    steps: int | None = None
+    rank: int | None = None
+    learning_rate: float | None = None
+    layers: list[int] | None = None
+    seed: Seed | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """Fields of TrainConfig."""
+        layers = tuple(sorted({*self.layers})) if self.layers else None
+        given = self.model_dump(include={"steps", "rank", "learning_rate", "seed"})
+        return {**given, "layers": layers}
+
+
+class AppearanceLesson(Learning):
+    """As of `learn-appearance`."""
+
+    images: str | list[str]
+    """Files or folders, from where the file of the grid is."""
+    noun: str = ""
+    fit: bool = False
+
+    @property
+    def phrase(self) -> str:
+        return self.noun
+
+
+class MotionLesson(Learning):
+    """As of `learn-motion`."""
+
+    clip: str
+    phrase: str = ""
+    start: float = 0.0
+    end: float | None = None
+    frames: int | None = None
+
+
+class Lessons(_Strict):
+    """By the name that each concept gets."""
+
+    appearance: dict[str, AppearanceLesson] = {}
+    motion: dict[str, MotionLesson] = {}
+
+
+class Settings(_Strict):
+    """How videos are composed: options of `compose`; what is None is the base's own."""
+
+    frames: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    ttt_steps: int | None = None
+    appearance_scale: float | None = None
+    motion_scale: float | None = None
+    as_published: bool = False
+
+
+class Wanted(_Strict):
+    """A grid, as asked for."""
+
+    appearances: All | list[str] | None = None
+    """Names; None: those that are learned first, and where there are none, all that the library has."""
+    motions: All | list[str] | None = None
+    prompts: Annotated[list[str], Field(min_length=1)] = [""]
+    seeds: Seed | list[Seed] = 1
+    """So many from 0, or these."""
+    base: str | None = None
+    settings: Settings = Settings()
+    learn: Lessons = Lessons()
+    folder: Path = Path()
+    """From where the paths of pictures and clips are."""
+
+    def names(self, kind: Literal["appearance", "motion"]) -> list[str] | None:
+        """Those of a kind, each once; None for all that the library has."""
+        asked, taught = getattr(self, f"{kind}s"), list(getattr(self.learn, kind))
+        if asked is None and taught:
+            return taught
+        return None if asked in (None, "all") else list(dict.fromkeys(asked))
+
+    def all_seeds(self) -> list[int]:
+        """Raises UsageError where there is none."""
+        found = list(range(self.seeds)) if isinstance(self.seeds, int) else list(dict.fromkeys(self.seeds))
+        if not found:
+            raise UsageError("The grid has no seeds; give 1 or more.")
+        return found
+
+    def how_many_seeds(self) -> int:
+        """Without counting them out."""
+        return self.seeds if isinstance(self.seeds, int) else len(self.seeds)
+
+    def paths(self, given: str | list[str]) -> list[Path]:
+        """Paths as they are from here."""
+        return [self.folder / Path(one).expanduser() for one in ([given] if isinstance(given, str) else given)]
+
+
+def read(path: Path) -> Wanted:
+    """The grid of a file. Raises NotFoundError or UsageError."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_GRID_FILE + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no file '{path}'; give a grid as .toml or .json.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"'{path}' cannot be read as text ({error}); give a grid as .toml or .json.") from error
+    if len(text) > MAX_GRID_FILE:
+        raise UsageError(f"'{path}' has more than {MAX_GRID_FILE:,} characters; a grid needs fewer.")
+    try:
+        data = parsed(text, MAX_GRID_FILE) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        wanted = Wanted.model_validate({**dict(data), "folder": path.absolute().parent})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part != "constrained-str")
+        raise UsageError(f"'{path}': its '{field}' cannot be used: {first['msg']}.") from error
+    except (ValueError, TypeError, RecursionError) as error:  # of tomllib and parsed, too
+        raise UsageError(f"'{path}' is no grid ({' '.join(str(error).split())[:200]}).") from error
+    for name in (*wanted.learn.appearance, *wanted.learn.motion):
+        check_name(name)
+    return wanted
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One a line; empty lines are passed over. Raises NotFoundError or UsageError."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_GRID_FILE + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no file '{path}'; give one with a prompt a line.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"'{path}' cannot be read as text ({error}); give one with a prompt a line.") from error
+    if len(text) > MAX_GRID_FILE:
+        raise UsageError(f"'{path}' has more than {MAX_GRID_FILE:,} characters; prompts need fewer.")
+    found = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not found:
+        raise UsageError(f"'{path}' has no prompts; write one a line.")
+    return found

@@ -1,0 +1,233 @@
+"""The command `grid`: appearances x motions x prompts x seeds, and what has to be learned first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from customttt.errors import IncompleteError, UsageError
+from customttt.library import Library
+from customttt.many import wanted as files
+from customttt.many.wanted import Settings, Wanted
+from customttt.progress import Progress
+from customttt_cli import options, output
+from customttt_cli.sources import count
+from customttt_cli.wish import Wish
+
+if TYPE_CHECKING:
+    from customttt.many.engine import Crew, Outcome
+    from customttt.many.grid import Foretold, Grid
+
+EXAMPLE = 'Example: customttt grid --appearances koala,dog --motions all --prompt "on Mars" --seeds 3'
+SUMMARY = "grid.json"
+_Names = Annotated[str | None, typer.Option(help="Names with commas between, or all.", show_default=False)]
+_Amount = Annotated[float | None, typer.Option(help="How strongly it acts, 0 to 4; 1 as learned.", show_default=False)]
+
+
+def grid(
+    file: Annotated[
+        Path | None, typer.Argument(help="A grid as .toml or .json; options here come before it.", show_default=False)
+    ] = None,
+    appearances: _Names = None,
+    motions: _Names = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Where: 'on Mars'; give it several times for several.", show_default=False)
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file with a prompt a line.", show_default=False)] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Videos of each, of seeds from 0; by default 1.", show_default=False)
+    ] = None,
+    folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for the videos.")] = Path("customttt-grid"),
+    frames: Annotated[int | None, typer.Option(help="Frames; by default the base's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of denoising; by default the base's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt, from 1.")] = None,
+    no_ttt: Annotated[bool, typer.Option("--no-ttt", help="Leave test-time training out.")] = False,
+    ttt_steps: Annotated[int | None, typer.Option(help="Steps of test-time training; by default the base's.")] = None,
+    published: Annotated[
+        bool, typer.Option("--as-published", help="The paper's test-time training instead of the base's own.")
+    ] = False,
+    appearance_scale: _Amount = None,
+    motion_scale: _Amount = None,
+    base: options.ConceptsBase = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes, each with a GPU or a share of the cores; by default this one alone.")
+    ] = None,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compose many videos, and learn what has to be learned first; a killed grid goes on, and nothing is done twice."""
+    if no_ttt and ttt_steps:
+        raise UsageError(f"--no-ttt and --ttt-steps {ttt_steps} exclude each other; use one of them.")
+    if workers is not None and not 1 <= workers <= 256:
+        raise UsageError(f"--workers is {workers}; it must be 1 to 256.")
+    given = {
+        "appearances": _names(appearances), "motions": _names(motions), "prompts": _prompts(prompt, prompts),
+        "seeds": seeds, "base": base,
+    }  # fmt: skip
+    changes = {
+        "frames": frames, "steps": steps, "guidance": guidance, "ttt_steps": 0 if no_ttt else ttt_steps,
+        "appearance_scale": appearance_scale, "motion_scale": motion_scale, "as_published": published or None,
+    }  # fmt: skip
+    wanted = _wanted(file, given, changes)
+    made = _planned(Library(), wanted, folder)
+    foretold = _foretold(made)
+    _tell_plan(made, foretold, workers or 1, dry_run, as_json)
+    if not dry_run:
+        _carry_out(made, foretold, workers, as_json)
+
+
+def _names(text: str | None) -> str | list[str] | None:
+    if text is None or text.strip() == "all":
+        return text and "all"
+    return [name.strip() for name in text.split(",")]
+
+
+def _prompts(typed: list[str] | None, path: Path | None) -> list[str] | None:
+    """Those that were typed, then those of the file, each once."""
+    found = [*(typed or ()), *(files.read_prompts(path) if path else ())]
+    return list(dict.fromkeys(found)) or None
+
+
+def _wanted(file: Path | None, given: dict[str, Any], changes: dict[str, Any]) -> Wanted:
+    """The grid of the file, if there is one, with what was typed in place of what stands in it."""
+    if given["seeds"] is not None and given["seeds"] < 1:
+        raise UsageError(f"--seeds is {given['seeds']}; it must be at least 1.")
+    wanted = files.read(file) if file else Wanted()
+    settings = {name: value for name, value in changes.items() if value is not None}
+    wanted = wanted.model_copy(
+        update={
+            **{name: value for name, value in given.items() if value is not None},
+            "settings": wanted.settings.model_copy(update=settings),
+        }
+    )
+    _wish(wanted.settings).check()
+    return wanted
+
+
+def _wish(settings: Settings) -> Wish:
+    fields = settings.model_dump()
+    return Wish("", published=fields.pop("as_published"), **fields)
+
+
+def _planned(library: Library, wanted: Wanted, folder: Path) -> Grid:
+    """The grid on its base, every concept found. Raises what makes it impossible, before anything is loaded."""
+    from customttt import media
+
+    media.check_place(folder / SUMMARY)
+    output.quiet()
+    with output.waiting("Loading torch"):
+        from customttt.many.grid import Grid
+    with output.waiting("Looking at what there is"):
+        made = Grid.planned(library, wanted, folder, _wish(wanted.settings).again)
+    output.say(f"Base: {made.base}")
+    return made
+
+
+def _foretold(made: Grid) -> Foretold:
+    with output.waiting("Working out what is missing, memory, time and disk"):
+        return made.forecast()
+
+
+def _tell_plan(made: Grid, foretold: Foretold, workers: int, dry_run: bool, as_json: bool) -> None:
+    seconds = foretold.total / workers
+    if dry_run and as_json:
+        plan = {
+            "jobs": made.counts, "missing": foretold.missing, "seconds": round(seconds, 1),
+            "memory_bytes": foretold.memory * workers, "memory_free_bytes": foretold.free, "disk_bytes": foretold.disk,
+        }  # fmt: skip
+        output.result(json.dumps(plan, indent=2))
+        return
+    for line in _plan_lines(made, foretold, workers):
+        (output.result if dry_run else output.say)(line)
+
+
+def _plan_lines(made: Grid, foretold: Foretold, workers: int) -> Iterator[str]:
+    sizes = [len(made.concepts["appearance"]), len(made.concepts["motion"]), len(made.wanted.prompts)]
+    nouns = ("appearance", "motion", "prompt", "seed")
+    axes = [count(size, noun) for size, noun in zip([*sizes, made.wanted.how_many_seeds()], nouns, strict=True)]
+    yield f"{' x '.join(axes)}: {count(made.counts['video'], 'video')}, {foretold.missing['video']:,} of them missing."
+    if foretold.missing["learn"] or foretold.missing["adapt"]:
+        yield (
+            f"Before them: {count(foretold.missing['learn'], 'concept')} to learn, "
+            f"{foretold.missing['adapt']:,} times test-time training."
+        )
+    if not any(foretold.missing.values()):
+        return
+    needed = f"{output.gigabytes(foretold.memory)} of the {output.gigabytes(foretold.free)} that are free"
+    each = f", for each of {workers} workers" if workers > 1 else ""
+    yield f"Memory: {needed}{each}; time: about {output.duration(foretold.total / workers)}."
+    yield f"Disk: about {output.gigabytes(foretold.disk)}."
+
+
+def _carry_out(made: Grid, foretold: Foretold, workers: int | None, as_json: bool) -> None:
+    from customttt import backbones
+    from customttt.many import engine
+    from customttt.many.grid import Pace
+
+    if any(foretold.missing.values()):
+        backbones.check_at_hand(made.base)
+        made.library.check_writable()
+    pace, counts, bad, done = Pace(foretold, workers or 1), made.counts, list[dict[str, str]](), 0
+    with _crew(made, workers) as crew, output.progress() as report:
+        for outcome in engine.run(made.jobs(), made, crew):
+            done += 1
+            pace.note(outcome)
+            _tell(outcome, done, sum(counts.values()), pace.left, as_json)
+            report(Progress("grid", done, sum(counts.values()), left=pace.left))
+            if outcome.why:
+                bad.append({"job": outcome.job.title, "state": outcome.state, "why": outcome.why})
+    _summarize(made, bad)
+
+
+@contextmanager
+def _crew(made: Grid, workers: int | None) -> Iterator[Crew]:
+    """Who does the jobs."""
+    from customttt.many import bench
+    from customttt.many.crews import Processes
+    from customttt.many.engine import Alone
+
+    opened = partial(bench.opened, made.base, made.library.root)
+    if workers is None:
+        yield Alone(opened)
+        return
+    with Processes(opened, workers) as crew:
+        yield crew
+
+
+def _tell(outcome: Outcome, done: int, total: int, left: float, as_json: bool) -> None:
+    """A line for each job with --json; else the path of each video, and why something failed."""
+    job = outcome.job
+    if as_json:
+        path = {"path": str(outcome.value)} if job.kind == "video" and outcome.value else {}
+        why = {"why": outcome.why} if outcome.why else {}
+        told = {"job": job.key, "kind": job.kind, "title": job.title, "state": outcome.state, **path, **why}
+        progress = {"seconds": round(outcome.seconds, 2), "done": done, "of": total, "seconds_left": round(left, 1)}
+        output.result(json.dumps({**told, **progress}, ensure_ascii=False))
+    elif job.kind == "video" and outcome.value:
+        output.result(str(outcome.value))
+    if outcome.state == "failed":
+        output.warn(f"{job.title} failed: {outcome.why}")
+
+
+def _summarize(made: Grid, bad: Sequence[dict[str, str]]) -> None:
+    """Write what did not come about beside the videos. Raises IncompleteError if there is such."""
+    from customttt import media
+
+    with media.placed(made.folder / SUMMARY) as aside:
+        aside.write_text(json.dumps({"videos": made.counts["video"], "not done": bad}, indent=1, ensure_ascii=False))
+    if not bad:
+        output.say(f"To look at: customttt gallery {made.folder}")
+        return
+    failed = [one for one in bad if one["state"] == "failed"]
+    skipped = len(bad) - len(failed)
+    also = f", and {count(skipped, 'job')} that needed one of them skipped" if skipped else ""
+    raise IncompleteError(
+        f"{count(len(failed), 'job')} failed{also}; the first: {failed[0]['job']}: "
+        f"{failed[0]['why'].rstrip('.')}. The same command tries these again."
+    )

@@ -1,0 +1,79 @@
+"""Crews for tests: simulated workers, and what real worker processes do there."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from customttt.many.engine import Job, Returned
+
+
+@dataclass
+class Plain:
+    """Work whose orders are the jobs themselves; what was done is known by its key."""
+
+    done: dict[str, Any] = field(default_factory=dict)
+    orders: list[str] = field(default_factory=list)
+
+    def known(self, job: Job) -> Any:
+        return self.done.get(job.key)
+
+    def order(self, job: Job) -> Any:
+        self.orders.append(job.key)
+        return job.what
+
+    def keep(self, job: Job, value: Any) -> Any:
+        assert job.key not in self.done, "nothing is done twice"
+        assert all(key in self.done for key in job.needs), "what it needs comes first"
+        self.done[job.key] = value or True
+        return value
+
+
+@dataclass
+class Simulated:
+    """Workers on a clock of their own: every job takes `seconds`, and ends as `how` says."""
+
+    count: int
+    seconds: Callable[[Job], float] = lambda _: 0.001
+    how: Callable[[Job], Returned] = lambda job: Returned(job)
+    now: float = 0.0
+    busy: list[tuple[float, int, Job]] = field(default_factory=list)
+    given: int = 0
+
+    def room(self) -> int:
+        return self.count - len(self.busy)
+
+    def give(self, job: Job, order: Any) -> None:  # noqa: ARG002
+        assert self.room() > 0
+        self.given += 1
+        heapq.heappush(self.busy, (self.now + self.seconds(job), self.given, job))
+
+    def returned(self) -> list[Returned]:
+        self.now, _, job = heapq.heappop(self.busy)
+        return [self.how(job)]
+
+
+def obedient() -> Callable[[Any], Any]:
+    """Opens a worker that does what it is told: ends itself once where a file is not there yet, fails, or squares."""
+
+    def do(order: Any) -> Any:
+        what, value = order
+        if what == "die" or (what == "die once" and not Path(value).exists()):
+            if what == "die once":
+                Path(value).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "fail":
+            raise ValueError(value)
+        return (value, os.environ.get("OMP_NUM_THREADS")) if what == "threads" else value
+
+    return do
+
+
+def stillborn() -> Callable[[Any], Any]:
+    """A worker that ends before it has begun."""
+    os._exit(3)
