@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from customttt import diffusion, lora, ttt
-from customttt.backbones import Backbone
+from customttt.backbones import Backbone, autocast
 from customttt.concept import Kind
 from customttt.config import SampleConfig
 from customttt.media import Frames
@@ -44,9 +44,7 @@ def adapt(
 
 
 @torch.no_grad()
-def render(
-    backbone: Backbone, pair: LoraPair, recipe: VideoRecipe, accelerator: Accelerator, report: Report = silent
-) -> Frames:
+def render(backbone: Backbone, pair: LoraPair, recipe: VideoRecipe, report: Report = silent) -> Frames:
     """The frames of one seed, uint8 (f h w c). Same recipe, same frames, bit for bit on a CPU."""
     lora.restore(backbone.network, "appearance", pair[0])
     lora.restore(backbone.network, "motion", pair[1])
@@ -54,7 +52,7 @@ def render(
     prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
     scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
     try:
-        with accelerator.autocast():
+        with autocast(backbone.device):
             latents = denoise_in_phases(backbone, noise, prompt, empty, recipe.sample, scales, report)
     finally:
         lora.remove(backbone.network, "appearance", "motion")
@@ -68,7 +66,6 @@ def try_out(
     weights: lora.Weights,
     prompt: str,
     sample: SampleConfig,
-    accelerator: Accelerator,
     seeds: Sequence[int],
     report: Report = silent,
 ) -> list[Frames]:
@@ -77,7 +74,7 @@ def try_out(
     noise = torch.cat([initial_noise(backbone, sample, seed) for seed in seeds])
     prompts, empty = (backbone.embed([text] * len(seeds)) for text in (prompt, ""))
     try:
-        with accelerator.autocast():
+        with autocast(backbone.device):
             latents = denoise_in_phases(backbone, noise, prompts, empty, sample, {kind: 1.0}, report)
     finally:
         lora.remove(backbone.network, kind)

@@ -9,16 +9,20 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from customttt.errors import DamagedError, StoreError, is_full
 
@@ -50,7 +54,27 @@ def inject(
         for matrices in (layer.lora_A, layer.lora_B):
             if adapter in matrices:
                 matrices[adapter].to(layer.weight.device, torch.float32)
+        if isinstance(layer, LoraLinear):
+            layer.forward = partial(_forward, layer)
     return parameters(network, adapter)
+
+
+def _forward(layer: Any, hidden: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+    """W x and B A x of the adapters that act, all in the precision of W x.
+
+    peft's own computes in that of the matrices, float32, so that all that goes into a LoRA on a narrow base is widened,
+    kept so for the backward pass, and narrowed again.
+    """
+    out: Tensor = layer.base_layer(hidden)
+    for name in layer.active_adapters:
+        if name not in layer.lora_A:
+            continue
+        inner = layer.lora_dropout[name](hidden.to(out.dtype))
+        for matrix in (layer.lora_A[name].weight, layer.lora_B[name].weight):
+            inner = F.linear(inner, matrix.to(out.dtype))
+        scale = layer.scaling[name]
+        out = out + (inner if scale == 1 else inner * scale)
+    return out
 
 
 def parameters(network: nn.Module, adapter: str) -> list[nn.Parameter]:

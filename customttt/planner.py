@@ -10,7 +10,6 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from customttt import lora, machine, sampling, torch_internals, train, ttt
-from customttt.backbones import Backbone, computing, sketch
+from customttt.backbones import Backbone, computing, precision, sketch
 from customttt.concept import Kind
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
 from customttt.thrift import Rung, rungs
@@ -33,16 +32,6 @@ SLOWER = 1.3
 """How much longer a step takes than `Speed` alone says: 1.2 to 1.35 on one core of a CPU, in both precisions, for an
 appearance, a motion, and a motion with every block recomputed (LOG.md); nobody has measured it on a GPU yet (ours)."""
 META = torch.device("meta")
-_WIDE = {
-    F.group_norm,
-    F.layer_norm,
-    F.rms_norm,
-    torch.group_norm,
-    torch.layer_norm,
-    F.softmax,
-    torch.softmax,
-    Tensor.softmax,
-}
 _NARROW = {
     F.linear, F.conv2d, F.conv3d, F.conv1d, F.scaled_dot_product_attention, torch.bmm, torch.baddbmm, torch.matmul
 }  # fmt: skip
@@ -264,10 +253,6 @@ class Stage(Accelerator):  # type: ignore[misc]
     def prepare(self, optimizer: Any) -> Any:
         return optimizer
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """`Autocast` lasts for the whole rehearsal."""
-        return nullcontext()
-
     def backward(self, loss: Tensor) -> None:
         """`loss.backward()` switches `Autocast` off, under which blocks must be recomputed; this does not."""
         torch_internals.backward(loss)
@@ -303,8 +288,9 @@ def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[], objec
         resident.append(backbone.vae)
     if device.type == "cpu" and (text_encoder := getattr(backbone, "text_encoder", None)):
         resident.append(text_encoder)
-    counter, dtype = CostCounter(resident), computing(device)
-    with Autocast(torch.float32 if decoder else dtype, device), counter:  # the decoder works in full precision
+    counter = CostCounter(resident)
+    widened = decoder or computing(device) == precision(device)  # the decoder works in full precision
+    with Autocast(None if widened else computing(device)), counter:
         work()
     return Cost(counter.peak, counter.flops, counter.moved, counter.calls)
 
@@ -414,16 +400,14 @@ def _on_meta(values: Any) -> Iterator[Tensor]:
 
 
 class Autocast(TorchFunctionMode):
-    """What `torch.autocast` does to the operations that our networks use; torch has none for shapes [C].
+    """What `torch.autocast` does on a CPU to the operations that our networks use; torch has none for shapes [C].
 
-    On a GPU norms are widened. Fused attention is asked for by name: nothing chooses a kernel for the meta device.
+    Fused attention is asked for by name: nothing chooses a kernel for the meta device.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.dtypes = dict.fromkeys(_NARROW, dtype) if dtype != torch.float32 else {}
-        if self.dtypes and device.type != "cpu":
-            self.dtypes |= dict.fromkeys(_WIDE, torch.float32)
+        self.dtypes = dict.fromkeys(_NARROW, dtype) if dtype else {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

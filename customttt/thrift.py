@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from customttt.backbones import Backbone
+from customttt.backbones import Backbone, autocast
 from customttt.errors import is_out_of_memory
 from customttt.patch import replaced
 
@@ -65,7 +65,7 @@ class Ladder:
     """The rungs for the LoRAs in a base, and the one on which a run of learning stands."""
 
     def __init__(self, backbone: Backbone, batch_size: int = 1, start: int = 0) -> None:
-        self.blocks, self.heaviest = backbone.blocks, backbone.heaviest
+        self.blocks, self.heaviest, self.device = backbone.blocks, backbone.heaviest, backbone.device
         self.batch_size, self.position = batch_size, start
 
     @cached_property
@@ -95,7 +95,7 @@ class Ladder:
         """Back up every term of a loss before the next is computed. Returns the loss, or None where memory ran out."""
 
         def forward() -> Tensor | None:
-            with accelerator.autocast():
+            with autocast(self.device):
                 return next(terms, None)
 
         units = [unit for block in self.rung.recomputed for unit in self.blocks[block]]

@@ -251,9 +251,7 @@ class Workshop:
         """Videos of what its LoRA alone makes of its training prompt, one a seed: uint8 (f h w c)."""
         sample = self.backbone.defaults.sample.but(num_frames=num_frames)
         weights = lora.load(self.library.weights(concept.name))
-        return compose.try_out(
-            self.backbone, concept.kind, weights, concept.prompt, sample, self.accelerator, seeds, self.report
-        )
+        return compose.try_out(self.backbone, concept.kind, weights, concept.prompt, sample, seeds, self.report)
 
     def recipe(self, appearance: str, motion: str, prompt: str = "", seed: int = 0) -> VideoRecipe:
         """The recipe of a video of two concepts; `dataclasses.replace` changes what it says.
@@ -321,7 +319,7 @@ class Workshop:
         """The frames of a recipe, uint8 (f h w c); the same again, bit for bit on a CPU. For `taught` see `prepare`."""
         taught = taught or self.prepare(recipe)
         with taught.spoken(self.backbone, recipe.appearance.phrase):
-            return compose.render(self.backbone, taught.pair, recipe, self.accelerator, self.report)
+            return compose.render(self.backbone, taught.pair, recipe, self.report)
 
     def write(self, recipe: VideoRecipe, path: Path | str, taught: Taught | None = None) -> dict[str, Any]:
         """Compose a video and `save` it. Returns the recipe as it was written; raises what both do."""

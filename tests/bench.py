@@ -163,6 +163,7 @@ def bare(scene: Scene, what: str) -> Iterator[Callable[[], None]]:
     import torch
 
     from customttt import lora
+    from customttt.backbones import autocast
 
     backbone, unet = scene.backbone, scene.backbone.network
     kinds = {MOTION: ("motion",), APPEARANCE: ("appearance",), TTT: lora.PAIR}[what]
@@ -177,7 +178,7 @@ def bare(scene: Scene, what: str) -> Iterator[Callable[[], None]]:
         return backbone.predict(latents, timesteps.expand(count), scene.embeds.expand(count, -1, -1))
 
     def backward(latents: Any) -> None:
-        with scene.accelerator.autocast():
+        with autocast(scene.backbone.device):
             output = forward(latents)
         output.mean().backward()
         for parameter in parameters:
@@ -186,7 +187,7 @@ def bare(scene: Scene, what: str) -> Iterator[Callable[[], None]]:
     def teach(kind: str) -> None:
         two = scene.latents.expand(2, -1, -1, -1, -1)
         still = backbone.framewise() if kind == "appearance" else nullcontext()
-        with torch.no_grad(), scene.accelerator.autocast(), still, lora.active(unet, **{kind: 1.0}):
+        with torch.no_grad(), autocast(scene.backbone.device), still, lora.active(unet, **{kind: 1.0}):
             for _ in range(scene.recipe.ttt.reference_steps):
                 forward(two)
 
@@ -214,6 +215,8 @@ def bare(scene: Scene, what: str) -> Iterator[Callable[[], None]]:
 def rival(scene: Scene, base: str, folder: Path) -> Contender:
     import bench_rivals
 
+    from customttt.backbones import autocast
+
     project = bench_rivals.PROJECTS[base]
     them = bench_rivals.Rival(project, folder, scene.backbone, scene.latents)
     temporal, spatial = them.parameters()
@@ -221,7 +224,7 @@ def rival(scene: Scene, base: str, folder: Path) -> Contender:
 
     @contextmanager
     def ready(spatial: bool) -> Iterator[Callable[[], None]]:
-        with them.ready(scene.accelerator.autocast) as step:
+        with them.ready(partial(autocast, scene.backbone.device)) as step:
             yield partial(step, spatial)
 
     def seconds() -> float:

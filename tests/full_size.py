@@ -138,7 +138,7 @@ def go_through(base: str, folder: Path, frames: int, size: int, steps: int, cuda
         adapted = compose.adapt(backbone, pair, wish, accelerator, running.report)
     minutes.append((running.pace or 0) * recipe.ttt.steps / 60)
     with phase("sampling and decoding", cuda) as running:
-        video = compose.render(backbone, adapted, wish, accelerator, running.report)
+        video = compose.render(backbone, adapted, wish, running.report)
     print("\nat this pace the whole recipe takes {:.1f} + {:.1f} + {:.1f} minutes".format(*minutes), end="")
     print(f" of learning and test-time training{PAPER if base == 'animatediff' else ''}")
     return judge(base, pair, adapted, video, (frames, size, size, 3))

@@ -12,7 +12,6 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from material import assert_one_sentence, make_clip, make_pictures, run, snapshot
 from typer.testing import Result
 
@@ -51,7 +50,7 @@ def test_every_method_is_the_recipe_it_says() -> None:
 
 
 def test_switching_lets_one_lora_act_at_a_time(learned: Path, tiny_random_base: Path) -> None:
-    backbone, accelerator = open_base(str(tiny_random_base), torch.device("cpu")), Accelerator(cpu=True)
+    backbone = open_base(str(tiny_random_base), torch.device("cpu"))
     library = Library(learned)
     pair = lora.load(library.weights("koala")), lora.load(library.weights("swimming"))
     grown = tuple({key: 20 * value for key, value in one.items()} for one in pair)  # so that each can be seen
@@ -59,7 +58,7 @@ def test_switching_lets_one_lora_act_at_a_time(learned: Path, tiny_random_base: 
     recipe = replace(METHODS["direct"].recipe(RECIPE), sample=sample)
 
     def frames(recipe: VideoRecipe) -> media.Frames:
-        return compose.render(backbone, (grown[0], grown[1]), recipe, accelerator)
+        return compose.render(backbone, (grown[0], grown[1]), recipe)
 
     early = frames(replace(recipe, sample=sample.but(appearance_from=0.1)))  # less than a step of motion
     assert np.array_equal(early, frames(recipe)), "no step is cut off"

@@ -52,7 +52,7 @@ def pair_of(story: Story) -> compose.LoraPair:
 def render(story: Story, recipe: VideoRecipe) -> media.Frames:
     backbone, accelerator = story[:2]
     pair = compose.adapt(backbone, pair_of(story), recipe, accelerator)
-    return compose.render(backbone, pair, recipe, accelerator)
+    return compose.render(backbone, pair, recipe)
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ def test_what_was_learned_survives_a_file(taught: Mapping[str, Taught], tmp_path
 
 
 def test_the_word_is_spoken_when_a_video_is_rendered(
-    backbone: Backbone, material: Material, taught: Mapping[str, Taught], accelerator: Accelerator
+    backbone: Backbone, material: Material, taught: Mapping[str, Taught]
 ) -> None:
     concepts = Ingredient.of(material.appearance), Ingredient.of(material.motion)
     settings = backbone.defaults
@@ -191,7 +191,7 @@ def test_the_word_is_spoken_when_a_video_is_rendered(
 
     def frames(one: Taught) -> media.Frames:
         with one.spoken(backbone, "koala"):
-            return compose.render(backbone, one.pair, plain, accelerator)
+            return compose.render(backbone, one.pair, plain)
 
     learned = taught["dreamvideo"]
     grown = tuple({key: 20 * value for key, value in one.items()} for one in learned.pair)  # so that it can be seen

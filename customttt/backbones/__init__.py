@@ -12,7 +12,15 @@ import torch
 
 from customttt import machine
 from customttt.backbones import hub
-from customttt.backbones.interface import Backbone, Place, PromptEmbeds, WordEmbedding, computing, precision
+from customttt.backbones.interface import (
+    Backbone,
+    Place,
+    PromptEmbeds,
+    WordEmbedding,
+    autocast,
+    computing,
+    precision,
+)
 from customttt.config import Defaults
 from customttt.errors import BaseUnavailableError
 
@@ -20,9 +28,9 @@ if TYPE_CHECKING:
     from customttt.backbones.family import Family, Known
 
 __all__ = [
-    "Backbone", "Place", "PromptEmbeds", "WordEmbedding", "check_at_hand", "choose_base", "computing", "defaults",
-    "families", "family_of", "identify", "is_local", "known_bases", "locate", "open_base", "own_settings", "places",
-    "precision", "pull", "sketch",
+    "Backbone", "Place", "PromptEmbeds", "WordEmbedding", "autocast", "check_at_hand", "choose_base", "computing",
+    "defaults", "families", "family_of", "identify", "is_local", "known_bases", "locate", "open_base", "own_settings",
+    "places", "precision", "pull", "sketch",
 ]  # fmt: skip
 
 PREFERRED, FALLBACK = "animatediff", "tiny"

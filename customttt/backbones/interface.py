@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -116,6 +116,17 @@ def precision(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def autocast(device: torch.device) -> AbstractContextManager[None]:
+    """While this lasts, a network computes in `computing`, where its weights are in another precision: on some CPUs.
+
+    On a GPU all is in that of the weights: norms compute their statistics in float32 all the same, inside of their
+    kernels, and nothing is widened and narrowed in between.
+    """
+    if computing(device) == precision(device):
+        return nullcontext()
+    return torch.autocast(device.type, computing(device))
 
 
 def computing(device: torch.device) -> torch.dtype:

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import diffusion
-from customttt.backbones import precision
+from customttt.backbones import autocast, precision
 from customttt.backbones.animatediff import without_motion
 from customttt.backbones.unets import suit
 from customttt.errors import UsageError
@@ -295,7 +295,7 @@ def codec_work(run: Run) -> Work:
     total = torch.zeros((), device=run.device)
 
     def compute() -> None:
-        with models.autocast(run.device):
+        with autocast(run.device):
             loss = codec.loss(run.vae, images, masks, run.narrow)
         optimizer.step(loss)
         total.add_(loss.detach())
@@ -347,7 +347,7 @@ def encode_clips(run: Run, count: int, generator: torch.Generator, captioner: to
     """`count` clips of the world as latents, with weights, the subjects' centres in latents, and tokens of captions."""
     clips = world.sample(count, generator)
     frames = clips.video.transpose(1, 2).flatten(0, 1).to(run.vae.dtype)
-    with models.autocast(run.device):
+    with autocast(run.device):
         latents = torch.cat([run.vae.encode(some).latents for some in torch.split(frames, run.sizes.codec_batch)])
     texts = [captions.captions(clips.contents, captioner) for _ in range(VARIANTS)]
     return {
@@ -464,7 +464,7 @@ def _unet_step(run: Run, cache: Cache, mode: Mode, total: Tensor) -> Callable[[]
     buffers = cache.draw(mode, count)
 
     def compute() -> None:
-        with models.autocast(run.device):
+        with autocast(run.device):
             loss = diffusion_loss(run, buffers)
         optimizer.step(loss)
         total.add_(loss.detach())
@@ -483,7 +483,7 @@ def _validate(run: Run, held_out: Cache, modes: list[Mode]) -> dict[str, float]:
     """The mean of each mode's loss, by the averaged weights, over batches and noise that are always the same."""
     assert run.optimizer is not None
     found = {}
-    with run.optimizer.averages(), models.autocast(run.device):
+    with run.optimizer.averages(), autocast(run.device):
         for mode in modes:
             held_out.generator.manual_seed(VALIDATION_SEED)
             batches = [held_out.draw(mode, SIZES["cpu"].batch[mode]) for _ in range(VALIDATION_BATCHES)]
@@ -498,7 +498,7 @@ def write_sheet(run: Run) -> None:
     frames, count = 1 if run.stage == "still" else world.FRAMES, len(SHEET_PROMPTS)
     shape = (count, models.LATENT_CHANNELS, frames, models.LATENT_SIZE, models.LATENT_SIZE)
     noisy = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(run.device)
-    with run.optimizer.averages(), models.autocast(run.device):
+    with run.optimizer.averages(), autocast(run.device):
         embeds = encode_text(run, tokenize(run, SHEET_PROMPTS + [""] * count))
         for step, following in pairwise(run.schedule.path(SHEET_STEPS)):
             batch = torch.full((2 * count,), step, device=run.device)

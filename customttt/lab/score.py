@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from customttt import lora, media, sampling
-from customttt.backbones import Backbone
+from customttt.backbones import Backbone, autocast
 from customttt.concept import Kind
 from customttt.config import digest
 from customttt.lab import spoil
@@ -34,7 +34,7 @@ from customttt.library import Library
 from customttt.measure import metrics, sheets, stats
 from customttt.measure.ledger import Ledger
 from customttt.progress import Report, Say, silent
-from customttt.tiny import TINY_PATH, judge, models, world
+from customttt.tiny import TINY_PATH, judge, world
 from customttt.tiny.demo import PICTURE_SCENES, STILL
 from customttt.tiny.movements import MOVEMENTS, TRAINED_MOVEMENTS
 from customttt.tiny.scenes import SCENES
@@ -89,7 +89,7 @@ def generate(
         prompts = [content.prompt for content in contents[start : start + 8]]
         noise = torch.randn(len(prompts), *shape, generator=generator).to(backbone.device)
         embeds = backbone.embed(prompts), backbone.embed([""] * len(prompts))
-        with models.autocast(backbone.device):  # as in pretraining
+        with autocast(backbone.device):  # as in pretraining
             latents = sampling.denoise_in_phases(backbone, noise, *embeds, sample, scales, report)
         videos.append(backbone.decode(latents).cpu())
     return torch.cat(videos)

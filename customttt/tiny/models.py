@@ -7,12 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderTiny, UNetMotionModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-from customttt.backbones import computing, precision
 
 MAX_TOKENS = 32
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -31,13 +28,6 @@ SCHEDULER: dict[str, Any] = {
     "clip_sample": False,
     "set_alpha_to_one": True,
 }
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 while this lasts on a CPU that has it; on others it is imitated and several times slower, and on a GPU
-    the networks are in it themselves.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=computing(device) != precision(device))
 
 
 def build_tokenizer(folder: Path, corpus: Iterable[str]) -> CLIPTokenizer:
