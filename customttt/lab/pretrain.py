@@ -84,8 +84,8 @@ class Sizes:
 
 
 SIZES = {
-    "cuda": Sizes({"crop": 512, "frame": 192, "clip": 32}, 96, 20480, 256, 40),
-    "cpu": Sizes({"crop": 160, "frame": 48, "clip": 6}, 16, 1024, 16, 40),
+    "cuda": Sizes({"crop": 512, "frame": 192, "clip": 32}, 96, 20480, 256, 20),
+    "cpu": Sizes({"crop": 160, "frame": 48, "clip": 6}, 16, 1024, 16, 5),
 }
 """By device: a step of clips costs about as much as one of crops or frames."""
 
