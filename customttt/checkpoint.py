@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from customttt import lora
+from customttt import lora, threads
 from customttt.errors import CustomTTTError, DamagedError, LockedError, StoreError
 from customttt.limits import MAX_MANIFEST
 from customttt.text import parsed
@@ -34,6 +34,8 @@ class Header:
     """One a step; as many as there are steps done."""
     settings: dict[str, Any]
     """What may change when the run goes on, such as the learning rate."""
+    threads: int = 0
+    """Of the CPU, which decide the last bits; 0: as many as torch takes by itself."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Keeper:
         """Put everything back as it was; returns the losses so far, none for a new run. Raises DamagedError."""
         if self.kept is None:
             return []
-        losses = read_header(self.kept).losses
+        known = read_header(self.kept)
         try:
             with safe_open(self.kept, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -66,12 +68,13 @@ class Keeper:
                     state.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
             set_randomness(tensors, generator)
+            threads.use(known.threads)
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
             raise DamagedError(
                 f"{self.kept} cannot be read ({error}), so this run cannot go on; delete it to start anew."
             ) from error
-        self.steps = len(losses)
-        return losses
+        self.steps = len(known.losses)
+        return known.losses
 
     def offer(
         self, parameters: list[nn.Parameter], optimizer: Any, randomness: Mapping[str, Tensor], losses: list[float]
@@ -90,7 +93,8 @@ class Keeper:
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
         tensors |= randomness
-        metadata = {_METADATA: json.dumps({"losses": losses, "settings": dict(self.settings)})}
+        known = {"losses": losses, "settings": dict(self.settings), "threads": threads.number()}
+        metadata = {_METADATA: json.dumps(known)}
         whole = {name: value.cpu().clone().contiguous() for name, value in tensors.items()}
         self.saved = time.monotonic()
         try:

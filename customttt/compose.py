@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
-from customttt import diffusion, lora, ttt
+from customttt import diffusion, lora, threads, ttt
 from customttt.backbones import Backbone, autocast
 from customttt.concept import Kind
 from customttt.config import SampleConfig
@@ -31,32 +31,34 @@ def adapt(
     """The two LoRAs after test-time training; with zero steps they are what they were. Does not depend on the seed."""
     if recipe.ttt.steps == 0:
         return pair
-    prompts = ttt.Prompts(
-        doings=backbone.embed(recipe.doing_prompts),
-        objects=backbone.embed(recipe.object_prompts),
-        student=backbone.embed([recipe.joint_prompt]),
-        empty=backbone.embed([""]),
-    )
-    appearance, motion, _ = ttt.adapt(
-        backbone, *pair, prompts, recipe.ttt, recipe.sample, accelerator, seed=0, report=report, rung=rung
-    )
+    with threads.using(recipe.threads):
+        prompts = ttt.Prompts(
+            doings=backbone.embed(recipe.doing_prompts),
+            objects=backbone.embed(recipe.object_prompts),
+            student=backbone.embed([recipe.joint_prompt]),
+            empty=backbone.embed([""]),
+        )
+        appearance, motion, _ = ttt.adapt(
+            backbone, *pair, prompts, recipe.ttt, recipe.sample, accelerator, seed=0, report=report, rung=rung
+        )
     return appearance, motion
 
 
 @torch.no_grad()
 def render(backbone: Backbone, pair: LoraPair, recipe: VideoRecipe, report: Report = silent) -> Frames:
     """The frames of one seed, uint8 (f h w c). Same recipe, same frames, bit for bit on a CPU."""
-    lora.restore(backbone.network, "appearance", pair[0])
-    lora.restore(backbone.network, "motion", pair[1])
-    noise = initial_noise(backbone, recipe.sample, recipe.seed)
-    prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
-    scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
-    try:
-        with autocast(backbone.device):
-            latents = denoise_in_phases(backbone, noise, prompt, empty, recipe.sample, scales, report)
-    finally:
-        lora.remove(backbone.network, "appearance", "motion")
-    return to_frames(backbone.decode(latents), recipe.sample.magnify)
+    with threads.using(recipe.threads):
+        lora.restore(backbone.network, "appearance", pair[0])
+        lora.restore(backbone.network, "motion", pair[1])
+        noise = initial_noise(backbone, recipe.sample, recipe.seed)
+        prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
+        scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
+        try:
+            with autocast(backbone.device):
+                latents = denoise_in_phases(backbone, noise, prompt, empty, recipe.sample, scales, report)
+        finally:
+            lora.remove(backbone.network, "appearance", "motion")
+        return to_frames(backbone.decode(latents), recipe.sample.magnify)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -17,6 +17,7 @@ from customttt.errors import UsageError
 from customttt.limits import MAX_PROMPT, MAX_TEXT
 
 FORMAT_VERSION = 1
+MAX_THREADS = 4096
 LINE_BREAKS = "\n\r\v\f\x85\u2028\u2029"
 NO_TEXT = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls and DEL, but for the tab; separators of lines; overrides of direction; halves of characters."""
@@ -155,11 +156,15 @@ class VideoRecipe:
     seed: int = 0
     rival: Rival | None = None
     """Where the video is one's; None: of the two concepts' own LoRAs."""
+    threads: int = field(default=0, compare=False)
+    """Of the CPU, which decide the last bits; 0: as many as torch takes by itself, or a GPU."""
 
     def __post_init__(self) -> None:
         _check_texts(base=self.base, base_fingerprint=self.base_fingerprint)
         check_prompt(self.prompt)
         check_seed(self.seed)
+        if not isinstance(self.threads, int) or not 0 <= self.threads <= MAX_THREADS:
+            raise UsageError(f"The recipe's threads are {self.threads}; they must be 0 to {MAX_THREADS:,}.")
         if self.rival and self.ttt.steps:
             raise UsageError(
                 f"The recipe is that of '{self.rival.name}', which knows no test-time training; "

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
 
-from customttt import backbones, checkpoint, compose, learn, lora, machine, media, opening, pairs, planner
+from customttt import backbones, checkpoint, compose, learn, lora, machine, media, opening, pairs, planner, threads
 from customttt.backbones import Backbone
 from customttt.checkpoint import Keeper
 from customttt.compose import LoraPair
@@ -261,7 +261,8 @@ class Workshop:
         """
         base = self.backbone
         pair = pairs.named(self.library, appearance, motion)
-        return pair.recipe(prompt, base.name, base.fingerprint, base.defaults, seed)
+        recipe = pair.recipe(prompt, base.name, base.fingerprint, base.defaults, seed)
+        return replace(recipe, threads=threads.number())
 
     def adapt(self, recipe: VideoRecipe, rung: int = 0) -> LoraPair:
         """The two LoRAs after test-time training, which is not done twice; with zero steps they are as learned.

@@ -23,8 +23,7 @@ def bases(context: typer.Context, as_json: options.Json = False) -> None:
     """List the base models, what each needs, and whether it can run here; 'pull' downloads one."""
     if context.invoked_subcommand is not None:
         return
-    output.quiet()
-    with output.waiting("Loading torch"):
+    with output.loading_torch():
         from customttt import backbones
         from customttt.backbones import survey
 
@@ -86,8 +85,7 @@ def pull(
     ],
 ) -> None:
     """Download a base model now, as far as it is not here; after a break, whole files are kept."""
-    output.quiet(bars=True)
-    with output.waiting("Loading torch"):
+    with output.loading_torch(bars=True):
         from customttt import backbones
 
     folders = backbones.pull(name, output.told)

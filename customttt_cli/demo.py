@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from customttt.library import Library
-from customttt_cli import output
+from customttt_cli import output, showing
 
 EXAMPLE = "Example: customttt demo --output ./customttt-demo"
 
@@ -24,9 +24,9 @@ def demo(
     library = Library()
     library.check_writable()
     media.check_output(folder / "contact-sheet.mp4")
-    output.quiet()
-    with output.waiting("Loading torch"):
+    with output.loading_torch():
         from customttt.tiny import demo as story
+    output.say(showing.base_line("tiny", "it comes with this package"))
     with output.progress() as report:
         sheet = story.run(folder, library, report, output.say)
     output.result(str(sheet))

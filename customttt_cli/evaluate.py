@@ -60,8 +60,7 @@ def measured(
     """
     pictures = exhibits.pictures(images) if images else None
     clips = exhibits.clips(clip, shown) if clip else [None] * len(shown)
-    output.quiet(bars=True)
-    with output.waiting("Loading torch"):
+    with output.loading_torch(bars=True):
         from customttt.measure.evaluate import Candidate
     judged = _judged(shown)
     candidates = [

@@ -45,8 +45,7 @@ def export(
     concept = library.get(name, kind.value if kind else None)
     if out is not None:
         media.check_place(out)
-    output.quiet()
-    with output.waiting("Loading torch"):
+    with output.loading_torch():
         from customttt.interchange import exchange
     path = out or Path(name + exchange.SUFFIX[form.value])
     if path.absolute().resolve().is_relative_to(library.root.resolve()):
@@ -79,8 +78,7 @@ def import_concept(
     if name is not None:
         check_name(name)
         library.check_free(name, force)
-    output.quiet()
-    with output.waiting("Loading torch"):
+    with output.loading_torch():
         from customttt.interchange import exchange, parcel
     opened = parcel.read(file, allow_pickle)
     library.check_free(name or opened.name, force)

@@ -17,7 +17,7 @@ from customttt.errors import BaseUnavailableError, MediaError, NotFoundError, Us
 from customttt.library import Library
 from customttt.measure.ledger import Ledger
 from customttt.recipe import check_prompt
-from customttt_cli import options, output
+from customttt_cli import options, output, showing
 
 if TYPE_CHECKING:
     from customttt.backbones import Backbone
@@ -76,8 +76,7 @@ def influence(
     texts, numbers = _read(prompt, starred, pairs), [_numbers(text) for text in layers or ()]
     for text in chain.from_iterable(texts):
         check_prompt(text)
-    output.quiet(bars=True)
-    with output.waiting("Loading torch"):
+    with output.loading_torch(bars=True):
         from customttt import backbones, media, opening
         from customttt.measure import influence
         from customttt.tiny import known
@@ -91,7 +90,7 @@ def influence(
         readers = [place.layer for place in backbones.places(name).values() if place.kind != "motion"]
         influence.check_layers(name, readers, shown)
     scorer, scored = _scorer(by)
-    output.say(f"Base: {name} ({why}); scored by {scored}")
+    output.say(f"{showing.base_line(name, why)}; scored by {scored}")
     with output.loading(name):
         backbone, _ = opening.open_accelerated(name)
     ledger = Ledger(folder / "scores.jsonl")

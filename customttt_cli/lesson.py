@@ -48,7 +48,7 @@ def learn(lesson: Lesson, source: LessonInput) -> None:
     """Everything from the first check to the stored concept."""
     library = Library()
     _check(library, lesson, source)
-    with output.waiting("Loading torch"):
+    with output.loading_torch():
         plan, said = _plan(library, lesson, source)
     if not lesson.force and (known := plan.learned(library)):
         output.say(f"'{known.name}' was learned from the same input in the same way; there is nothing to do.")
@@ -92,7 +92,6 @@ def _taken(library: Library, lesson: Lesson) -> Concept | None:
 
 def _plan(library: Library, lesson: Lesson, source: LessonInput) -> tuple[Plan, list[str]]:
     """The lesson on a certain base, and in words."""
-    output.quiet()
     from customttt import backbones, workshop
     from customttt.learn import Wording
 
@@ -102,7 +101,7 @@ def _plan(library: Library, lesson: Lesson, source: LessonInput) -> tuple[Plan, 
     words = Wording(lesson.name, lesson.phrase, lesson.prompt)
     layers = ", ".join(map(str, config.layers))
     return workshop.Plan(words, inputs, base, backbones.identify(base), config), [
-        f"Base: {base} ({why})",
+        showing.base_line(base, why),
         f"{lesson.kind.capitalize()} '{lesson.name}' from {summary}; prompt \"{lesson.prompt}\"",
         f"Layers {layers}; rank {config.rank}; {config.steps} steps at learning rate {config.learning_rate:g}; "
         f"seed {config.seed}",

@@ -213,6 +213,21 @@ def waiting(text: str) -> Iterator[None]:
 
 
 @contextmanager
+def loading_torch(bars: bool = False) -> Iterator[None]:
+    """While torch, which then computes on the cores that are idle, and what needs it are imported, quietly."""
+    from customttt import threads
+
+    quiet(bars)
+    threads.bound_spinning()
+    with waiting("Loading torch"):
+        watch = threads.Watch.start()
+        import torch  # noqa: F401 which takes long enough to see who else is busy
+
+        threads.choose(watch.idle_cores())
+        yield
+
+
+@contextmanager
 def loading(base: str) -> Iterator[None]:
     """While a base is loaded; one that is no folder here may come from the hub, which takes its time."""
     if base != "tiny" and not Path(base).is_absolute():

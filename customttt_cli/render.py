@@ -43,17 +43,16 @@ def settle(pair: Pair, wish: Wish, made: VideoRecipe | None = None) -> VideoReci
 
     Raises BaseUnavailableError where base and concepts differ.
     """
-    output.quiet()
-    with output.waiting("Loading torch"):
-        from customttt import backbones
+    with output.loading_torch():
+        from customttt import backbones, threads
 
         if wish.base:
             base, why = backbones.choose_base(wish.base)
         else:
             base, why = pair.appearance.base, f"'{pair.appearance.name}' was learned on it"
         fingerprint, defaults = backbones.identify(base), backbones.defaults(base)
-    output.say(f"Base: {base} ({why})")
-    recipe = pair.recipe(wish.prompt, base, fingerprint, defaults)
+    output.say(showing.base_line(base, why))
+    recipe = replace(pair.recipe(wish.prompt, base, fingerprint, defaults), threads=threads.number())
     return wish.again(replace(made, base=base) if made else recipe)
 
 

@@ -96,6 +96,15 @@ def machine_lines(facts: Mapping[str, Any]) -> list[str]:
     )
 
 
+def base_line(base: str, why: str) -> str:
+    """ "Base: tiny (as asked), 2 CPU threads"; a GPU's are not told."""
+    from customttt import threads
+
+    number = threads.number()
+    computing = f", {number} CPU thread{'s' * (number > 1)}" if number else ""
+    return f"Base: {base} ({why}){computing}"
+
+
 def forecast_lines(forecast: Forecast) -> list[str]:
     """What a run will take, before it starts."""
     room = f"{gigabytes(forecast.memory)} of the {gigabytes(forecast.free)} that are free"

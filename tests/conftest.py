@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -14,6 +15,10 @@ from standin import Hub, at, running
 
 if TYPE_CHECKING:
     from customttt.interchange.exchange import Home
+
+
+os.environ["OMP_NUM_THREADS"] = "1"
+"""The workers of a test run share the cores, and bits must not depend on how busy these are."""
 
 
 def pytest_configure() -> None:
@@ -42,31 +47,25 @@ def full_precision() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base with random weights as a diffusers folder; torch gets one thread, as workers share the cores."""
-    import torch
+    """A base with random weights as a diffusers folder."""
     from bases import build_tiny_random
 
-    torch.set_num_threads(1)
     return build_tiny_random(tmp_path_factory.mktemp("base") / "tiny-random")
 
 
 @pytest.fixture(scope="session")
 def tiny_random_3d_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for the other family: a U-Net that was born with time in it."""
-    import torch
     from bases import build_tiny_random
 
-    torch.set_num_threads(1)
     return build_tiny_random(tmp_path_factory.mktemp("base") / "tiny-random-3d", three_d=True)
 
 
 @pytest.fixture(scope="session")
 def tiny_random_wan_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for the transformers."""
-    import torch
     from bases import build_tiny_random_wan
 
-    torch.set_num_threads(1)
     return build_tiny_random_wan(tmp_path_factory.mktemp("base") / "tiny-random-wan")
 
 
