@@ -135,7 +135,7 @@ def composing(
 
 def lora_bytes(base: str, kind: Kind, adapter: Adapter) -> int:
     """What a learned LoRA takes on the disk. Raises BaseUnavailableError or UsageError."""
-    weights = _weights(_sketch(base, machine.device()), kind, adapter)
+    weights = _weights(base, kind, adapter, machine.device())
     return sum(tensor.nbytes for tensor in weights.values())
 
 
