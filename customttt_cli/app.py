@@ -16,6 +16,7 @@ from customttt_cli import (
     doctor,
     evaluate,
     exchange,
+    gallery,
     grid,
     influence,
     learn,
@@ -72,6 +73,7 @@ app.command("learn-appearance", rich_help_panel=LEARN, epilog=learn.APPEARANCE_E
 app.command("learn-motion", rich_help_panel=LEARN, epilog=learn.MOTION_EXAMPLE)(learn.learn_motion)
 app.command("compose", rich_help_panel=COMPOSE, epilog=compose.EXAMPLE)(compose.compose)
 app.command("grid", rich_help_panel=COMPOSE, epilog=grid.EXAMPLE)(grid.grid)
+app.command("gallery", rich_help_panel=COMPOSE, epilog=gallery.EXAMPLE)(gallery.gallery)
 app.command("demo", rich_help_panel=COMPOSE, epilog=demo.EXAMPLE)(demo.demo)
 app.command("list", rich_help_panel=LIBRARY, epilog=library.LIST_EXAMPLE)(library.list_concepts)
 app.command("ls", hidden=True, epilog=library.LIST_EXAMPLE)(library.list_concepts)

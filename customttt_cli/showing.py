@@ -150,6 +150,11 @@ def _aligned(fields: Mapping[str, str]) -> list[str]:
     return [f"{name:<{width}}  {value}" for name, value in fields.items()]
 
 
+def pairs_of(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Lines as of `recipe_lines` and `concept_lines`, taken apart again."""
+    return [(name, value.strip()) for name, _, value in (line.partition("  ") for line in lines)]
+
+
 def ago(then: datetime, now: datetime) -> str:
     """`3 hours ago`."""
     seconds = max((now - then).total_seconds(), 0)

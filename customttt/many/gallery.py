@@ -1,0 +1,225 @@
+"""A page of videos and what they were made of, or of the library: one file that needs no network and no program.
+
+The videos lie beside it and are loaded as they come near. Everything that comes from files is escaped: in the page by
+Jinja's autoescape, in the script because it sets text and attributes alone; and the page's own policy lets no script
+run but its own, nor anything be fetched from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeGuard
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from customttt import machine, media
+from customttt.concept import Concept
+from customttt.errors import CustomTTTError, DamagedError, NotFoundError, UsageError
+from customttt.limits import MAX_GALLERY, MAX_NOTE
+from customttt.measure.compare import METHODS
+from customttt.recipe import VideoRecipe
+from customttt.text import escaped, parsed
+
+ENDINGS = (".mp4", ".gif", ".webp")
+SUMMARY, RUN, SCORES = "grid.json", "compare.json", "scores.json"
+CURVE_POINTS = 100
+Lines = Callable[[VideoRecipe], Sequence[tuple[str, str]]]
+"""A recipe for people: names and values."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video as it was found."""
+
+    path: Path
+    recipe: VideoRecipe
+    method: str = ""
+    """Of a comparison."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All videos of a folder, and what a grid did not make."""
+
+    folder: Path
+    videos: Sequence[Video]
+    failures: Sequence[Mapping[str, str]] = ()
+    strangers: int = 0
+    """Videos without a recipe that this version reads."""
+
+    @property
+    def compared(self) -> bool:
+        return any(video.method for video in self.videos)
+
+
+def collect(folder: Path) -> Collection:
+    """The videos below a folder that carry their recipe, in order. Raises NotFoundError or UsageError."""
+    if not folder.is_dir():
+        raise NotFoundError(f"There is no folder '{folder}'; give one with videos of customttt.")
+    paths = sorted(_found(folder))
+    if len(paths) > MAX_GALLERY:
+        raise UsageError(f"Folder '{folder}' has more than {MAX_GALLERY:,} videos; make a page of a part of it.")
+    with ThreadPoolExecutor(machine.cores()) as pool:  # each is asked by a process of ffmpeg
+        recipes = list(pool.map(_recipe, paths))
+    by_video, by_method = _scores(folder)
+    videos = [
+        Video(path, recipe, method, {**by_method.get(method, {}), **by_video.get(path.name, {})})
+        for path, recipe in zip(paths, recipes, strict=True)
+        if recipe is not None
+        for method in [_method(path, recipe)]
+    ]
+    if not videos:
+        raise NotFoundError(
+            f"Folder '{folder}' is no gallery: none of its videos carries a recipe of customttt; give the folder of "
+            "'customttt grid', 'compare' or 'compose'."
+        )
+    return Collection(folder, sorted(videos, key=_place), _failures(folder), len(paths) - len(videos))
+
+
+def page(found: Collection, lines: Lines, out: Path, title: str) -> str:
+    """The page of a collection, as it is to lie at `out`."""
+    names = list(dict.fromkeys(name for one in found.videos for name in one.scores))
+    axes = ("method", "seed") if found.compared else ("appearance", "motion")
+    videos = [_fields(one, lines, out) for one in found.videos]
+    return _rendered(title, videos=videos, scores=names, rows=axes[0], columns=axes[1], failures=found.failures)
+
+
+def library_page(
+    entries: Iterable[tuple[str, Concept | DamagedError]],
+    lines: Callable[[Concept], Sequence[tuple[str, str]]],
+    title: str,
+) -> str:
+    """The page of a library: a card for each concept."""
+    cards = [
+        {"name": name, "damaged": str(one), "lines": [], "curve": ""}
+        if isinstance(one, DamagedError)
+        else {"name": name, "damaged": "", "lines": lines(one), "curve": curve(one.losses)}
+        for name, one in entries
+    ]
+    return _rendered(title, concepts=cards)
+
+
+def curve(losses: Sequence[float]) -> str:
+    """The points of a line in a box of 100 x 30, each the mean of a stretch of losses."""
+    if len(losses) < 2:
+        return ""
+    count = min(len(losses), CURVE_POINTS)
+    ends = [round(index * len(losses) / count) for index in range(count + 1)]
+    means = [sum(losses[a:b]) / (b - a) for a, b in pairwise(ends)]
+    low, span = min(means), (max(means) - min(means)) or 1.0
+    points = ((100 * index / (count - 1), 28 - 26 * (mean - low) / span) for index, mean in enumerate(means))
+    return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
+
+
+# -- below: how it is found and written
+
+
+def _found(folder: Path) -> Iterator[Path]:
+    """Videos in a folder and below; links are not followed out of it."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place) / name for name in files if name.lower().endswith(ENDINGS) and name[0] != ".")
+
+
+def _recipe(path: Path) -> VideoRecipe | None:
+    try:
+        return VideoRecipe.from_dict(media.read_recipe(path, altered=True))
+    except CustomTTTError:
+        return None
+
+
+def _method(path: Path, recipe: VideoRecipe) -> str:
+    if (path.parent / RUN).is_file() and (name := path.stem.rpartition("-seed")[0]) in METHODS:
+        return name
+    return recipe.rival.name if recipe.rival else ""
+
+
+def _place(one: Video) -> tuple[object, ...]:
+    """By method, as `compare` knows them, then by all that tells videos apart."""
+    order, recipe = list(METHODS), one.recipe
+    method = order.index(one.method) if one.method in order else len(order)
+    return method, recipe.appearance.name, recipe.motion.name, recipe.prompt, recipe.seed, one.path
+
+
+def _scores(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """(by file name, by method): what `evaluate --json` printed into scores.json, and what `compare` measured."""
+    by_video: dict[str, dict[str, float]] = {}
+    by_method: dict[str, dict[str, float]] = {}
+    for row in _json(folder / SCORES, list):
+        for path, value in _mapping(_mapping(row).get("videos")).items():
+            if _is_number(value):
+                by_video.setdefault(Path(path).name, {})[str(row.get("what"))] = value
+    for method, some in _mapping(_json(folder / RUN, dict).get("scores")).items():
+        for what, estimate in _mapping(some).items():
+            if _is_number(mean := _mapping(estimate).get("value")):
+                by_method.setdefault(method, {})[what] = mean
+    return by_video, by_method
+
+
+def _failures(folder: Path) -> list[dict[str, str]]:
+    said = _json(folder / SUMMARY, dict).get("not done")
+    names = ("job", "state", "why")
+    told = said if isinstance(said, list) else []
+    return [{name: str(one.get(name, "")) for name in names} for one in told if isinstance(one, dict)]
+
+
+def _json(path: Path, kind: type) -> Any:
+    """What a file beside the videos says; nothing where it is none of ours."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            found = parsed(file.read(10 * MAX_NOTE), 10 * MAX_NOTE)
+    except (OSError, ValueError):
+        return kind()
+    return found if isinstance(found, kind) else kind()
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fields(one: Video, lines: Lines, out: Path) -> dict[str, Any]:
+    recipe = one.recipe
+    beside = Path(os.path.relpath(one.path, out.parent)).as_posix()
+    return {
+        "src": quote(f"./{beside}", safe="/."), "still": one.path.suffix.lower() != ".mp4", "fps": recipe.sample.fps,
+        "appearance": recipe.appearance.name, "motion": recipe.motion.name, "prompt": recipe.prompt,
+        "seed": recipe.seed, "method": one.method, "sentence": recipe.target_prompt,
+        "recipe": [*lines(recipe), ("file", escaped(beside))], "scores": dict(one.scores),
+        "command": f"customttt compose --recipe {shlex.quote(escaped(f'./{beside}'))} --output again.mp4",
+    }  # fmt: skip
+
+
+def _rendered(title: str, **values: Any) -> str:
+    loader = PackageLoader("customttt.many", "page")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "sort_keys": False}
+    style, script = (environment.loader.get_source(environment, f"gallery.{name}")[0] for name in ("css", "js"))  # type: ignore[union-attr]
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src 'self' file:; media-src 'self' file:; "
+        f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    )
+    whole = {"videos": [], "scores": [], "rows": "", "columns": "", "failures": (), "concepts": None, **values}
+    return environment.get_template("gallery.html").render(
+        title=title, policy=policy, style=Markup(style), script=Markup(script), **whole
+    )
+
+
+def _hash(text: str) -> str:
+    """As a policy names a script that may run."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
