@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -205,7 +206,7 @@ class UNetFamily(Family):
     def cross_attention(self, layers: Sequence[int]) -> list[str]:
         return [name for name in self.targets("appearance", layers) if ".attn2." in name]
 
-    @property
+    @cached_property
     def readers(self) -> tuple[int, ...]:
         able = self.layers("appearance")
         return tuple(layer for layer in able if self.cross_attention([layer]))
