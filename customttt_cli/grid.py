@@ -58,6 +58,9 @@ def grid(
     workers: Annotated[
         int | None, typer.Option(help="Processes, each with a GPU or a share of the cores; by default this one alone.")
     ] = None,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads for each video; they decide its last bits, whoever makes it.", min=1)
+    ] = 1,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
@@ -75,7 +78,7 @@ def grid(
         "appearance_scale": appearance_scale, "motion_scale": motion_scale, "as_published": published or None,
     }  # fmt: skip
     wanted = _wanted(file, given, changes)
-    made = _planned(Library(), wanted, folder)
+    made = _planned(Library(), wanted, folder, threads)
     foretold = _foretold(made)
     _tell_plan(made, foretold, workers or 1, dry_run, as_json)
     if not dry_run:
@@ -115,16 +118,15 @@ def _wish(settings: Settings) -> Wish:
     return Wish("", published=fields.pop("as_published"), **fields)
 
 
-def _planned(library: Library, wanted: Wanted, folder: Path) -> Grid:
+def _planned(library: Library, wanted: Wanted, folder: Path, threads: int) -> Grid:
     """The grid on its base, every concept found. Raises what makes it impossible, before anything is loaded."""
     from customttt import media
 
     media.check_place(folder / SUMMARY)
-    output.quiet()
-    with output.waiting("Loading torch"):
+    with output.loading_torch():
         from customttt.many.grid import Grid
     with output.waiting("Looking at what there is"):
-        made = Grid.planned(library, wanted, folder, _wish(wanted.settings).again)
+        made = Grid.planned(library, wanted, folder, _wish(wanted.settings).again, threads)
     output.say(f"Base: {made.base}")
     return made
 
@@ -192,7 +194,7 @@ def _crew(made: Grid, workers: int | None) -> Iterator[Crew]:
     from customttt.many.crews import Processes
     from customttt.many.engine import Alone
 
-    opened = partial(bench.opened, made.base, made.library.root)
+    opened = partial(bench.opened, made.base, made.library.root, made.threads)
     if workers is None:
         yield Alone(opened)
         return

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from customttt import opening
+from customttt import opening, threads
 from customttt.library import Library
 from customttt.recipe import VideoRecipe
 from customttt.workshop import Plan, Workshop
@@ -49,6 +49,7 @@ def do(shop: Workshop, order: Order) -> None:
         shop.write(order.recipe, order.path)
 
 
-def opened(base: str, root: Path) -> Callable[[Any], None]:
-    """What does orders here. Raises BaseUnavailableError or OutOfMemoryError."""
+def opened(base: str, root: Path, count: int = 0) -> Callable[[Any], None]:
+    """What does orders here, with so many CPU threads from now on. Raises BaseUnavailableError or OutOfMemoryError."""
+    threads.use(count)
     return partial(do, Workshop(*opening.open_accelerated(base), Library(root)))

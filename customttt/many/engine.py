@@ -33,7 +33,7 @@ class Job:
     needs: tuple[str, ...] = ()
     """The keys of jobs that come before this one."""
     what: Any = None
-    """What `Work` makes an order of."""
+    """What `Foreman` makes an order of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Outcome:
     """Of a job that failed, or was skipped, in one sentence."""
     seconds: float = 0.0
     value: Any = None
-    """What `Work.keep` made of the result, or `Work.known` found."""
+    """What `Foreman.keep` made of the result, or `Foreman.known` found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Returned:
 
 
 @runtime_checkable
-class Work(Protocol):
+class Foreman(Protocol):
     """What jobs mean; all of it is done in the one process that runs the engine."""
 
     def known(self, job: Job) -> Any:
@@ -90,7 +90,7 @@ class Crew(Protocol):
         """What has ended; waits until there is something. Jobs have been given."""
 
 
-def run(jobs: Iterable[Job], work: Work, crew: Crew) -> Iterator[Outcome]:
+def run(jobs: Iterable[Job], work: Foreman, crew: Crew) -> Iterator[Outcome]:
     """Do every job, each after those that it needs, and tell how each ended as it ends.
 
     Jobs come after those that they need, and are looked at as they are wanted. A CustomTTTError of `work` is the
@@ -104,7 +104,7 @@ class _Run:
     """One run: what it holds is bounded by WINDOW and by the number of failures."""
 
     jobs: Iterator[Job]
-    work: Work
+    work: Foreman
     crew: Crew
     ready: deque[Job] = field(default_factory=deque)
     open: dict[str, list[Job]] = field(default_factory=dict)

@@ -39,7 +39,7 @@ Lines = Callable[[VideoRecipe], Sequence[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class Video:
+class Shown:
     """One video as it was found."""
 
     path: Path
@@ -54,7 +54,7 @@ class Collection:
     """All videos of a folder, and what a grid did not make."""
 
     folder: Path
-    videos: Sequence[Video]
+    videos: Sequence[Shown]
     failures: Sequence[Mapping[str, str]] = ()
     strangers: int = 0
     """Videos without a recipe that this version reads."""
@@ -75,7 +75,7 @@ def collect(folder: Path) -> Collection:
         recipes = list(pool.map(_recipe, paths))
     by_video, by_method = _scores(folder)
     videos = [
-        Video(path, recipe, method, {**by_method.get(method, {}), **by_video.get(path.name, {})})
+        Shown(path, recipe, method, {**by_method.get(method, {}), **by_video.get(path.name, {})})
         for path, recipe in zip(paths, recipes, strict=True)
         if recipe is not None
         for method in [_method(path, recipe)]
@@ -146,7 +146,7 @@ def _method(path: Path, recipe: VideoRecipe) -> str:
     return recipe.rival.name if recipe.rival else ""
 
 
-def _place(one: Video) -> tuple[object, ...]:
+def _place(one: Shown) -> tuple[object, ...]:
     """By method, as `compare` knows them, then by all that tells videos apart."""
     order, recipe = list(METHODS), one.recipe
     method = order.index(one.method) if one.method in order else len(order)
@@ -193,7 +193,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _fields(one: Video, lines: Lines, out: Path) -> dict[str, Any]:
+def _fields(one: Shown, lines: Lines, out: Path) -> dict[str, Any]:
     recipe = one.recipe
     beside = Path(os.path.relpath(one.path, out.parent)).as_posix()
     return {

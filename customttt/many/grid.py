@@ -13,13 +13,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from customttt import backbones, learn, media, planner, workshop
+from customttt import backbones, learn, machine, media, planner, threads, workshop
 from customttt.concept import Concept, Kind
 from customttt.config import Defaults, SampleConfig, TrainConfig, check_seed, digest
 from customttt.errors import CustomTTTError, NotFoundError, UsageError
@@ -43,7 +43,7 @@ Change = Callable[[VideoRecipe], VideoRecipe]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Combination:
     """One video."""
 
     appearance: str
@@ -58,7 +58,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Preparation:
     """A concept that is learned first; its pictures or its clip are read again when it is."""
 
     kind: Kind
@@ -141,16 +141,26 @@ class Grid:
     wanted: Wanted
     folder: Path
     change: Change
+    threads: int = 1
+    """Of the CPU for each video, whoever makes it, as they decide the last bits; 0: on a GPU."""
     concepts: dict[Kind, dict[str, Concept]] = field(default_factory=dict)
     """By name; one that is not learned yet stands for itself, with the key of its run in place of its weights'."""
-    lessons: dict[tuple[Kind, str], Lesson] = field(default_factory=dict)
+    lessons: dict[tuple[Kind, str], Preparation] = field(default_factory=dict)
 
     @classmethod
-    def planned(cls, library: Library, wanted: Wanted, folder: Path, change: Change = lambda recipe: recipe) -> Grid:
+    def planned(
+        cls,
+        library: Library,
+        wanted: Wanted,
+        folder: Path,
+        change: Change = lambda recipe: recipe,
+        count: int = 1,
+    ) -> Grid:
         """Find every concept, and read every picture and clip that is to be learned from; nothing is loaded.
 
-        `change` makes each recipe what it is to be, of the base's own. Raises UsageError, NotFoundError, MediaError,
-        DamagedError, AlreadyExistsError for a name that is taken by another concept, or BaseUnavailableError.
+        `change` makes each recipe what it is to be, of the base's own; `count` is of CPU threads. Raises UsageError,
+        NotFoundError, MediaError, DamagedError, AlreadyExistsError for a name that is taken by another concept, or
+        BaseUnavailableError.
         """
         _check_count(library, wanted)
         for prompt in wanted.prompts:
@@ -158,7 +168,9 @@ class Grid:
         for seed in wanted.all_seeds():
             check_seed(seed)
         base = _base(library, wanted)
-        grid = cls(library, base, backbones.identify(base), backbones.defaults(base), wanted, folder, change)
+        known = backbones.identify(base), backbones.defaults(base)
+        count = count if machine.device().type == "cpu" else 0
+        grid = cls(library, base, *known, wanted, folder, change, count)
         for kind in KINDS:
             grid.concepts[kind] = grid._found(kind)
         grid.recipe(next(grid.cells(*grid._first)))  # raises for what no recipe can have
@@ -173,11 +185,11 @@ class Grid:
         videos = pairs * len(self.wanted.prompts) * self.wanted.how_many_seeds()
         return {LEARN: len(self.lessons), ADAPT: pairs * self._adapts, VIDEO: videos}
 
-    def cells(self, appearance: str, motion: str) -> Iterator[Cell]:
+    def cells(self, appearance: str, motion: str) -> Iterator[Combination]:
         """The videos of a pair."""
         for prompt in self.wanted.prompts:
             for seed in self.wanted.all_seeds():
-                yield Cell(appearance, motion, prompt, seed)
+                yield Combination(appearance, motion, prompt, seed)
 
     def jobs(self) -> Iterator[Job]:
         """Every job, after those that it needs."""
@@ -192,21 +204,21 @@ class Grid:
                     yield Job(key, ADAPT, f"test-time training of {appearance} {motion}", needs, (appearance, motion))
                     needs = (key,)
                 for cell in self.cells(appearance, motion):
-                    yield Job(digest(self.recipe(cell).to_dict()), VIDEO, cell.title, needs, cell)
+                    yield Job(name_of(self.recipe(cell)), VIDEO, cell.title, needs, cell)
 
-    def recipe(self, cell: Cell) -> VideoRecipe:
+    def recipe(self, cell: Combination) -> VideoRecipe:
         """That of a video, of the concepts as they are known now. Raises UsageError or BaseUnavailableError."""
         known = self.concepts["appearance"][cell.appearance], self.concepts["motion"][cell.motion]
         pair = Pair(*known, (Path(), Path()))
         recipe = self.change(pair.recipe(cell.prompt, self.base, self.fingerprint, self.defaults))
-        return recipe.with_seed(cell.seed)
+        return replace(recipe, seed=cell.seed, threads=self.threads)
 
-    def path(self, cell: Cell, recipe: VideoRecipe) -> Path:
+    def path(self, cell: Combination, recipe: VideoRecipe) -> Path:
         """Where its video goes; the name holds the recipe's digest."""
-        name = f"{cell.appearance}-{cell.motion}-seed{cell.seed}-{digest(recipe.to_dict())[:12]}.mp4"
+        name = f"{cell.appearance}-{cell.motion}-seed{cell.seed}-{name_of(recipe)[:12]}.mp4"
         return self.folder / name
 
-    # -- what jobs mean (engine.Work)
+    # -- what jobs mean (engine.Foreman)
 
     def known(self, job: Job) -> Any:
         if job.kind == LEARN:
@@ -243,7 +255,8 @@ class Grid:
         for job in self.jobs():
             missing[job.kind] += self.known(job) is None
         nothing = Foretold(missing, dict.fromkeys(missing, 0.0), 0, 0, 0)
-        return _foretold(self, missing) if any(missing.values()) else nothing
+        with threads.using(self.threads):
+            return _foretold(self, missing) if any(missing.values()) else nothing
 
     # -- below: how it is found
 
@@ -262,7 +275,7 @@ class Grid:
         return Ledger(self.library.made)
 
     def _pair_recipe(self, appearance: str, motion: str) -> VideoRecipe:
-        return self.recipe(Cell(appearance, motion, self.wanted.prompts[0], 0))
+        return self.recipe(Combination(appearance, motion, self.wanted.prompts[0], 0))
 
     def _found(self, kind: Kind) -> dict[str, Concept]:
         """The concepts of a kind: those that are there, and those that are to be learned."""
@@ -289,7 +302,7 @@ class Grid:
         if learned is None:
             self.library.check_free(name)
         frames, size = _measures(plan.inputs)
-        self.lessons[kind, name] = Lesson(
+        self.lessons[kind, name] = Preparation(
             kind, name, lessons[name], plan.key, learned is not None, frames, size, plan.config
         )
         return learned or _to_be(plan)
@@ -312,11 +325,11 @@ class Grid:
         count = asked.frames or sample.num_frames
         return media.read_clip(path, count, sample.fps, sample.size, asked.start, asked.end)
 
-    def _video(self, cell: Cell) -> Path | None:
+    def _video(self, cell: Combination) -> Path | None:
         """The video of a cell, if it was made, by whichever grid, and is as it was; then it is in this one's folder."""
         recipe = self.recipe(cell)
         path = self.path(cell, recipe)
-        noted = self._ledger.get(digest(recipe.to_dict()))
+        noted = self._ledger.get(name_of(recipe))
         if noted is None:
             if not path.is_file() or not _is_of(path, recipe):
                 return None
@@ -331,7 +344,12 @@ class Grid:
 
     def _note(self, recipe: VideoRecipe, path: Path) -> None:
         with suppress(OSError):  # a library that cannot be written costs other grids' time alone
-            self._ledger.put(digest(recipe.to_dict()), path=str(path.absolute()), sha256=_sha256(path))
+            self._ledger.put(name_of(recipe), path=str(path.absolute()), sha256=_sha256(path))
+
+
+def name_of(recipe: VideoRecipe) -> str:
+    """The digest of all that tells a video apart: threads decide its last bits alone, and make no other video of it."""
+    return digest({key: value for key, value in recipe.to_dict().items() if key != "threads"})
 
 
 def _check_count(library: Library, wanted: Wanted) -> None:
