@@ -163,21 +163,26 @@ def test_a_base_in_half_precision_and_in_several_files_loads(tiny_random_base: P
 def test_an_image_unet_with_a_motion_adapter_loads(tiny_random_base: Path, tmp_path: Path) -> None:
     import shutil
 
-    from diffusers import MotionAdapter, UNet2DConditionModel
+    from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
     copy = tmp_path / "base"
     shutil.copytree(tiny_random_base, copy)
     shutil.rmtree(copy / "unet")
     channels = (32, 32, 32, 32)
-    UNet2DConditionModel(
+    image = UNet2DConditionModel(
         sample_size=16, in_channels=16, out_channels=16, block_out_channels=channels, layers_per_block=1,
         norm_num_groups=16, cross_attention_dim=128, attention_head_dim=4,
-    ).save_pretrained(copy / "unet")  # fmt: skip
-    MotionAdapter(
+    )  # fmt: skip
+    image.save_pretrained(copy / "unet")
+    adapter = MotionAdapter(
         block_out_channels=channels, motion_layers_per_block=1, motion_num_attention_heads=4, motion_norm_num_groups=16,
         use_motion_mid_block=False,
-    ).save_pretrained(copy / "motion_adapter")  # fmt: skip
+    )  # fmt: skip
+    adapter.save_pretrained(copy / "motion_adapter")
     loaded = open_base(str(copy), torch.device("cpu"))
+    theirs, ours = UNetMotionModel.from_unet2d(image, adapter).state_dict(), loaded.network.state_dict()
+    assert list(theirs) == list(ours)
+    assert all(map(torch.equal, theirs.values(), ours.values()))
     assert predict(loaded, torch.zeros(1, *loaded.latent_shape(2, 64))).shape == (1, 16, 2, 8, 8)
     assert_places_are_the_modules(loaded)
 
