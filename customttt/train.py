@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
-from lion_pytorch import Lion
 from torch import Tensor, nn
 
 from customttt import diffusion, lora, losses
@@ -20,6 +19,7 @@ from customttt.checkpoint import FORGETFUL, Keeper, randomness, set_randomness
 from customttt.concept import Kind
 from customttt.config import TrainConfig
 from customttt.errors import DivergedError, OutOfMemoryError
+from customttt.lion import Lion
 from customttt.progress import Progress, Report, silent
 from customttt.thrift import Ladder, Terms
 

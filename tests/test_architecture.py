@@ -23,7 +23,7 @@ TORCH_FREE = """
 ORDER = """
     limits errors text progress machine threads config concept recipe library pairs
     media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
-    video diffusion losses patch lora checkpoint
+    video diffusion losses patch lora lion checkpoint
     tiny backbones.hub backbones.interface backbones.family backbones.unets backbones.animatediff backbones.unet3d
     backbones.wan backbones backbones.survey
     opening thrift train sampling ttt learn compose torch_internals planner
