@@ -25,7 +25,7 @@ from customttt import media
 from customttt.library import Library
 from customttt.media import outputs
 
-SHARES = {"library": 0.5, "videos": 0.25, "exports": 0.21, "learning": 0.02, "composing": 0.02}
+SHARES = {"library": 0.5, "videos": 0.25, "exports": 0.23, "learning": 0.01, "composing": 0.01}
 """Of the trials."""
 LONGER, SHORTER = 1.03, 0.9
 """How the range of moments for a kill grows after a kill, and shrinks after a run that had ended before it: it stays
