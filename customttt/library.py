@@ -311,8 +311,8 @@ class Library:
 
     def _read(self, name: str) -> Concept | DamagedError:
         try:
-            manifest = _plain(self._concepts / name / MANIFEST)
-            if manifest.stat().st_size > MAX_MANIFEST:
+            manifest = self._concepts.joinpath(name, MANIFEST)
+            if _plain(manifest).st_size > MAX_MANIFEST:
                 raise DamagedError(f"{MANIFEST} has more than {MAX_MANIFEST:,} bytes.")
             concept = Concept.from_json(manifest.read_text(encoding="utf-8"))
             if concept.name != name:
@@ -446,15 +446,17 @@ def _under(folder: Path, key: str) -> list[Path]:
     return list(folder.glob(f"{key}.*.safetensors"))
 
 
-def _plain(path: Path) -> Path:
-    """A file as it is. Raises OSError for a link, which may lead anywhere, and for a pipe, on which one would wait."""
-    if not stat.S_ISREG(path.lstat().st_mode):
+def _plain(path: Path) -> os.stat_result:
+    """Of a file. Raises OSError for a link, which may lead anywhere, and for a pipe, on which one would wait."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no plain file")
-    return path
+    return found
 
 
 def _digest(path: Path) -> str:
-    with _plain(path).open("rb") as file:
+    _plain(path)
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

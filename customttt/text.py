@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from pydantic_core import from_json
+
 from customttt.limits import MAX_BRACKETS, MAX_NESTING
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -32,7 +34,7 @@ def parsed(text: str, most: int, pairs: Callable[[list[tuple[str, Any]]], Any] |
         raise ValueError(f"it has {brackets:,} brackets, and at most {MAX_BRACKETS:,} are read")
     if brackets > MAX_NESTING and _nesting(text) > MAX_NESTING:
         raise ValueError(f"its brackets are nested deeper than {MAX_NESTING}")
-    return json.loads(text, object_pairs_hook=pairs)
+    return json.loads(text, object_pairs_hook=pairs) if pairs else from_json(text)  # in a fifth of the time
 
 
 def _nesting(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +71,7 @@ def _steps(concept: Concept) -> str:
     return str(concept.steps or "?")
 
 
+@cache  # of few bases, though of thousands of concepts
 def _short(base: str) -> str:
     return Path(base).name if Path(base).is_absolute() else base
 
