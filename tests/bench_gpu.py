@@ -1,5 +1,8 @@
 """Time the bases at full size on one GPU: `python tests/bench_gpu.py`; `--small` tries the script on a CPU.
 
+`--count` needs no GPU: it tells what a step would start, move and hold there, by the planner.
+
+
 Random weights of the published architectures, so nothing is downloaded, and no text encoder: prompts are random
 embeddings. Every result is a line of JSON, in the file that `--out` names, too: seconds of opening, seconds a step
 (median, the first left out) and peak memory of what customttt does, beside the bare network on the same latents. What
@@ -27,7 +30,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, AutoencoderKLWan, MotionAdapter, UNet2DConditionModel, WanTransformer3DModel
 from torch import Tensor
 
-from customttt import lora, sampling, train, ttt
+from customttt import lora, planner, sampling, train, ttt
 from customttt.backbones.animatediff import PAPER, AnimateDiff
 from customttt.backbones.family import load_part
 from customttt.backbones.interface import autocast, precision
@@ -284,13 +287,36 @@ class Work:
         return self.bench.timed(partial(self.backbone.decode, self.latents(shape)), 1)
 
 
+def count() -> None:
+    """Operations, bytes and memory of a step of each kind of AnimateDiff on a GPU, 16 frames of 256 x 256."""
+    base, device = "animatediff", torch.device("cuda")
+    pair = [planner.Adapter(config.layers, config.rank) for config in (PAPER.appearance, PAPER.motion)]
+    sample = PAPER.sample.but(num_frames=16, size=256)
+    adapting = PAPER.ttt.as_published(sample.guidance_scale).but(steps=1)
+    costs = {
+        "a step of the appearance": planner.lesson(
+            base, "appearance", PAPER.appearance.but(steps=1), 1, 256, 0, device
+        ),
+        "a step of the motion": planner.lesson(base, "motion", PAPER.motion.but(steps=1), 16, 256, 0, device),
+        "an iteration of test-time training": planner.adaptation(base, *pair, adapting, sample, 0, device),
+        "a denoising step": planner.denoising_step(base, sample, device),
+    }
+    for what, cost in costs.items():
+        moved, held = f"{cost.moved / 1e9:.1f} GB moved", f"{cost.memory / 1e9:.2f} GB held"
+        sys.stdout.write(f"{what}: {cost.calls:,} operations, {moved}, {held}, {cost.flops / 1e12:.2f} Tflop\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bases", nargs="*", default=["animatediff", "wan"], help="animatediff, wan")
     parser.add_argument("--small", action="store_true", help="tiny networks and videos, to try the script")
     parser.add_argument("--deadline", type=float, default=480, help="seconds after which nothing new begins")
     parser.add_argument("--out", type=Path, help="file for the results")
+    parser.add_argument("--count", action="store_true", help="only count what a step would take")
     given = parser.parse_args()
+    if given.count:
+        count()
+        return
     on_gpu = torch.cuda.is_available() and not given.small
     bench = Bench(torch.device("cuda" if on_gpu else "cpu"), given.small, given.deadline, given.out)
     for base in given.bases:
