@@ -363,30 +363,36 @@ def _result(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tupl
 
     The blocks of a network repeat each other, and so do the rungs of a ladder: new tensors are worked out once.
     """
-    key = func, _layout(args), _layout(tuple(kwargs.items()))
+    key = func, _layouts(args), _layouts((*kwargs.items(),))
     if key in _results:
-        layout, flops = _results[key]
-        return _empty(layout), flops
+        layouts, flops = _results[key]
+        return _empty(layouts)[0], flops
     out = func(*args, **kwargs)
     flops = torch_internals.flops(func, args, kwargs, out)
     made, given = ({torch_internals.storage_of(one)[1] for one in _on_meta(some)} for some in (out, args))
     if made and not made & given and not torch_internals.is_mutable(func) and isinstance(out, Tensor | tuple):
-        _results[key] = _layout(out), flops
+        _results[key] = _layouts((out,)), flops
     return out, flops
 
 
-def _layout(value: Any) -> Any:
+def _layouts(values: Any) -> tuple[Any, ...]:
     """Equal for equal constants and for tensors of which an operation makes equal ones."""
-    if isinstance(value, Tensor):
-        return Layout(value.shape, value.stride(), value.dtype, value.device)
-    return tuple(map(_layout, value)) if isinstance(value, tuple | list) else Constant(type(value), value)
+    return tuple(
+        Layout(value.shape, value.stride(), value.dtype, value.device) if isinstance(value, Tensor)
+        else _layouts(value) if isinstance(value, tuple | list)
+        else Constant(type(value), value)
+        for value in values
+    )  # fmt: skip
 
 
-def _empty(layout: Any) -> Any:
-    """Tensors of a layout."""
-    if isinstance(layout, Layout):
-        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device=layout.device)
-    return layout.value if isinstance(layout, Constant) else tuple(map(_empty, layout))
+def _empty(layouts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Tensors of these layouts, and the constants."""
+    return tuple(
+        torch.empty_strided(one.shape, one.stride, dtype=one.dtype, device=one.device) if isinstance(one, Layout)
+        else one.value if isinstance(one, Constant)
+        else _empty(one)
+        for one in layouts
+    )  # fmt: skip
 
 
 def _on_meta(values: Any) -> Iterator[Tensor]:
