@@ -150,6 +150,39 @@ def test_hdr_looks_as_the_same_scene_in_sdr(tmp_path: Path, kind: str) -> None:
     assert np.abs(found[grey] - control[grey]).max() <= 6
 
 
+@pytest.mark.parametrize("primaries", ["smpte432", "smpte431", "bt2020"])
+def test_a_wide_gamut_looks_as_the_same_scene_in_a_narrow_one(tmp_path: Path, primaries: str) -> None:
+    """Screen recordings and films are in P3 or BT.2020, though not in HDR: their colours read as BT.709 are dull."""
+    matrix = "bt2020nc" if primaries == "bt2020" else "bt709"
+    red = "setparams=colorspace=gbr:color_trc=bt709:color_primaries=bt709:range=pc,zscale=t=linear,format=gbrpf32le"
+    wide = f"zscale=p={primaries},zscale=t=bt709:m={matrix}:r=tv,format=yuv444p10le"
+    source = ("-f", "lavfi", "-i", "color=0xc84040:s=64x64:r=8:d=1,format=gbrp", "-vf", f"{red},{wide}")
+    told = ("-color_primaries", primaries, "-color_trc", "bt709", "-colorspace", matrix)
+    ffmpeg(*source, "-c:v", "libx264", "-crf", "2", *told, str(tmp_path / "a.mp4"))
+    found = read_clip(tmp_path / "a.mp4", 2, 4, 32).frames[0, 16, 16]
+    assert np.abs(found.astype(int) - (0xC8, 0x40, 0x40)).max() <= 3
+
+
+CAMERAS = {
+    "a.mpg": ("-c:v", "mpeg2video", "-q:v", "1", "-flags", "+ilme+ildct"),
+    "a.mp4": ("-c:v", "libx264", "-crf", "1", "-flags", "+ilme+ildct", "-pix_fmt", "yuv420p"),
+    "a.mov": ("-c:v", "prores_ks", "-flags", "+ilme+ildct", "-field_order", "tb", "-pix_fmt", "yuv422p10le"),
+}
+
+
+@pytest.mark.parametrize("name", CAMERAS)
+def test_a_camcorders_frames_show_one_moment_each(tmp_path: Path, name: str) -> None:
+    """Each of its frames holds two, in every other line: what moves has a comb for an edge."""
+    frames = np.zeros((48, 64, 64, 3), np.uint8)
+    for number in range(48):
+        frames[number, :, number : number + 12] = 255
+    encode(tmp_path / name, frames, 48, "-vf", "interlace=scan=tff:lowpass=0", *CAMERAS[name])
+    found = read_clip(tmp_path / name, 4, 8, 64).frames.mean(-1)
+    assert np.abs(np.diff(found[1:], axis=1)).mean() < 1, "no line is of another moment than the next"
+    middles = (found[:, 32] * np.arange(64)).sum(1) / found[:, 32].sum(1)
+    assert np.abs(middles - (5.5 + 6 * np.arange(4))).max() < 1
+
+
 ALPHA = {
     "webm": ("-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p", "-b:v", "2M"),
     "vp8.webm": ("-c:v", "libvpx", "-pix_fmt", "yuva420p", "-auto-alt-ref", "0", "-b:v", "2M"),

@@ -49,7 +49,7 @@ def read_clip(
     Each is the frame nearest in time, and none is taken twice: where the clip up to `end` is shorter than
     `num_frames / fps`, the frames are spread over it; where it is slower than `fps`, they are consecutive.
     The centre is cropped to `size` in pixels: the side, or (height, width). Frames are as a player shows them: turned
-    and cropped as the file says, with square pixels, HDR in BT.709, transparency white.
+    and cropped as the file says, without combs, with square pixels, HDR and wide gamuts in BT.709, transparency white.
     Raises NotFoundError, UsageError for impossible numbers, or MediaError.
     """
     _check_sampling(num_frames, fps, start, end)
@@ -130,7 +130,8 @@ class Video:
         """Chosen by time: ffmpeg numbers frames anew when their size changes, and its filters are built again."""
         edges = [times[0] - 1, *map(mean, pairwise(times)), times[-1] + 1]
         near = _any_of([f"between(t,{edges[pick]:.6f},{edges[pick + 1]:.6f})" for pick in picks])
-        filters = f"select='(isnan(prev_selected_t)+gt(t,prev_selected_t))*{near}',{self.stream.filters(size)}"
+        chosen = f"select='(isnan(prev_selected_t)+gt(t,prev_selected_t))*{near}'"
+        filters = f"{self.stream.whole}{chosen},{self.stream.filters(size)}"
         output = ("-frames:v", str(len(picks)), "-vf", filters, "-pix_fmt", "rgb24", "-f", "rawvideo")
         raw = ffmpeg.decode(self.path, self.stream, output, len(picks), start, most=len(picks) * prod(size) * 3)
         return np.frombuffer(raw, np.uint8).reshape(len(picks), *size, 3).copy()

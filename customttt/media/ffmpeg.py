@@ -51,9 +51,13 @@ _DECODERS = {
 _UNKNOWN = re.compile(r"decoder found for|Decoder .*not found|patches welcome|not implemented|no path between")
 _NO_MEMORY = re.compile(r"Cannot allocate memory|get_buffer\(\) failed|[Ee]rror allocating")
 _ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya|uyva")
-_STREAM = re.compile(r"^  Stream #0:\d.*?: Video: (\w+).*?, ([a-z]\w*)(?:\(([^)]*)\))?, (\d+)x(\d+)(.*)$", re.MULTILINE)
+_DETAILS = r"(?:\(((?:[^()]|\([^()]*\))*)\))?"
+_STREAM = re.compile(rf"^  Stream #0:\d.*?: Video: (\w+).*?, ([a-z]\w*){_DETAILS}, (\d+)x(\d+)(.*)$", re.MULTILINE)
 _PICTURES = re.compile(r"^  Stream #0:\d.*?: Video: (?!.*\(attached pic\))", re.MULTILINE)
-_HDR = re.compile(r"([^ ,/]+)/([^ ,/]+)/(smpte2084|arib-std-b67)")
+_COLOURS = re.compile(r"([^ ,/]+)/([^ ,/]+)/([^ ,/]+)|(bt2020)")
+_HDR = ("smpte2084", "arib-std-b67")
+_WIDE = ("bt2020", "smpte431", "smpte432")
+"""Primaries of SDR that reach further than those of BT.709, as those of screens (Display P3) do."""
 _MATRIX = re.compile(r"bt709|bt2020|smpte170m|smpte240m|bt470bg|fcc|ycgco|ictcp|gbr")
 HD = 1280, 720
 """Width and height, of which one is enough."""
@@ -69,12 +73,19 @@ class Stream:
     decoder: Sequence[str]
     """Options of the decoder, where ffmpeg's own choice would not do."""
     alpha: bool
-    hdr: tuple[str, str, str] | None
-    """Matrix, primaries and transfer of PQ or HLG."""
+    colours: tuple[str, str, str] | None
+    """Matrix, primaries and transfer of what is not in BT.709: PQ, HLG, or SDR of a wider gamut."""
     untold: bool = False
     """Whether it is as large as HD and does not say its matrix, which is that of HD then; ffmpeg takes that of SD."""
     pixels: int = 0
     """Of a frame; 0 where that is not known."""
+    interlaced: bool = False
+    """Whether each frame holds two moments, one in its even and one in its odd lines."""
+
+    @property
+    def whole(self) -> str:
+        """The filter that must see all frames before some are chosen, with a comma; or nothing."""
+        return "bwdif=mode=send_frame:deint=interlaced," * self.interlaced
 
     def filters(self, size: Size) -> str:
         """From a decoded frame to `size`: square pixels in BT.709 on white, the centre cropped."""
@@ -85,20 +96,32 @@ class Stream:
             parts.insert(0, _ON_WHITE)
         if self.untold:
             parts.insert(0, "setparams=colorspace=bt709")
-        if self.hdr:
-            parts.append(_tone_mapped(*self.hdr))
+        if self.colours:
+            parts.append(_in_bt709(*self.colours))
         return ",".join(parts)
 
 
-def _tone_mapped(matrix: str, primaries: str, transfer: str) -> str:
-    """From PQ or HLG to BT.709; where a clip names no primaries, they are those that HDR has."""
-    known = "gbr" if matrix == "gbr" else "bt2020nc" if matrix in ("unknown", "reserved") else matrix
-    space = f"setparams=colorspace={known}:color_trc={transfer}"
-    space += f":color_primaries={'bt2020' if primaries in ('unknown', 'reserved') else primaries}"
+def _in_bt709(matrix: str, primaries: str, transfer: str) -> str:
+    """From PQ, HLG or a wide gamut to BT.709; where a clip names no primaries, they are those that HDR has."""
+    bright, untold = transfer in _HDR, ("unknown", "reserved")
+    known = ("bt2020nc" if bright else "bt709") if matrix in untold else matrix
+    space = f"setparams=colorspace={known}:color_trc={transfer if bright else 'bt709'}"
+    space += f":color_primaries={'bt2020' if primaries in untold else primaries}"
+    light = f"zscale=t=linear:npl={_WHITE}" if bright else "zscale=t=linear"
+    rolled = "tonemap=mobius:param=0.5:desat=0," * bright
     return (
-        f"format=yuv444p10|gbrp10,{space},zscale=t=linear:npl={_WHITE},format=gbrpf32le,zscale=p=bt709,"
-        "tonemap=mobius:param=0.5:desat=0,zscale=t=bt709:m=gbr:r=pc,format=gbrp"
+        f"format=yuv444p10|gbrp10,{space},{light},format=gbrpf32le,zscale=p=bt709,"
+        f"{rolled}zscale=t=bt709:m=gbr:r=pc,format=gbrp"
     )
+
+
+def _colours(details: str) -> tuple[str, str, str] | None:
+    """Those of a stream, if they are not in BT.709."""
+    found = _COLOURS.search(details)
+    if not found:
+        return None
+    matrix, primaries, transfer = (found[1], found[2], found[3]) if found[1] else ("bt2020nc", "bt2020", "bt709")
+    return (matrix, primaries, transfer) if transfer in _HDR or primaries in _WIDE else None
 
 
 PLAIN = Stream((), False, None)
@@ -118,12 +141,13 @@ def probe(path: Path) -> Stream:
     about = said[streams[0].end() :].partition("\n  Stream #")[0]  # what is said of this stream
     hidden = codec in ("vp8", "vp9") and bool(re.search(r"^ +alpha_mode +: 1", about, re.IGNORECASE | re.MULTILINE))
     alpha = hidden or _ALPHA.match(pixel_format) is not None
-    hdr = _HDR.search(details or "")
-    untold = pixel_format.startswith("yuv") and not _MATRIX.search(details or "")
+    details = details or ""
+    untold = pixel_format.startswith("yuv") and not _MATRIX.search(details)
     untold = untold and (int(width) >= HD[0] or int(height) >= HD[1])
     return Stream(
-        _DECODERS.get((codec, hidden), ()), alpha, hdr and (hdr[1], hdr[2], hdr[3]), untold, int(width) * int(height)
-    )
+        _DECODERS.get((codec, hidden), ()), alpha, _colours(details), untold, int(width) * int(height),
+        interlaced=" first" in details,
+    )  # fmt: skip
 
 
 def _unopened(path: Path, said: str) -> Exception:
