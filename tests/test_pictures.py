@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from footage import FIELD, halves, saved
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from customttt.errors import MediaError, NotFoundError
 from customttt.media import passed_over, read_pictures, write_png
@@ -335,3 +335,61 @@ def test_the_usual_gamma_and_an_absurd_one_change_nothing(gamma: float, tmp_path
     image = Image.new("RGB", (40, 40), (10, 100, 200))
     found = read_pictures([with_gamma(image, gamma, tmp_path / "a.png")], 32)[0].pixels
     assert (found == (10, 100, 200)).all()
+
+
+# -- colours that are told without a profile
+
+
+def with_code_points(image: Image.Image, primaries: int, transfer: int, path: Path) -> Path:
+    """A PNG that tells its colours in cICP, an AVIF in nclx."""
+    image.save(path, **({"quality": 100, "subsampling": "4:4:4"} if path.suffix == ".avif" else {}))
+    content = path.read_bytes()
+    if path.suffix == ".avif":
+        at = content.index(b"colrnclx") + 8
+        path.write_bytes(content[:at] + primaries.to_bytes(2) + transfer.to_bytes(2) + content[at + 4 :])
+    else:
+        chunk = b"cICP" + bytes([primaries, transfer, 0, 1])
+        path.write_bytes(content[:33] + b"\0\0\0\x04" + chunk + zlib.crc32(chunk).to_bytes(4) + content[33:])
+    return path
+
+
+CODED = {
+    "P3": (12, 13, (171, 72, 69), 255),
+    "BT.2020": (9, 13, (154, 81, 68), 255),
+    "PQ": (9, 16, (119, 87, 80), 148),
+    "HLG": (9, 18, (149, 76, 65), 191),
+    "linear": (1, 8, (124, 13, 13), 255),
+}
+"""Code points, and the levels of (185, 64, 64) and of white of 203 cd/m2: by ffmpeg's zscale, HLG's by BT.2100."""
+
+
+@pytest.mark.parametrize("suffix", [".png", ".avif"])
+@pytest.mark.parametrize("kind", CODED)
+def test_colours_in_code_points_become_srgb(tmp_path: Path, kind: str, suffix: str) -> None:
+    primaries, transfer, matt, white = CODED[kind]
+    image = Image.new("RGB", (64, 40), matt)
+    image.paste((white,) * 3, (32, 0, 64, 40))
+    found = read_pictures([with_code_points(image, primaries, transfer, tmp_path / f"a{suffix}")], (40, 64))[0].pixels
+    assert np.abs(found[20, 10].astype(int) - (185, 64, 64)).max() <= (3 if suffix == ".png" else 6)
+    assert found[20, 50].min() >= (252 if white == 255 else 215), "what is brighter than white has room above it"
+
+
+def test_code_points_of_srgb_change_nothing_and_outweigh_what_a_png_says_otherwise(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 40), (185, 64, 64))
+    assert (read_pictures([with_code_points(image, 1, 13, tmp_path / "a.png")], 32)[0].pixels == (185, 64, 64)).all()
+    image = Image.new("RGBA", (40, 40), (171, 72, 69, 255))
+    image.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    found = read_pictures([with_code_points(image, 12, 13, tmp_path / "b.png")], 32)[0].pixels
+    assert np.abs(found.astype(int) - (185, 64, 64)).max() <= 2
+
+
+@pytest.mark.parametrize(("space", "index"), [(2, None), (0xFFFF, "R03")])
+@pytest.mark.parametrize(("adobe", "srgb"), [((219, 0, 0), (255, 0, 0)), ((144, 255, 60), (0, 255, 0))])
+def test_a_camera_that_says_adobe_rgb_in_exif_alone_is_believed(
+    tmp_path: Path, space: int, index: str | None, adobe: tuple[int, ...], srgb: tuple[int, ...]
+) -> None:
+    image, exif = Image.new("RGB", (40, 40), adobe), Image.Exif()
+    exif.get_ifd(0x8769).update({0xA001: space} | ({0xA005: {1: index}} if index else {}))
+    image.save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
+    found = read_pictures([tmp_path / "a.jpg"], 32)[0].pixels
+    assert np.abs(found.astype(int) - srgb).max() <= 4

@@ -22,6 +22,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from customttt.errors import CustomTTTError, MediaError, NotFoundError
 from customttt.limits import MAX_PIXELS, MAX_PROFILE, MIN_SIDE
+from customttt.media import colours
 
 Pixels = NDArray[np.uint8]  # (h w 3)
 Size = tuple[int, int]  # (height, width) in pixels
@@ -34,6 +35,8 @@ BAND = 1 << 24
 """Pixels of a picture that are converted at once."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEIC = re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL)
+_COLOURS = "colours"
+"""Under which an image's `info` has those that its file tells without a profile."""
 _WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # modes of 16 bits a pixel
 
 
@@ -59,6 +62,9 @@ def _load(path: Path, file: Path | BytesIO, smallest: int) -> Image.Image:
         if image.mode == "F":  # whose white may be anything
             raise MediaError(f"'{path.name}' has floating-point pixels; save it with 8 or 16 bits a channel.")
         image.load()
+        with suppress(Exception):  # of broken EXIF
+            if not image.info.keys() & {"icc_profile", _COLOURS} and colours.is_adobe(image):
+                image.info[_COLOURS] = colours.ADOBE_RGB
         return _upright(image)
 
 
@@ -72,7 +78,19 @@ def open_image(path: Path, *formats: str, file: Path | BytesIO | None = None) ->
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise Image.DecompressionBombError
+    if found := _told(file or path, image):
+        image.info[_COLOURS] = found
     return image
+
+
+def _told(file: Path | BytesIO, image: Image.Image) -> colours.Colours | None:
+    """The colours that a file tells in code points, which a PNG's profile does not outweigh, and any other does."""
+    if image.format not in ("PNG", "AVIF", "HEIF") or (image.format != "PNG" and image.info.get("icc_profile")):
+        return None
+    if isinstance(file, BytesIO):
+        return colours.told(BytesIO(file.getbuffer()))
+    with file.open("rb") as opened:
+        return colours.told(opened)
 
 
 @contextmanager
@@ -170,7 +188,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _exponent(image: Image.Image) -> float | None:
     """What makes sRGB of the levels that a PNG's gAMA tells of; None where that is nothing or a profile counts."""
-    gamma, better = image.info.get("gamma"), ("srgb", "icc_profile")
+    gamma, better = image.info.get("gamma"), ("srgb", "icc_profile", _COLOURS)
     if not isinstance(gamma, float) or not 0.1 <= gamma <= 10 or any(name in image.info for name in better):
         return None
     return None if abs(gamma * GAMMA - 1) < 0.05 else 1 / (gamma * GAMMA)
@@ -185,8 +203,10 @@ def _brightened(image: Image.Image, exponent: float) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """In RGB by the profile that the file carries; one that is broken or of other channels counts as none."""
-    profile = image.info.get("icc_profile")
+    """In RGB by the colours or the profile that the file tells; a profile that is broken or does not fit is none."""
+    profile, told = image.info.get("icc_profile"), image.info.get(_COLOURS)
+    if told and image.mode not in ("CMYK", "LAB"):
+        return colours.to_srgb(image.convert("RGB"), told)
     if image.mode not in ("L", "CMYK", "LAB"):
         image = image.convert("RGB")
     if not profile and image.mode != "LAB":
