@@ -58,6 +58,13 @@ def grid(
     workers: Annotated[
         int | None, typer.Option(help="Processes, each with a GPU or a share of the cores; by default this one alone.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="On Ray: local, auto, or a head's address; --workers is how many at most.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int, typer.Option(help="CPU threads for each video; they decide its last bits, whoever makes it.", min=1)
     ] = 1,
@@ -73,6 +80,8 @@ def grid(
         "appearances": _names(appearances), "motions": _names(motions), "prompts": _prompts(prompt, prompts),
         "seeds": seeds, "base": base,
     }  # fmt: skip
+    if ray is not None:
+        _check_ray()
     changes = {
         "frames": frames, "steps": steps, "guidance": guidance, "ttt_steps": 0 if no_ttt else ttt_steps,
         "appearance_scale": appearance_scale, "motion_scale": motion_scale, "as_published": published or None,
@@ -82,7 +91,15 @@ def grid(
     foretold = _foretold(made)
     _tell_plan(made, foretold, workers or 1, dry_run, as_json)
     if not dry_run:
-        _carry_out(made, foretold, workers, as_json)
+        _carry_out(made, foretold, workers, ray, as_json)
+
+
+def _check_ray() -> None:
+    """Raise UsageError where Ray is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("ray") is None:
+        raise UsageError("Ray is not installed; pip install 'customttt[ray]', or leave --ray out.")
 
 
 def _names(text: str | None) -> str | list[str] | None:
@@ -167,7 +184,7 @@ def _plan_lines(made: Grid, foretold: Foretold, workers: int) -> Iterator[str]:
     yield f"Disk: about {output.gigabytes(foretold.disk)}."
 
 
-def _carry_out(made: Grid, foretold: Foretold, workers: int | None, as_json: bool) -> None:
+def _carry_out(made: Grid, foretold: Foretold, workers: int | None, ray: str | None, as_json: bool) -> None:
     from customttt import backbones
     from customttt.many import engine
     from customttt.many.grid import Pace
@@ -175,8 +192,9 @@ def _carry_out(made: Grid, foretold: Foretold, workers: int | None, as_json: boo
     if any(foretold.missing.values()):
         backbones.check_at_hand(made.base)
         made.library.check_writable()
-    pace, counts, bad, done = Pace(foretold, workers or 1), made.counts, list[dict[str, str]](), 0
-    with _crew(made, workers) as crew, output.progress() as report:
+    counts, bad, done = made.counts, list[dict[str, str]](), 0
+    with _crew(made, workers, ray) as crew, output.progress() as report:
+        pace = Pace(foretold, crew.room())
         for outcome in engine.run(made.jobs(), made, crew):
             done += 1
             pace.note(outcome)
@@ -188,12 +206,18 @@ def _carry_out(made: Grid, foretold: Foretold, workers: int | None, as_json: boo
 
 
 @contextmanager
-def _crew(made: Grid, workers: int | None) -> Iterator[Crew]:
+def _crew(made: Grid, workers: int | None, ray: str | None) -> Iterator[Crew]:
     """Who does the jobs."""
     from customttt.many import bench
     from customttt.many.crews import Processes
     from customttt.many.engine import Alone
 
+    if ray is not None:
+        from customttt.many.rays import OnRay
+
+        with OnRay(made.library, made.base, ray, workers, made.threads) as actors:
+            yield actors
+        return
     opened = partial(bench.opened, made.base, made.library.root, made.threads)
     if workers is None:
         yield Alone(opened)

@@ -32,7 +32,7 @@ ORDER = """
     measure measure.ledger measure.stats measure.tracks measure.sheets measure.metrics measure.extractors
     measure.evaluate measure.compare measure.rivals measure.influence
     workshop
-    many many.engine many.crews many.wanted many.bench many.grid many.gallery
+    many many.engine many.crews many.wanted many.bench many.rays many.grid many.gallery
     tiny.movements tiny.scenes tiny.world tiny.captions tiny.models tiny.judge tiny.known tiny.demo
     lab lab.optimizer lab.codec lab.pretrain lab.spoil lab.judge_training lab.lessons lab.demo_inputs lab.score
     lab.arms lab.experiment lab.report lab.study

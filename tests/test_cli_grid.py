@@ -128,13 +128,16 @@ def test_concepts_are_learned_first_from_folders_and_clips(
     assert plan["disk_bytes"] > 10_000
     assert not (here / "customttt-grid").exists()
     assert [one.name for one in Library().concepts()] == ["koala", "swimming"]
-    done = run("grid", file, "--seeds", "1")
+    done = run("grid", file, "--seeds", "1", "--json")
     assert done.exit_code == 0, done.output
-    recipe = VideoRecipe.from_dict(media.read_recipe(here / done.stdout.strip()))
+    told = lines(done.stdout)
+    recipe = VideoRecipe.from_dict(media.read_recipe(here / told[-1]["path"]))
     assert (recipe.target_prompt, recipe.seed) == ("A brown bear is running on Mars.", 0)
     assert recipe.appearance.sha256 == Library().get("bear").files["lora.safetensors"]
     monkeypatch.setattr("customttt.opening.open_accelerated", never)
-    assert run("grid", file, "--seeds", "1").exit_code == 0
+    again = lines(run("grid", file, "--seeds", "1", "--json").stdout)
+    assert [one["job"] for one in again] == [one["job"] for one in told], "jobs keep their names"
+    assert {one["state"] for one in again} == {"known"}
 
 
 def test_a_toml_file_says_the_same(here: Path) -> None:

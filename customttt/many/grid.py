@@ -144,7 +144,9 @@ class Grid:
     threads: int = 1
     """Of the CPU for each video, whoever makes it, as they decide the last bits; 0: on a GPU."""
     concepts: dict[Kind, dict[str, Concept]] = field(default_factory=dict)
-    """By name; one that is not learned yet stands for itself, with the key of its run in place of its weights'."""
+    """By name; one that is not learned yet is as in `named`."""
+    named: dict[Kind, dict[str, Concept]] = field(default_factory=dict)
+    """What jobs are named by: those that the grid learns have the key of their run in place of their weights'."""
     lessons: dict[tuple[Kind, str], Preparation] = field(default_factory=dict)
 
     @classmethod
@@ -172,6 +174,7 @@ class Grid:
         count = count if machine.device().type == "cpu" else 0
         grid = cls(library, base, *known, wanted, folder, change, count)
         for kind in KINDS:
+            grid.named[kind] = {}
             grid.concepts[kind] = grid._found(kind)
         grid.recipe(next(grid.cells(*grid._first)))  # raises for what no recipe can have
         return grid
@@ -200,16 +203,18 @@ class Grid:
                 taught = [self.lessons.get(key) for key in (("appearance", appearance), ("motion", motion))]
                 needs = tuple(lesson.key for lesson in taught if lesson)
                 if self._adapts:
-                    key = self._pair_recipe(appearance, motion).adaptation_key()
+                    key = self._recipe(Combination(appearance, motion, "", 0), self.named).adaptation_key()
                     yield Job(key, ADAPT, f"test-time training of {appearance} {motion}", needs, (appearance, motion))
                     needs = (key,)
                 for cell in self.cells(appearance, motion):
-                    yield Job(name_of(self.recipe(cell)), VIDEO, cell.title, needs, cell)
+                    yield Job(name_of(self._recipe(cell, self.named)), VIDEO, cell.title, needs, cell)
 
     def recipe(self, cell: Combination) -> VideoRecipe:
         """That of a video, of the concepts as they are known now. Raises UsageError or BaseUnavailableError."""
-        known = self.concepts["appearance"][cell.appearance], self.concepts["motion"][cell.motion]
-        pair = Pair(*known, (Path(), Path()))
+        return self._recipe(cell, self.concepts)
+
+    def _recipe(self, cell: Combination, concepts: Mapping[Kind, Mapping[str, Concept]]) -> VideoRecipe:
+        pair = Pair(concepts["appearance"][cell.appearance], concepts["motion"][cell.motion], (Path(), Path()))
         recipe = self.change(pair.recipe(cell.prompt, self.base, self.fingerprint, self.defaults))
         return replace(recipe, seed=cell.seed, threads=self.threads)
 
@@ -296,6 +301,7 @@ class Grid:
             concept = self.library.get(name, kind)
             check_base(concept, self.base, self.fingerprint)
             self.library.weights(name)  # verified once, and again where it is used
+            self.named[kind][name] = concept
             return concept
         plan = self._plan(kind, name, lessons[name])
         learned = plan.learned(self.library)
@@ -305,7 +311,8 @@ class Grid:
         self.lessons[kind, name] = Preparation(
             kind, name, lessons[name], plan.key, learned is not None, frames, size, plan.config
         )
-        return learned or _to_be(plan)
+        self.named[kind][name] = _to_be(plan)
+        return learned or self.named[kind][name]
 
     def _plan(self, kind: Kind, name: str, asked: AppearanceLesson | MotionLesson) -> Plan:
         """How a concept is learned, and from what, read now. Raises UsageError, NotFoundError or MediaError."""

@@ -1,0 +1,257 @@
+"""A grid's jobs on Ray: actors that hold the base, each with a passing library, and one writer, the grid's process.
+
+What a job needs goes to its actor as bytes through Ray's object store, and what it made comes back the same way. Each
+actor has one job at a time; one that is lost is replaced, and its job is given to another.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from customttt import media, pairs
+from customttt.concept import Concept
+from customttt.errors import BaseUnavailableError, CustomTTTError, NotFoundError, UsageError
+from customttt.library import Library
+from customttt.many import bench
+from customttt.many.bench import Learn, Order, Render
+from customttt.many.crews import STARTS
+from customttt.many.engine import Job, Returned, done
+from customttt.recipe import VideoRecipe
+
+KEPT = 64
+"""Of the goods that jobs need, how many stay in the object store; others are put there again."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A concept and its files."""
+
+    concept: Concept
+    files: Mapping[str, bytes]
+
+    def add_to(self, library: Library) -> None:
+        """Put it there, in place of another of its name; nothing is done where it is there."""
+        name = self.concept.name
+        try:
+            known = library.get(name).files == self.concept.files
+        except CustomTTTError:
+            known = False
+        if not known:
+            library.add(self.concept, self._write, force=True)
+
+    def _write(self, folder: Path) -> None:
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The LoRAs of a recipe after test-time training, as a file holds them."""
+
+    key: str
+    content: bytes
+
+    def add_to(self, library: Library) -> None:
+        """Keep them there; nothing is done where they are."""
+        if not library.adapted(self.key):
+            library.add_adapted(self.key, lambda path: path.write_bytes(self.content))
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What every job would meet: the base cannot be opened there."""
+
+    error: CustomTTTError
+
+
+class Hand:
+    """An actor: a base, opened with the first job, and a library of its own that ends with it."""
+
+    def __init__(self, base: str, threads: int) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="customttt-"))
+        self.base, self.threads = base, threads
+        self.do: Callable[[Order], None] | None = None
+
+    def work(self, job: Job, order: Order, *goods: Entry | Adapted) -> Returned | Broken:
+        """Do a job with what it needs; its value is what was made."""
+        library = Library(self.root)
+        if self.do is None:
+            try:
+                self.do = bench.opened(self.base, self.root, self.threads)
+            except CustomTTTError as error:
+                return Broken(error)
+
+        def whole(order: Order) -> Entry | Adapted | bytes:
+            for one in goods:
+                one.add_to(library)
+            return self._made(library, order)
+
+        return done(job, order, whole)
+
+    def _made(self, library: Library, order: Order) -> Entry | Adapted | bytes:
+        assert self.do is not None
+        if isinstance(order, Render):
+            passing = self.root / f"video{order.path.suffix}"
+            self.do(Render(order.recipe, passing))
+            return passing.read_bytes()
+        self.do(order)
+        if isinstance(order, Learn):
+            return entry(library, order.plan.words.name)
+        return adapted(library, order.recipe)
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def entry(library: Library, name: str) -> Entry:
+    """A concept as it is in a library, verified. Raises NotFoundError or DamagedError."""
+    folder, concept = library.weights(name).parent, library.get(name)
+    return Entry(concept, {file: (folder / file).read_bytes() for file in concept.files})
+
+
+def adapted(library: Library, recipe: VideoRecipe) -> Adapted:
+    """What test-time training of a recipe left there. Raises NotFoundError."""
+    key = recipe.adaptation_key()
+    if (path := library.adapted(key)) is None:
+        raise NotFoundError("The adapted LoRAs were made and could not be kept.")
+    return Adapted(key, path.read_bytes())
+
+
+@dataclass
+class _Seat:
+    """One place for an actor."""
+
+    actor: Any = None
+    began: bool = False
+    job: Job | None = None
+    order: Order | None = None
+    ref: Any = None
+    since: float = 0.0
+
+
+@dataclass
+class OnRay:
+    """A crew of actors; use it in a `with`, which ends them. `address` is Ray's own: local, auto, or a head's."""
+
+    library: Library
+    base: str
+    address: str
+    count: int | None = None
+    """How many; None: one a GPU of the cluster, or where there is none, as many as its cores allow."""
+    threads: int = 1
+    seats: list[_Seat] = field(default_factory=list)
+    goods: OrderedDict[str, Any] = field(default_factory=OrderedDict)
+    """References to what was put into the object store, by name."""
+    failed_starts: int = 0
+
+    def __enter__(self) -> OnRay:
+        self.ray = imported()
+        try:
+            self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise BaseUnavailableError(
+                f"Ray cannot be reached at '{self.address}' ({' '.join(str(error).split())[:200]}); give --ray local, "
+                "auto, or the address of a head."
+            ) from error
+        gpus, cores = (int(self.ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
+        most = gpus or cores // max(self.threads, 1)
+        if not most:
+            raise UsageError(f"Ray at '{self.address}' has neither a GPU nor {self.threads} cores.")
+        self.share = {"num_gpus": 1} if gpus else {"num_cpus": max(self.threads, 1)}
+        self.seats = [_Seat() for _ in range(min(self.count or most, most))]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for seat in self.seats:
+            if seat.actor and not seat.job:
+                seat.actor.end.remote()
+                seat.actor.__ray_terminate__.remote()
+            elif seat.actor:
+                self.ray.kill(seat.actor)
+        self.ray.shutdown()
+
+    def room(self) -> int:
+        return sum(seat.job is None for seat in self.seats)
+
+    def give(self, job: Job, order: Order) -> None:
+        seat = next(seat for seat in self.seats if seat.job is None)
+        seat.actor = seat.actor or self.ray.remote(Hand).options(**self.share).remote(self.base, self.threads)
+        seat.job, seat.order, seat.since = job, order, time.monotonic()
+        seat.ref = seat.actor.work.remote(job, order, *self._needed(order))
+
+    def returned(self) -> list[Returned]:
+        busy = {seat.ref: seat for seat in self.seats if seat.job}
+        ready, _ = self.ray.wait(list(busy), num_returns=1)
+        return [self._heard(busy[ref]) for ref in ready]
+
+    def _heard(self, seat: _Seat) -> Returned:
+        job, order = seat.job, seat.order
+        assert job is not None
+        assert order is not None
+        try:
+            said = self.ray.get(seat.ref)
+        except self.ray.exceptions.RayError:
+            return self._lost(seat, job)
+        seat.job = seat.order = seat.ref = None
+        if isinstance(said, Broken):
+            raise said.error
+        seat.began, self.failed_starts = True, 0
+        if said.why:
+            return Returned(job, said.seconds, why=said.why)
+        return replace(done(job, said.value, partial(self._keep, order)), seconds=said.seconds)
+
+    def _lost(self, seat: _Seat, job: Job) -> Returned:
+        self.failed_starts += not seat.began
+        seconds, seat.job, seat.order, seat.ref = time.monotonic() - seat.since, None, None, None
+        self.ray.kill(seat.actor)
+        seat.actor, seat.began = None, False
+        if self.failed_starts >= STARTS * len(self.seats):
+            raise CustomTTTError("Ray's workers end before they have done anything, as where memory is short.")
+        return Returned(job, seconds, lost=True)
+
+    def _keep(self, order: Order, made: Entry | Adapted | bytes) -> None:
+        """The one writer: put what was made into the library, or where a video goes."""
+        if isinstance(made, bytes):
+            assert isinstance(order, Render)
+            with media.placed(order.path) as aside:
+                aside.write_bytes(made)
+        else:
+            made.add_to(self.library)
+
+    def _needed(self, order: Order) -> list[Any]:
+        """References to what an actor's own library must hold for a job."""
+        if isinstance(order, Learn):
+            return []
+        recipe = order.recipe
+        if isinstance(order, Render) and recipe.ttt.steps and self.library.adapted(recipe.adaptation_key()):
+            return [self._put(recipe.adaptation_key(), partial(adapted, self.library, recipe))]
+        pair = pairs.of_recipe(self.library, recipe)
+        both = (pair.appearance, pair.motion)
+        return [self._put(f"{one.name} {one.files}", partial(entry, self.library, one.name)) for one in both]
+
+    def _put(self, name: str, make: Callable[[], Entry | Adapted]) -> Any:
+        if name not in self.goods:
+            self.goods[name] = self.ray.put(make())
+        self.goods.move_to_end(name)
+        while len(self.goods) > KEPT:
+            self.goods.popitem(last=False)
+        return self.goods[name]
+
+
+def imported() -> Any:
+    """Ray, which tells nobody that it is used."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what is to come
+    import ray
+
+    return ray

@@ -1,0 +1,137 @@
+"""A grid by every way, killed and gone on: `python tests/grid_ways.py --out FOLDER --kills 10`.
+
+4 appearances x 4 motions x 2 prompts x 2 seeds, one concept of which cannot be learned, by one process, by two of them
+and by two workers on Ray. Each but the first is killed at random moments (its driver, a worker, Ray itself) and begun
+again; then all have the same bytes, and nothing that was told to be done was done again. Beside the suite: it takes
+long. It runs on a base with random weights, or with `--base tiny` on that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+from bases import build_tiny_random
+from material import make_clip, make_pictures
+
+NAMES = {"appearance": ["koala", "dog", "cat", "fox"], "motion": ["swimming", "diving", "flying", "running"]}
+WAYS: dict[str, list[str]] = {
+    "one process": [],
+    "two processes": ["--workers", "2"],
+    "two on Ray": ["--ray", "local", "--workers", "2"],
+}
+
+
+def grid_file(folder: Path, base: str) -> Path:
+    make_pictures(folder / "imgs", 4)
+    make_clip(folder / "clip.mp4", 24)
+    learn: dict[str, dict[str, dict[str, object]]] = {"appearance": {}, "motion": {}}
+    for index, name in enumerate(NAMES["appearance"]):
+        learn["appearance"][name] = {"images": [f"imgs/{one}.jpg" for one in range(index + 1)], "steps": 2}
+    for index, name in enumerate(NAMES["motion"]):
+        learn["motion"][name] = {"clip": "clip.mp4", "start": 0.1 * index, "steps": 2}
+    learn["motion"]["running"]["learning_rate"] = 1e30  # its loss is not a number
+    learn["motion"]["running"]["steps"] = 4
+    given = {
+        "base": base, "prompts": ["on Mars", "under water"], "seeds": 2, "learn": learn,
+        "settings": {"steps": 2, "ttt_steps": 1},
+    }  # fmt: skip
+    (folder / "grid.json").write_text(json.dumps(given))
+    return folder / "grid.json"
+
+
+def start(file: Path, home: Path, out: Path, way: Sequence[str], said: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "CUSTOMTTT_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "customttt_cli", "grid", str(file), "-o", str(out), "--json", *way]
+    with said.open("ab") as stdout, said.with_suffix(".err").open("ab") as stderr:
+        return subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment)
+
+
+def kill(driver: subprocess.Popen[bytes], what: str) -> str:
+    """Kill the driver, a worker or Ray's own process; what was killed."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    names = {one.pid: " ".join(one.cmdline()) or one.name() for one in family if one.is_running()}
+    wanted = {"worker": ("ray::Hand", "spawn_main"), "ray": ("raylet/raylet", "gcs_server")}.get(what, ())
+    found = [pid for pid, name in names.items() if any(mark in name for mark in wanted)]
+    victim = random.choice(found) if found else driver.pid
+    psutil.Process(victim).kill()
+    if victim == driver.pid:
+        driver.wait()
+        for one in family:  # all that it had started: on this machine nobody else ends Ray's
+            if one.is_running():
+                one.kill()
+        return "the driver"
+    return names[victim][:60]
+
+
+def run(file: Path, folder: Path, way: Sequence[str], kills: int, seconds: float) -> tuple[dict[str, str], float]:
+    """Killed so often, then to its end: the sha256 of every video, and the seconds of the last try."""
+    folder.mkdir()
+    home, out, said = folder / "home", folder / "out", folder / "said.jsonl"
+    left, began = kills, time.monotonic()
+    while True:
+        began, driver = time.monotonic(), start(file, home, out, way, said)
+        while driver.poll() is None and left:
+            try:
+                driver.wait(random.uniform(0.2, 1.0) * seconds)
+            except subprocess.TimeoutExpired:
+                what = random.choice(["driver", "worker", *(["ray"] if "--ray" in way else [])])
+                print(f"  after {time.monotonic() - began:.0f} s killed: {kill(driver, what)}", flush=True)
+                left -= 1
+        code = driver.wait()
+        print(f"  ended with {code} after {time.monotonic() - began:.0f} s", flush=True)
+        assert code in (12, -9) or kills > left, "it ended by itself"
+        if code == 12 and not left:
+            break
+        left = 0 if code == 12 else left
+    check_told(said)
+    made = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("*.mp4")}
+    return made, time.monotonic() - began
+
+
+def check_told(said: Path) -> None:
+    told = [json.loads(line) for line in said.read_text().splitlines() if line.endswith("}")]
+    done = Counter(one["title"] for one in told if one["state"] == "done")
+    twice = [job for job, times in done.items() if times > 1]
+    last = {one["title"]: one for one in told}
+    states = Counter((one["kind"], one["state"]) for one in last.values())
+    print(f"  done {sum(done.values())} jobs, {len(twice)} of them twice; at last {dict(states)}", flush=True)
+    assert not twice, twice
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--base")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    given = parser.parse_args()
+    shutil.rmtree(given.out, ignore_errors=True)
+    given.out.mkdir(parents=True)
+    base = given.base or str(build_tiny_random(given.out / "base"))
+    file = grid_file(given.out, base)
+    first: dict[str, str] = {}
+    seconds = 0.0
+    for way in given.ways:
+        print(way, flush=True)
+        kills = given.kills if first else 0
+        found, took = run(file, given.out / way.replace(" ", "-"), WAYS[way], kills, seconds)
+        first, seconds = first or found, seconds or took
+        assert len(found) == 4 * 3 * 2 * 2, len(found)
+        assert found == first, "other bytes"
+        print(f"  {len(found)} videos, the bytes of {given.ways[0]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

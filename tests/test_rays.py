@@ -1,0 +1,144 @@
+"""A grid on Ray, of which a stand-in does what it promises at once: bytes go there and come back, and one writer keeps
+them. Two workers of the real one are in `grid_ways.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from material import assert_one_sentence, run, snapshot
+
+from customttt.errors import BaseUnavailableError
+from customttt.library import Library
+from customttt.many import rays
+
+
+class RayError(Exception):
+    """As Ray's own."""
+
+
+class Ref:
+    """A reference to a value."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class StandIn(ModuleType):
+    """Ray on one machine, whose actors work as they are asked; `deaths` of them die over their job."""
+
+    def __init__(self, deaths: int = 0) -> None:
+        super().__init__("ray")
+        self.__spec__ = ModuleSpec("ray", None)
+        self.exceptions = SimpleNamespace(RayError=RayError)
+        self.deaths, self.made, self.told = deaths, 0, dict[str, Any]()
+
+    def init(self, **told: Any) -> None:
+        if told["address"] == "nowhere":
+            raise ConnectionError("Nobody answers.")
+        self.told = told
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def remote(self, kind: type) -> Any:
+        def made(*arguments: Any) -> Any:
+            self.made += 1
+            there = kind(*arguments)
+            work = SimpleNamespace(remote=lambda *given: self._asked(there.work, *given))
+            end = SimpleNamespace(remote=there.end)
+            return SimpleNamespace(work=work, end=end, __ray_terminate__=SimpleNamespace(remote=lambda: None))
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=made))
+
+    def _asked(self, work: Callable[..., Any], *given: Any) -> Ref:
+        if self.deaths:
+            self.deaths -= 1
+            return Ref(RayError("The actor died."))
+        return Ref(work(*(one.value if isinstance(one, Ref) else one for one in given)))
+
+    def put(self, value: Any) -> Ref:
+        return Ref(value)
+
+    def wait(self, refs: list[Ref], num_returns: int) -> tuple[list[Ref], list[Ref]]:
+        return refs[:num_returns], refs[num_returns:]
+
+    def get(self, ref: Ref) -> Any:
+        if isinstance(ref.value, RayError):
+            raise ref.value
+        return ref.value
+
+    def kill(self, actor: Any) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        self.told = {}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("learned")
+def test_on_ray_a_lost_worker_costs_nothing_and_the_bytes_are_those_of_one_process(
+    here: Path, clip: Path, tiny_random_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from customttt.planner import Forecast
+    from customttt.thrift import Rung
+
+    monkeypatch.setattr("customttt.planner.composing", lambda *_: Forecast(1, 2, 1.0, 0, Rung()))
+    monkeypatch.setattr("customttt.planner.learning", lambda *_: Forecast(1, 2, 1.0, 0, Rung()))
+    (here / "grid.json").write_text(json.dumps({
+        "base": str(tiny_random_base), "appearances": ["koala"], "prompts": ["on Mars"], "seeds": 2,
+        "learn": {"motion": {"running": {"clip": str(clip), "steps": 1}}}, "settings": {"steps": 1, "ttt_steps": 1},
+    }))  # fmt: skip
+    standin = StandIn(deaths=2)
+    monkeypatch.setitem(sys.modules, "ray", standin)
+    done = run("grid", "grid.json", "-o", "ray", "--ray", "local")
+    assert done.exit_code == 0, done.output
+    assert standin.made == 4, "two workers, and two in place of those that died"
+    learned = Library().get("running").files
+    weights = sorted(path.name for path in (Library().root / "adapted").iterdir())
+    Library().remove("running")
+    for path in (Library().root / "adapted").iterdir():
+        path.unlink()
+    Library().made.unlink()
+    assert run("grid", "grid.json", "-o", "here").exit_code == 0
+    assert Library().get("running").files == learned
+    assert sorted(path.name for path in (Library().root / "adapted").iterdir()) == weights
+    assert snapshot(here / "ray") == snapshot(here / "here")
+
+
+def crew(**given: Any) -> rays.OnRay:
+    return rays.OnRay(Library(), "tiny", **{"address": "local", **given})
+
+
+def test_there_are_as_many_workers_as_the_cluster_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", StandIn())
+    for given, number in (({}, 2), ({"count": 1}, 1), ({"count": 9}, 2), ({"threads": 2}, 1)):
+        with crew(**given) as one:
+            assert one.room() == number
+
+
+def test_a_ray_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", StandIn())
+    with pytest.raises(BaseUnavailableError, match="Ray cannot be reached at 'nowhere'"), crew(address="nowhere"):
+        pass
+
+
+@pytest.mark.usefixtures("learned")
+def test_without_ray_one_sentence_says_how_to_get_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert_one_sentence(run("grid", "--ray", "local"), 2, "pip install 'customttt[ray]'")
+    assert list(here.iterdir()) == []
