@@ -183,6 +183,12 @@ def test_a_camcorders_frames_show_one_moment_each(tmp_path: Path, name: str) -> 
     assert np.abs(middles - (5.5 + 6 * np.arange(4))).max() < 1
 
 
+def test_dv_counts_as_interlaced_though_ffmpeg_does_not_say_so(tmp_path: Path) -> None:
+    encode(tmp_path / "a.dv", ramp(4), 25, "-vf", "scale=720:576", "-r", "25")
+    assert decoder.probe(tmp_path / "a.dv").interlaced
+    assert len(read_clip(tmp_path / "a.dv", 4, 25, 32).frames) == 4
+
+
 ALPHA = {
     "webm": ("-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p", "-b:v", "2M"),
     "vp8.webm": ("-c:v", "libvpx", "-pix_fmt", "yuva420p", "-auto-alt-ref", "0", "-b:v", "2M"),

@@ -146,7 +146,7 @@ def probe(path: Path) -> Stream:
     untold = untold and (int(width) >= HD[0] or int(height) >= HD[1])
     return Stream(
         _DECODERS.get((codec, hidden), ()), alpha, _colours(details), untold, int(width) * int(height),
-        interlaced=" first" in details,
+        interlaced=" first" in details or codec == "dvvideo",  # of which ffmpeg does not say so
     )  # fmt: skip
 
 
