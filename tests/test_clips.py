@@ -439,6 +439,24 @@ def test_what_a_trimmer_hides_before_the_cut_is_not_read(tmp_path: Path) -> None
     assert np.abs(found - (40 + 2 * np.array([17, 20, 23, 26]))).max() <= 2
 
 
+UNSOUGHT = {
+    "h264": ("-c:v", "libx264"),
+    "m4v": ("-c:v", "mpeg4", "-q:v", "1", "-f", "m4v"),
+    "m2v": ("-c:v", "mpeg2video", "-q:v", "1"),
+    "mpg": ("-c:v", "mpeg2video", "-q:v", "1"),
+    "ts": ("-c:v", "libx264"),
+}
+
+
+@pytest.mark.parametrize("suffix", UNSOUGHT)
+def test_a_clip_begins_where_it_is_told_to_though_ffmpeg_cannot_seek_there(tmp_path: Path, suffix: str) -> None:
+    """In a stream without a container it begins at the first frame, in broadcasts at the next that is whole."""
+    frames = np.repeat(np.arange(40, 140, 2, np.uint8), 64 * 64 * 3).reshape(50, 64, 64, 3)
+    path = encode(tmp_path / f"a.{suffix}", frames, 25, *UNSOUGHT[suffix], "-g", "600")
+    found = read_clip(path, 4, 8, 32, start=1.0).frames.mean((1, 2, 3))
+    assert np.abs(found - (40 + 2 * np.array([25, 28, 31, 34]))).max() <= 3
+
+
 def test_a_portrait_clip_that_slows_down_is_turned_and_read_by_its_times(tmp_path: Path) -> None:
     ramp = np.repeat(np.arange(40, 136, 2, np.uint8), 64 * 96 * 3).reshape(48, 64, 96, 3).copy()
     ramp[:, :16, :16] = (255, 0, 0)

@@ -115,7 +115,9 @@ class Video:
         if able < at_most:
             at_most = able + 1
         exact = ("-enc_time_base:v", "demux")  # of the clip itself, not of its frame rate
-        output = ("-frames:v", str(at_most), "-vf", "scale=16:16", "-pix_fmt", "gray", *exact, "-f", "framecrc")
+        lead = min(start, self.stream.blind)
+        small = f"select='gte(t,{lead:.6f})',scale=16:16" if lead else "scale=16:16"
+        output = ("-frames:v", str(at_most), "-vf", small, "-pix_fmt", "gray", *exact, "-f", "framecrc")
         lines = ffmpeg.decode(self.path, self.stream, output, at_most, start, seconds).decode().splitlines()
         ticks = {int(line.split(",")[2]) for line in lines if not line.startswith("#")}
         base = next((Fraction(line.split()[-1]) for line in lines if line.startswith("#tb")), Fraction(1))
@@ -124,11 +126,13 @@ class Video:
                 f"'{self.path.name}' has over {able} frames of {self.stream.pixels / 1e6:.1f} megapixels in "
                 f"{seconds:g} s; make it smaller or slower."
             )
-        return sorted(float(tick * base) for tick in ticks)
+        return sorted(float(tick * base) - lead for tick in ticks)
 
     def frames(self, start: float, times: Sequence[float], picks: Sequence[int], size: Size) -> Frames:
         """Chosen by time: ffmpeg numbers frames anew when their size changes, and its filters are built again."""
-        edges = [times[0] - 1, *map(mean, pairwise(times)), times[-1] + 1]
+        lead = min(start, self.stream.blind)
+        between = [time + lead for time in map(mean, pairwise(times))]
+        edges = [times[0] + lead - (JITTER if lead else 1), *between, times[-1] + lead + 1]
         near = _any_of([f"between(t,{edges[pick]:.6f},{edges[pick + 1]:.6f})" for pick in picks])
         chosen = f"select='(isnan(prev_selected_t)+gt(t,prev_selected_t))*{near}'"
         filters = f"{self.stream.whole}{chosen},{self.stream.filters(size)}"

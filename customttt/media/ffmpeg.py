@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -30,6 +30,9 @@ CONTAINERS = (
     "yuv4mpegpipe", "apng", "h264", "hevc", "obu", "m4v", "mpegvideo",
 )  # fmt: skip
 """ffmpeg's demuxers that read the one file they are given."""
+BLIND = dict.fromkeys(("h264", "hevc", "m4v", "mpegvideo", "obu"), inf) | dict.fromkeys(("mpegts", "mpeg", "rm"), 120.0)
+"""Seconds before a start from which on those are decoded that ffmpeg cannot seek in, or not to where a picture is
+whole: it would begin at their own beginning, later than asked, or find nothing."""
 SAFE = (
     "-protocol_whitelist", "file", "-format_whitelist", ",".join(CONTAINERS), "-max_pixels", str(MAX_PIXELS),
     "-threads", "4",
@@ -53,6 +56,7 @@ _NO_MEMORY = re.compile(r"Cannot allocate memory|get_buffer\(\) failed|[Ee]rror 
 _ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya|uyva")
 _DETAILS = r"(?:\(((?:[^()]|\([^()]*\))*)\))?"
 _STREAM = re.compile(rf"^  Stream #0:\d.*?: Video: (\w+).*?, ([a-z]\w*){_DETAILS}, (\d+)x(\d+)(.*)$", re.MULTILINE)
+_INPUT = re.compile(r"^Input #0, (\w+)", re.MULTILINE)
 _PICTURES = re.compile(r"^  Stream #0:\d.*?: Video: (?!.*\(attached pic\))", re.MULTILINE)
 _COLOURS = re.compile(r"([^ ,/]+)/([^ ,/]+)/([^ ,/]+)|(bt2020)")
 _HDR = ("smpte2084", "arib-std-b67")
@@ -81,6 +85,8 @@ class Stream:
     """Of a frame; 0 where that is not known."""
     interlaced: bool = False
     """Whether each frame holds two moments, one in its even and one in its odd lines."""
+    blind: float = 0.0
+    """Seconds before a start from which on it is decoded."""
 
     @property
     def whole(self) -> str:
@@ -147,6 +153,7 @@ def probe(path: Path) -> Stream:
     return Stream(
         _DECODERS.get((codec, hidden), ()), alpha, _colours(details), untold, int(width) * int(height),
         interlaced=" first" in details or codec == "dvvideo",  # of which ffmpeg does not say so
+        blind=BLIND.get(name[1], 0.0) if (name := _INPUT.search(said)) else 0.0,
     )  # fmt: skip
 
 
@@ -165,10 +172,14 @@ def decode(
     seconds: float | None = None,
     most: int = SAID,
 ) -> bytes:
-    """What ffmpeg makes of the frames from `start` on, `wanted` at most, in at most `most` bytes. Raises MediaError."""
-    begin = ("-ss", f"{start:.6f}") if start else ()  # what has no times cannot be sought in
-    until = () if seconds is None else ("-t", f"{seconds:.6f}")
-    shown = wanted / 8 if seconds is None else min(wanted / 8, seconds)
+    """What ffmpeg makes of the frames from `start` on, `wanted` at most, in at most `most` bytes. Raises MediaError.
+
+    Its times begin at `start`, or as much earlier as the stream is blind.
+    """
+    lead = min(start, stream.blind)
+    begin = ("-ss", f"{start - lead:.6f}") if start > lead else ()  # what has no times cannot be sought in
+    until = () if seconds is None else ("-t", f"{seconds + lead:.6f}")
+    shown = lead + (wanted / 8 if seconds is None else min(wanted / 8, seconds))
     return read(path, ("-xerror", *stream.decoder, *begin), (*FRAMES, *until, *output), most, shown)
 
 
