@@ -84,7 +84,7 @@ def run(file: Path, folder: Path, way: Sequence[str], kills: int, seconds: float
         began, driver = time.monotonic(), start(file, home, out, way, said)
         while driver.poll() is None and left:
             try:
-                driver.wait(random.uniform(0.2, 1.0) * seconds)
+                driver.wait(random.uniform(0.15, 0.45) * seconds)
             except subprocess.TimeoutExpired:
                 what = random.choice(["driver", "worker", *(["ray"] if "--ray" in way else [])])
                 print(f"  after {time.monotonic() - began:.0f} s killed: {kill(driver, what)}", flush=True)

@@ -46,13 +46,19 @@ def test_a_second_run_makes_nothing_again(small: experiment.Study) -> None:
     assert {path: path.stat().st_mtime_ns for path in small.out.rglob("*.*")} == made
 
 
-def test_who_comes_first_learns_for_the_others(small: experiment.Study) -> None:
-    cells, arm = [experiment.Cell(0, scene, 0) for scene in experiment.SCENES[:2]], arms.TABLES["ttt"]["paper"]
-    first, second = small._costs([(cell, arm) for cell in cells])
-    assert first == pytest.approx(1 + 2 * 2 * experiment.LEARNING_STEP + 2 * experiment.TTT_STEP)
-    assert second == 1
-    small.run(["ttt"])
-    assert small._costs([(cells[1], arm)]) == [1]
+def test_who_comes_first_learns_for_the_others(small: experiment.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"paper": arms.TABLES["ttt"]["paper"]}
+    monkeypatch.setitem(arms.TABLES, "ttt", table)
+    whole = replace(small, size=replace(small.size, pairings=1, scenes=2))
+    jobs = list(whole._jobs(["ttt"], (1, 1)))
+    assert [job.kind for job in jobs] == [
+        experiment.LEARN, experiment.LEARN, experiment.ADAPT, experiment.RENDER, experiment.RENDER
+    ]  # fmt: skip
+    learning, training = 2 * experiment.LEARNING_STEP, 2 * experiment.TTT_STEP
+    assert [job.what.cost for job in jobs] == pytest.approx([learning, learning, training, 1, 1])
+    assert [len(job.needs) for job in jobs[2:]] == [2, 3, 3]
+    replace(whole, size=replace(whole.size, scenes=1)).run(["ttt"])
+    assert [job.kind for job in replace(whole)._jobs(["ttt"], (1, 1))] == [experiment.RENDER]
 
 
 def test_two_processes_share_the_work(small: experiment.Study) -> None:

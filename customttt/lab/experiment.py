@@ -6,26 +6,31 @@ Every arm renders from the same noise. Every concept, adaptation and cell is kep
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from customttt import learn, media
+from customttt import learn, media, opening
 from customttt.backbones import Backbone
 from customttt.concept import Kind
 from customttt.config import TrainConfig, digest
+from customttt.errors import IncompleteError
 from customttt.lab import score
 from customttt.lab.arms import BLOCKS, TABLES, Arm
 from customttt.lab.lessons import Content, School, clip, pictures, render, wording
 from customttt.library import Library
+from customttt.many import engine
+from customttt.many.crews import Processes
+from customttt.many.engine import Job, Outcome
 from customttt.measure import influence, metrics, rivals, stats
 from customttt.measure.ledger import Ledger
-from customttt.progress import Say
+from customttt.progress import Say, silent
 from customttt.recipe import Ingredient, Rival, VideoRecipe
 from customttt.tiny import judge
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
@@ -70,6 +75,7 @@ INFLUENCE: dict[Kind, list[influence.PromptPair]] = {
 """Prompts, and what some blocks read instead: another subject, or another movement of the same."""
 LEARNING_STEP, TTT_STEP = 1 / 15, 1 / 3
 """How long a step of learning and one of test-time training take beside a video, for the time left alone."""
+LEARN, TEACH, ADAPT, RENDER = "learning", "teaching", "test-time training", "rendering"
 KINDS: tuple[Kind, Kind] = ("appearance", "motion")
 Subject = tuple[str, Look]
 
@@ -119,6 +125,19 @@ QUICK = Size(pairings=2, scenes=1, seeds=1, steps=12, ttt_steps=3, prompts=1)
 
 
 @dataclass(frozen=True)
+class Task:
+    """A job of the study: for a cell by an arm of a table, whose function of a recipe cannot be sent to a process."""
+
+    cell: Cell
+    table: str
+    name: str
+    cost: float
+    """How many videos take as long."""
+    kind: Kind | None = None
+    """Of a concept that is learned."""
+
+
+@dataclass(frozen=True)
 class Study:
     """A run: the base, what is measured, and the folder where everything is kept."""
 
@@ -128,43 +147,96 @@ class Study:
     size: Size
     say: Say = print
 
-    def run(self, tables: Sequence[str], share: tuple[int, int] = (1, 1)) -> None:
-        """Render and score what is missing; `share` (i, n) is the i-th of n processes on the same folder."""
-        arms = {name: arm for table in tables if table in TABLES for name, arm in TABLES[table].items()}
-        mine = [cell for cell in self.size.cells() if cell.pairing % share[1] == share[0] - 1]
-        wanted: dict[Path, tuple[Cell, Arm]] = {}  # arms of two tables may be the same
-        for cell, arm in product(mine, arms.values()):
-            wanted.setdefault(self.video(cell, arm), (cell, arm))
-        todo = [(cell, arm) for cell, arm in wanted.values() if self.scores(cell, arm) is None]
-        began, costs = time.monotonic(), self._costs(todo)
-        for done, (cell, arm) in enumerate(todo, 1):
-            self._render(cell, arm)
-            left = (time.monotonic() - began) / sum(costs[:done]) * sum(costs[done:]) / 60
-            self.say(f"{done} of {len(todo)}: {arm.title}; {cell}; {left:.0f} minutes left")
+    def run(self, tables: Sequence[str], share: tuple[int, int] = (1, 1), workers: int = 1) -> None:
+        """Render and score what is missing, in this process or in several.
+
+        `share` (i, n) is the i-th of n runs on the same folder, as on several machines. Raises IncompleteError where
+        something failed, after everything else.
+        """
+        jobs = list(self._jobs(tables, share))
+        left = {job.key: job.what.cost for job in jobs}
+        began, whole, bad = time.monotonic(), sum(left.values()), list[Outcome]()
+        with self._crew(workers) as crew:
+            for number, outcome in enumerate(engine.run(jobs, self, crew), 1):
+                del left[outcome.job.key]
+                rest = sum(left.values())
+                minutes = (time.monotonic() - began) / (whole - rest) * rest / 60
+                self.say(f"{number} of {len(jobs)}: {outcome.job.title}; {minutes:.0f} minutes left")
+                bad += [outcome] if outcome.why else []
+        if bad:
+            raise IncompleteError(f"{len(bad)} jobs failed; the first: {bad[0].job.title}: {bad[0].why}")
         for kind in KINDS[share[0] - 1 :: share[1]] if BLOCKS in tables else ():
             self.measure_influence(kind)
 
-    def _costs(self, todo: Sequence[tuple[Cell, Arm]]) -> list[float]:
-        """How long each takes beside a video whose weights are at hand: those who come first learn for the others."""
-        costs, known = [], set[str]()
-        for cell, arm in todo:
-            new = {name: cost for name, cost in self._missing(cell, arm).items() if name not in known}
-            known |= new.keys()
-            costs.append(1 + sum(new.values()))
-        return costs
+    @contextmanager
+    def _crew(self, workers: int) -> Iterator[engine.Crew]:
+        if workers == 1:
+            yield engine.Alone(lambda: self.do)
+            return
+        with Processes(partial(opened, self.backbone.name, self.out, self.size), workers) as crew:
+            yield crew
 
-    def _missing(self, cell: Cell, arm: Arm) -> dict[str, float]:
-        """What has to be learned for a video, and how many videos could be rendered while it is."""
-        learning = {kind: self._config(kind, arm).steps * LEARNING_STEP for kind in KINDS}
+    def _jobs(self, tables: Sequence[str], share: tuple[int, int]) -> Iterator[Job]:
+        """What is missing: each video after what is learned for it, which those that come first need for the others."""
+        arms = [(table, name) for table in tables if table in TABLES for name in TABLES[table]]
+        mine = [cell for cell in self.size.cells() if cell.pairing % share[1] == share[0] - 1]
+        known = set[str]()
+        for cell, (table, name) in product(mine, arms):
+            arm = TABLES[table][name]
+            key = self.video(cell, arm).stem
+            if key in known or self.scores(cell, arm) is not None:
+                continue  # arms of two tables may be the same
+            needs: tuple[str, ...] = ()
+            for before, (task, kind, cost) in self._missing(cell, arm).items():
+                if before not in known:
+                    known.add(before)
+                    what = Task(cell, table, name, cost, kind)
+                    yield Job(before, task, f"{task} for {arm.title}; {cell}", needs if task == ADAPT else (), what)
+                needs += (before,)
+            known.add(key)
+            yield Job(key, RENDER, f"{arm.title}; {cell}", needs, Task(cell, table, name, 1.0))
+
+    def _missing(self, cell: Cell, arm: Arm) -> dict[str, tuple[str, Kind | None, float]]:
+        """What has to be learned for a video, by name: how, of which kind, and how many videos take as long."""
+        costs = {kind: self._config(kind, arm).steps * LEARNING_STEP for kind in KINDS}
         if arm.rival:
             rival = self._rival(cell, arm.rival)
-            return {} if self.shop.library.adapted(rival.key) else {rival.key: sum(learning.values())}
+            return {} if self.shop.library.adapted(rival.key) else {rival.key: (TEACH, None, sum(costs.values()))}
         names = {kind: self._school.name(kind, self._content(kind, cell), self._config(kind, arm)) for kind in KINDS}
-        found = {name: learning[kind] for kind, name in names.items() if not self._school.known(name)}
+        found: dict[str, tuple[str, Kind | None, float]] = {
+            name: (LEARN, kind, costs[kind]) for kind, name in names.items() if not self._school.known(name)
+        }
         recipe = self._recipe(cell, arm)
         name = self._adaptation(cell, arm, recipe)
         done = not recipe.ttt.steps or self.ledger.get(name)
-        return found if done else found | {name: recipe.ttt.steps * TTT_STEP}
+        return found if done else found | {name: (ADAPT, None, recipe.ttt.steps * TTT_STEP)}
+
+    # -- what jobs mean (engine.Foreman)
+
+    def known(self, job: Job) -> Any:
+        """Whether another run on this folder has done it since."""
+        if job.kind == LEARN:
+            return self._school.known(job.key)
+        if job.kind == TEACH:
+            return self.shop.library.adapted(job.key)
+        return self.ledger.get(job.key)
+
+    def order(self, job: Job) -> tuple[str, Task]:
+        return job.kind, job.what
+
+    def keep(self, job: Job, value: Any) -> Any:  # noqa: ARG002 all is kept in the folder
+        return True
+
+    def do(self, order: tuple[str, Task]) -> None:
+        """Do a job; what it makes is kept in the folder."""
+        kind, task = order
+        cell, arm = task.cell, TABLES[task.table][task.name]
+        if task.kind:
+            self._school.learned(task.kind, self._content(task.kind, cell), self._config(task.kind, arm))
+        elif kind == RENDER:
+            self._render(cell, arm)
+        else:
+            self._taught(cell, arm, self._recipe(cell, arm))
 
     def measure_influence(self, kind: Kind) -> None:
         """What each block carries alone, and the smallest set that carries nine tenths; measured once."""
@@ -294,6 +366,11 @@ class Study:
         """What a concept of the pairing is learned from."""
         noun, look = cell.subject
         return Content(noun, "", "", look) if kind == "appearance" else Content(CLIP_NOUN, cell.movement, CLIP_SCENE)
+
+
+def opened(base: str, out: Path, size: Size) -> Callable[[Any], None]:
+    """What does a study's jobs in a process of its own."""
+    return Study(*opening.open_accelerated(base), out, size, silent).do
 
 
 def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
 Ten pairings of a held-out subject with a held-out movement, five scenes, three seeds; every arm renders them from the
 same noise, and the judge, who knows the truth, scores them. Every LoRA, adaptation and cell is kept in `--out`, so a
-killed run goes on, and two processes share the work: `--share 1/2` beside `--share 2/2`. `--share 3/10` is all of the
-third pairing; other machines' scores are joined by appending their `ledger.jsonl` to one file. It makes the tables that
-the supplement has, or those of `--tables`. `--quick` goes through all of it in minutes, too few to learn anything.
+killed run goes on, and `--workers 2` is two processes. `--share 3/10` is all of the third pairing; other machines'
+scores are joined by appending their `ledger.jsonl` to one file. It makes the tables that the supplement has, or those
+of `--tables`. `--quick` goes through all of it in minutes, too few to learn anything.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--base", default="tiny", help="tiny, or the folder of an exported checkpoint")
     parser.add_argument("--tables", nargs="+", default=SUPPLEMENT, choices=[*TABLES, BLOCKS])
     parser.add_argument("--share", default="1/1", help="which part of the work this process does: 1/2, 2/2")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     parser.add_argument("--pairings", type=int, default=Size().pairings)
     parser.add_argument("--scenes", type=int, default=Size().scenes)
     parser.add_argument("--seeds", type=int, default=Size().seeds)
@@ -35,7 +36,7 @@ def main() -> None:
     size = QUICK if given.quick else Size(given.pairings, given.scenes, given.seeds)
     study = Study(backbone, accelerator, given.out, size, lambda line: print(line, flush=True))
     i, n = map(int, given.share.split("/"))
-    study.run(given.tables, (i, n))
+    study.run(given.tables, (i, n), given.workers)
     if given.report:
         command = " ".join(["python -m customttt.lab.study", *sys.argv[1:]])
         report.write(study, given.tables, given.report, command)
