@@ -159,6 +159,16 @@ def test_nothing_is_passed_over_where_all_is_read(tmp_path: Path) -> None:
     assert read_pictures([tmp_path], 64)[0].captions == ("a koala",)
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif"])
+def test_of_several_pictures_in_a_file_the_first_is_read_and_that_is_said(tmp_path: Path, name: str) -> None:
+    images = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green")]
+    images[0].save(tmp_path / name, save_all=True, append_images=images[1:])
+    images[0].save(tmp_path / "one.png")
+    for path in (tmp_path, tmp_path / name):
+        assert passed_over([path]) == [f"Only the first picture is read of what holds several: {name}."]
+    assert read_pictures([tmp_path / name], 32)[0].pixels[16, 16].argmax() == 0
+
+
 def test_a_folder_of_nothing_but_what_is_passed_over_says_so(tmp_path: Path) -> None:
     (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(MediaError, match=r"read \(passed over: IMG_1\.HEIC \(a HEIC .* pillow-heif to read\)\); put 3"):

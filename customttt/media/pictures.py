@@ -15,6 +15,7 @@ from customttt.media.pixels import (
     check_local,
     decoding,
     digest,
+    has_several,
     is_still,
     load_still,
     pair,
@@ -56,9 +57,13 @@ def read_pictures(paths: Sequence[Path], size: int | Size, fit: bool = False) ->
 
 
 def passed_over(paths: Sequence[Path]) -> list[str]:
-    """What `read_pictures` does not read of the folders among `paths`: a sentence for each that tells the reasons."""
-    reasons = {path: _sort(path)[1] for path in paths if path.is_dir()}
-    return [f"Passed over in '{path}': {_told(found)}." for path, found in reasons.items() if found]
+    """What `read_pictures` does not read of `paths`, in sentences: files of a folder, and more pictures than one a file."""
+    sorts = {path: _sort(path) for path in paths if path.is_dir()}
+    said = [f"Passed over in '{path}': {_told(found)}." for path, (_, found) in sorts.items() if found]
+    files = [file for path in paths for file in (sorts[path][0] if path in sorts else [path])]
+    if several := [file.name for file in files if has_several(file)]:
+        said.append(f"Only the first picture is read of what holds several: {_listed(several)}.")
+    return said
 
 
 def _told(reasons: dict[str, list[str]]) -> str:

@@ -123,6 +123,13 @@ def is_still(path: Path) -> bool:
     return True
 
 
+def has_several(path: Path) -> bool:
+    """Whether a file holds more pictures than the one that is read: an animation or pages, not a camera's preview."""
+    with suppress(Exception), open_image(path, *STILLS) as image:
+        return image.format not in ("MPO", "HEIF") and bool(getattr(image, "is_animated", False))
+    return False
+
+
 @cache
 def _known() -> frozenset[str]:
     """The formats that Pillow can open here."""
