@@ -60,7 +60,7 @@ class Killer:
             child = Child(at_event(task, random.randint(1, round(events))), self.said)
         else:
             child = Child(task, self.said)
-            time.sleep(random.uniform(0, lasted))
+            child.wait(random.uniform(0, lasted))
             child.kill()
         ended = child.wait()
         assert ended

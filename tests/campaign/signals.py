@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import signal
 import sys
-import time
 
 from trials import Child, Count, Task, command, ground, import_everything, options
 
@@ -52,7 +51,7 @@ def main() -> int:
             name = list(lines)[turn % 2]
             kind = random.choice(list(CODES))
             child = Child(lines[name], folder / "said")
-            time.sleep(random.uniform(BEGUN, max(lasted[name], BEGUN)))
+            child.wait(random.uniform(BEGUN, max(lasted[name], BEGUN)))
             child.kill(kind)
             ended = child.wait()
             assert ended
