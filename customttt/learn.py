@@ -74,24 +74,24 @@ def appearance(
 ) -> Learned:
     """Learn a subject from its pictures; where a picture has captions, they replace the prompt."""
     began, concept = time.monotonic(), manifest(backbone, pictures, wording, config)
-    latents, said = seen(backbone, pictures, wording.prompt, config)
+    latents, prompts = encode_pictures(backbone, pictures, wording.prompt, config)
     weights, history = train.learn_appearance(
-        backbone, latents, backbone.embed(said), config, accelerator, report, keeper, rung=rung
+        backbone, latents, backbone.embed(prompts), config, accelerator, report, keeper, rung=rung
     )
     return _learned(concept, weights, history, began)
 
 
-def seen(
+def encode_pictures(
     backbone: Backbone, pictures: Sequence[Picture], prompt: str, config: TrainConfig
 ) -> tuple[Float[Tensor, "n c 1 h w"], list[str]]:
     """Latents of every view of every picture with each of its captions, or with the prompt, and what those say."""
-    latents, said = [], []
+    latents, prompts = [], []
     for picture in pictures:
         views = [backbone.encode(to_video(view[None])) for view in moved(picture.pixels, config)]
         for text in picture.captions or (prompt,):
             latents += views
-            said += [text] * len(views)
-    return torch.cat(latents), said
+            prompts += [text] * len(views)
+    return torch.cat(latents), prompts
 
 
 def moved(pixels: Pixels, config: TrainConfig) -> list[Pixels]:

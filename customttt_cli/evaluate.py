@@ -95,8 +95,8 @@ def _measure(candidates: Sequence[Candidate], pictures: Frames | None, judged: b
 
             return known.by_judge(candidates, pictures, report)
         clip, dino = extractors.name(extractors.CLIP), extractors.name(extractors.DINO)
-        rows = evaluate.by_clip(clip, lambda: extractors.ClipModel(output.told), candidates, pictures, report)
-        rows += evaluate.by_dino(dino, lambda: extractors.DinoModel(output.told), candidates, pictures, report)
+        rows = evaluate.by_clip(clip, lambda: extractors.ClipModel(output.downloaded), candidates, pictures, report)
+        rows += evaluate.by_dino(dino, lambda: extractors.DinoModel(output.downloaded), candidates, pictures, report)
         return rows + evaluate.by_tracks(candidates, report)
 
 

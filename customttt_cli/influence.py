@@ -152,7 +152,7 @@ def _scorer(by: Score | None) -> tuple[Callable[[Backbone], Scorer], str]:
         if why := tracks.obstacle():
             raise BaseUnavailableError(f"{why}; or give --score clip-t.")
         return influence.by_tracks, f"motion fidelity to the video whose every block reads the second, {tracks.name()}"
-    model = extractors.ClipModel(output.told)
+    model = extractors.ClipModel(output.downloaded)
     return lambda _: influence.by_clip(model), f"CLIP-T of the second prompt, {model.name}"
 
 

@@ -178,7 +178,7 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.{1 if size < 1e10 else 0}f} GB"
 
 
-def told(file: str, here: int, total: int) -> None:
+def downloaded(file: str, here: int, total: int) -> None:
     """How much of a file from the hub is here."""
     say(f"{file}: {gigabytes(here)} of {gigabytes(total)} are here.")
 

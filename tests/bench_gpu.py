@@ -34,9 +34,8 @@ from customttt import lora, planner, sampling, train, ttt
 from customttt.backbones.animatediff import PAPER, AnimateDiff
 from customttt.backbones.family import load_part
 from customttt.backbones.interface import autocast, precision
-from customttt.backbones.unets import STABLE_DIFFUSION_VAE, suit
-from customttt.backbones.wan import ARCHITECTURE, Wan, recipe
-from customttt.backbones.wan import _suit as suit_wan
+from customttt.backbones.unets import STABLE_DIFFUSION_VAE, choose_attention
+from customttt.backbones.wan import ARCHITECTURE, Wan, _narrow_norms, recipe
 from customttt.diffusion import FlowSchedule, NoiseSchedule
 from customttt.errors import is_out_of_memory
 from customttt.progress import Progress
@@ -133,7 +132,7 @@ class Bench:
             return suit_network(AnimateDiff.load_unet(folder, precision(self.device)))
 
         def suit_network(network: Any) -> Any:
-            suit(network.to(self.device), self.device)
+            choose_attention(network.to(self.device), self.device)
             return network
 
         def whole(network: Any) -> AnimateDiff:
@@ -154,7 +153,7 @@ class Bench:
 
         def opened(folder: Path) -> Any:
             network = load_part(WanTransformer3DModel, folder / "transformer", precision(self.device))
-            suit_wan(network.to(self.device), self.device)
+            _narrow_norms(network.to(self.device), self.device)
             return network
 
         def whole(network: Any) -> Wan:

@@ -160,10 +160,10 @@ def test_a_hub_that_takes_the_call_and_says_nothing_is_not_waited_for(monkeypatc
 
 def test_the_parts_of_a_sharded_base_are_all_needed(tiny_random_base: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_random_base, tmp_path / "base"))
-    assert hub.lacking(folder) is None
+    assert hub.missing_part(folder) is None
     index = {"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": "gone.safetensors"}}
     (folder / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    assert hub.lacking(folder) == "vae/*.safetensors"
+    assert hub.missing_part(folder) == "vae/*.safetensors"
     done = run("bases", "pull", folder)
     assert_one_sentence(done, 10, "vae/*.safetensors is missing")
 

@@ -52,7 +52,7 @@ def test_a_view_is_encoded_once_and_learned_with_every_caption(
 
     monkeypatch.setattr(backbone, "encode", counted)
     pictures = [Picture("1", PIXELS, ("A koala sits.", "A koala."), ""), Picture("2", 255 - PIXELS, (), "")]
-    latents, said = learn.seen(backbone, pictures, "A bear.", CONFIG)
+    latents, said = learn.encode_pictures(backbone, pictures, "A bear.", CONFIG)
     assert len(calls) == 2
     assert said == ["A koala sits.", "A koala.", "A bear."]
     assert torch.equal(latents[0], latents[1])

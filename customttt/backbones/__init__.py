@@ -84,14 +84,14 @@ def check_at_hand(base: str) -> None:
             hub.fetch_config(repository)
 
 
-def pull(base: str, told: hub.Told = hub.nobody) -> list[Path]:
+def pull(base: str, notify: hub.Notify = hub.nobody) -> list[Path]:
     """Download all that a base needs, as far as it is not here, and return its folders. Raises BaseUnavailableError."""
     origin = locate(base)
     family = family_of(origin)
     if origin.folder:
         return [_whole(origin.folder, family)]
-    beside = () if origin.known else family.beside(_config(origin))
-    return [hub.fetch(repository, told) for repository in (*_repositories(origin, family), *beside)]
+    companions = () if origin.known else family.companions(_config(origin))
+    return [hub.fetch(repository, notify) for repository in (*_repositories(origin, family), *companions)]
 
 
 def _repositories(origin: Origin, family: type[Family]) -> tuple[hub.Repository, ...]:
@@ -102,8 +102,8 @@ def _repositories(origin: Origin, family: type[Family]) -> tuple[hub.Repository,
 
 
 def _whole(folder: Path, family: type[Family]) -> Path:
-    if lacking := hub.lacking(folder, family.PARTS):
-        raise BaseUnavailableError(f"No base model in {folder}: {lacking} is missing; give a diffusers folder.")
+    if part := hub.missing_part(folder, family.PARTS):
+        raise BaseUnavailableError(f"No base model in {folder}: {part} is missing; give a diffusers folder.")
     return folder
 
 

@@ -83,7 +83,7 @@ class AnimateDiff(UNetFamily):
         return replace(PAPER, motion=PAPER.motion.but(layers=(2, 4)))
 
     @classmethod
-    def beside(cls, config: Mapping[str, Any]) -> tuple[hub.Repository, ...]:
+    def companions(cls, config: Mapping[str, Any]) -> tuple[hub.Repository, ...]:
         """The motion adapter, for an image U-Net of the one kind that it fits."""
         if config["_class_name"] == "UNetMotionModel":
             return ()
@@ -101,7 +101,7 @@ class AnimateDiff(UNetFamily):
         if config["_class_name"] == "UNetMotionModel":
             return load_part(UNetMotionModel, folder / "unet", dtype)  # type: ignore[no-any-return]
         own = folder / "motion_adapter"
-        adapter = load_part(MotionAdapter, own if own.is_dir() else hub.fetch(cls.beside(config)[0]), dtype)
+        adapter = load_part(MotionAdapter, own if own.is_dir() else hub.fetch(cls.companions(config)[0]), dtype)
         image_unet = load_part(UNet2DConditionModel, folder / "unet", dtype)
         with torch.device("meta"):  # random weights, which would be thrown away, take ten times as long as the files
             unet = UNetMotionModel.from_unet2d(image_unet, adapter, load_weights=False)
@@ -113,7 +113,7 @@ class AnimateDiff(UNetFamily):
         if config["_class_name"] == "UNetMotionModel":
             return UNetMotionModel.from_config(dict(config))  # type: ignore[no-any-return]
         own = folder and folder / "motion_adapter"
-        path = own / "config.json" if own and own.is_dir() else hub.fetch_config(cls.beside(config)[0])
+        path = own / "config.json" if own and own.is_dir() else hub.fetch_config(cls.companions(config)[0])
         adapter = MotionAdapter.from_config(read_config(path))
         image_unet = UNet2DConditionModel.from_config(dict(config))
         return UNetMotionModel.from_unet2d(image_unet, adapter, load_weights=False)  # type: ignore[no-any-return]

@@ -82,7 +82,7 @@ class Family(ABC):
         """The settings for a network that has no name, by its config.json."""
 
     @classmethod
-    def beside(cls, config: Mapping[str, Any]) -> tuple[Repository, ...]:  # noqa: ARG003 for those that need it
+    def companions(cls, config: Mapping[str, Any]) -> tuple[Repository, ...]:  # noqa: ARG003 for those that need it
         """What a network needs besides its own repository. Raises BaseUnavailableError for one that does not fit."""
         return ()
 

@@ -36,7 +36,7 @@ SUFFIXES = {".json", ".txt", ".safetensors"}
 PATIENCE = 3.0
 """Seconds that the hub has to answer at all."""
 
-Told = Callable[[str, int, int], None]
+Notify = Callable[[str, int, int], None]
 """Called before every file of a download: (name, bytes that are here, bytes in all)."""
 
 
@@ -58,7 +58,7 @@ def nobody(_name: str, _here: int, _total: int) -> None:
     """Tell nobody."""
 
 
-def lacking(folder: Path, parts: Iterable[str] = PARTS) -> str | None:
+def missing_part(folder: Path, parts: Iterable[str] = PARTS) -> str | None:
     """The first thing that a base's folder lacks, None where it is whole."""
     for part in parts:
         home = folder / part
@@ -92,7 +92,7 @@ def cached(repository: Repository) -> Path | None:
     if found is None:
         return None
     folder = found.parents[1] if first else found.parent
-    return None if lacking(folder, repository.parts) else folder
+    return None if missing_part(folder, repository.parts) else folder
 
 
 def _cached_file(repository: Repository, name: str) -> Path | None:
@@ -155,11 +155,11 @@ def answers(seconds: float = PATIENCE) -> bool:
     return heard.is_set()
 
 
-def fetch(repository: Repository, told: Told = nobody) -> Path:
+def fetch(repository: Repository, notify: Notify = nobody) -> Path:
     """Its folder, downloaded as far as it is not here. Raises BaseUnavailableError."""
     if here := cached(repository):
         return here
-    _asking(repository, lambda: _download(repository, told))
+    _asking(repository, lambda: _download(repository, notify))
     if here := cached(repository):
         return here
     raise BaseUnavailableError(f"'{repository.id}' did not arrive whole; type 'customttt bases pull' once more.")
@@ -226,7 +226,7 @@ def _get(repository: Repository, name: str) -> str:
     return str(hf_hub_download(repository.id, name, revision=repository.revision))
 
 
-def _download(repository: Repository, told: Told) -> None:
+def _download(repository: Repository, notify: Notify) -> None:
     info = HfApi().model_info(repository.id, revision=repository.revision, files_metadata=True, timeout=10)
     listed = {file.rfilename: file.size or 0 for file in info.siblings or []}
     if "transformer_2/config.json" in listed and "transformer" in repository.parts:
@@ -240,7 +240,7 @@ def _download(repository: Repository, told: Told) -> None:
     total, here = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in missing)
     _check_space(repository.id, total - here)
     for name in sorted(missing, key=lambda name: sizes[name]):  # weights last: where they are, all is
-        told(name, here, total)
+        notify(name, here, total)
         _get(repository, name)
         here += sizes[name]
 

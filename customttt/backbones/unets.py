@@ -107,7 +107,7 @@ class UNetFamily(Family):
             schedule = cls.load_schedule(folder)
         for network in networks.values():
             network.requires_grad_(False).eval()
-        suit(networks["network"].to(device), device)
+        choose_attention(networks["network"].to(device), device)
         return cls(
             name=name, fingerprint=fingerprint, tokenizer=tokenizer, schedule=schedule, defaults=defaults,
             device=device, **networks,
@@ -121,7 +121,7 @@ class UNetFamily(Family):
         with unavailable(name), torch.device("meta"):
             unet = cls.bare_unet(config, folder).to(precision(device))
             vae = _bare_autoencoder(folder)
-        suit(unet, device)
+        choose_attention(unet, device)
         return cls(
             name=name, fingerprint="", network=unet.requires_grad_(False).eval(), vae=vae.requires_grad_(False).eval(),
             text_encoder=None, tokenizer=None, schedule=NoiseSchedule.from_config(SKETCHED), defaults=defaults,
@@ -274,7 +274,7 @@ def _bare_autoencoder(folder: Path | None) -> nn.Module:
     return autoencoder.from_config(config)  # type: ignore[no-any-return]
 
 
-def suit(unet: Any, device: torch.device) -> None:
+def choose_attention(unet: Any, device: torch.device) -> None:
     """On a CPU, plain attention: a third faster than the fused kind on a few frames, which is the default."""
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())

@@ -132,7 +132,7 @@ class Wan(Family):
             schedule = _schedule(folder)
         for part in (network, vae, text_encoder):
             part.requires_grad_(False).eval()
-        _suit(network.to(device), device)
+        _narrow_norms(network.to(device), device)
         return cls(
             name=name, fingerprint=fingerprint, network=network, vae=vae, text_encoder=text_encoder,
             tokenizer=tokenizer, schedule=schedule, defaults=defaults, device=device,
@@ -148,7 +148,7 @@ class Wan(Family):
             vae = AutoencoderKLWan.from_config(read_config(path) if path else {})
             text_encoder = _bare_text_encoder(folder)
         network = nn.Module.to(_bare(config, name), precision(device))  # diffusers' own warns of what stays wide
-        _suit(network, device)
+        _narrow_norms(network, device)
         return cls(
             name=name, fingerprint="", network=network.requires_grad_(False).eval(), vae=vae.requires_grad_(False),
             text_encoder=text_encoder, tokenizer=None, schedule=FlowSchedule(), defaults=defaults,
@@ -323,7 +323,7 @@ def _bare_text_encoder(folder: Path | None) -> nn.Module:
     return UMT5EncoderModel(UMT5Config(**config)).to(TEXT_PRECISION)  # type: ignore[no-any-return]
 
 
-def _suit(network: Any, device: torch.device) -> None:
+def _narrow_norms(network: Any, device: torch.device) -> None:
     """Keep the norms of queries and keys as narrow as products, or they are computed unfused, which torch warns of."""
     for block in network.blocks:
         for attention in (block.attn1, block.attn2):

@@ -33,7 +33,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from customttt import diffusion
 from customttt.backbones import autocast, precision
 from customttt.backbones.animatediff import without_motion
-from customttt.backbones.unets import suit
+from customttt.backbones.unets import choose_attention
 from customttt.errors import UsageError
 from customttt.lab import codec
 from customttt.lab.optimizer import Optimizer, Replayed
@@ -145,7 +145,7 @@ def create(folder: Path, device: torch.device, start: Path | None = None, seed: 
         _start_from(run, start)
     for network in (run.vae, run.unet, run.text, *([run.narrow] if run.narrow else [])):
         nn.Module.to(network, device).requires_grad_(True)
-    suit(run.unet, device)
+    choose_attention(run.unet, device)
     _enter(run, run.stage if saved is None else saved["stage"])
     if saved is not None:
         _restore(run, saved)

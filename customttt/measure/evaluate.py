@@ -64,7 +64,7 @@ class Row:
         return stats.mean([value for value, _ in known], groups if len(set(groups)) > 1 else None)
 
 
-def lacking(candidates: Sequence[Candidate], pictures: Frames | None) -> dict[str, str]:
+def obstacles(candidates: Sequence[Candidate], pictures: Frames | None) -> dict[str, str]:
     """Which metrics cannot be had of what was given, and why."""
     found: dict[str, str] = {}
     if any(candidate.prompt is None for candidate in candidates):
@@ -122,7 +122,7 @@ def _by_features(
     pictures: Frames | None,
     report: Report,
 ) -> list[Row]:
-    missing = {name: why for name, why in lacking(candidates, pictures).items() if name in names}
+    missing = {name: why for name, why in obstacles(candidates, pictures).items() if name in names}
     found: list[Mapping[str, float]] = []
     if set(names) - set(missing):
         try:
@@ -143,7 +143,7 @@ def _by_features(
 
 def by_tracks(candidates: Sequence[Candidate], report: Report = silent) -> list[Row]:
     """Motion fidelity by points that are followed through every video and its clip."""
-    why = lacking(candidates, None).get(FIDELITY) or tracks.obstacle()
+    why = obstacles(candidates, None).get(FIDELITY) or tracks.obstacle()
     if why:
         return [Row(FIDELITY, tracks.name(), missing=why)]
     values: list[float] = []

@@ -33,9 +33,9 @@ def name(repository: hub.Repository) -> str:
 class ClipModel:
     """CLIP (arXiv 2103.00020): pictures and words in one space. Pictures are prepared as its repository says."""
 
-    def __init__(self, told: hub.Told = hub.nobody) -> None:
+    def __init__(self, notify: hub.Notify = hub.nobody) -> None:
         """Raises BaseUnavailableError where it is not here and cannot be had."""
-        folder = hub.fetch(CLIP, told)
+        folder = hub.fetch(CLIP, notify)
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
         self.name = name(CLIP)
@@ -62,9 +62,9 @@ class ClipModel:
 class DinoModel:
     """DINO (arXiv 2104.14294), which tells individuals of one kind better: the class token of the last layer."""
 
-    def __init__(self, told: hub.Told = hub.nobody) -> None:
+    def __init__(self, notify: hub.Notify = hub.nobody) -> None:
         """Raises BaseUnavailableError where it is not here and cannot be had."""
-        folder = hub.fetch(DINO, told)
+        folder = hub.fetch(DINO, notify)
         from transformers import ViTImageProcessor, ViTModel
 
         self.name = name(DINO)

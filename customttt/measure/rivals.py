@@ -109,9 +109,11 @@ def teach(
     `subject` is what `full` has learned of the subject, where that is at hand: DiffDirector learns the same.
     """
     appearance = material.appearance
-    pictures, said = learn.seen(backbone, material.pictures, appearance.prompt, material.config("appearance"))
+    pictures, prompts = learn.encode_pictures(
+        backbone, material.pictures, appearance.prompt, material.config("appearance")
+    )
     lesson = RivalLesson(
-        backbone, material, accelerator, report, stages, appearance.phrase, said, pictures,
+        backbone, material, accelerator, report, stages, appearance.phrase, prompts, pictures,
         clip=backbone.encode(to_video(material.clip.frames)),
         clip_embeds=backbone.embed([material.motion.prompt]), everywhere=subject,
     )  # fmt: skip
@@ -128,7 +130,7 @@ class RivalLesson:
     report: Report
     stages: Stages
     noun: str
-    said: Sequence[str]
+    prompts: Sequence[str]
     """Of each picture."""
     pictures: Float[Tensor, "n c 1 h w"]
     clip: Float[Tensor, "1 c f h w"]
@@ -149,7 +151,7 @@ class RivalLesson:
     ) -> lora.Weights:
         """A spatial LoRA from the pictures, motion modules bypassed: by default on all linears, in all steps."""
         weights, _ = train.learn_appearance(
-            self.backbone, self.pictures, self.backbone.embed(self.said) if embeds is None else embeds,
+            self.backbone, self.pictures, self.backbone.embed(self.prompts) if embeds is None else embeds,
             self.config("appearance").but(steps=steps), self.accelerator, self.report, self.stages("subject"), targets,
         )  # fmt: skip
         return weights
@@ -198,11 +200,11 @@ def dreamvideo(lesson: RivalLesson) -> Taught:
     adapter has no appearance guidance; the pictures have no masks; both parts of the subject have one learning rate.
     """
     prompt = training_prompt("appearance", lesson.noun)
-    said = [text if lesson.noun.lower() in text.lower() else prompt for text in lesson.said]
+    prompts = [text if lesson.noun.lower() in text.lower() else prompt for text in lesson.prompts]
     steps = lesson.config("appearance").steps
-    word = _invert(lesson, said, int(WORD_SHARE * steps))
+    word = _invert(lesson, prompts, int(WORD_SHARE * steps))
     with lesson.backbone.meaning(lesson.noun, word):
-        embeds = lesson.backbone.embed(said)
+        embeds = lesson.backbone.embed(prompts)
     cross_attention = lesson.backbone.cross_attention(lesson.backbone.layers("appearance"))
     identity = lesson.subject(cross_attention, embeds, steps - int(WORD_SHARE * steps))
     return Taught((identity, lesson.movement(debias=0.0)), word)
@@ -250,7 +252,7 @@ def _two_paths(lesson: RivalLesson, spatial: Sequence[str]) -> lora.Weights:
     return weights["motion"]
 
 
-def _invert(lesson: RivalLesson, said: Sequence[str], steps: int) -> WordEmbedding:
+def _invert(lesson: RivalLesson, prompts: Sequence[str], steps: int) -> WordEmbedding:
     """Textual inversion (arXiv 2208.01618): the embedding of a word by which the frozen base draws the pictures."""
     backbone, config = lesson.backbone, lesson.config("appearance")
     generator = torch.Generator().manual_seed(config.seed)
@@ -260,7 +262,7 @@ def _invert(lesson: RivalLesson, said: Sequence[str], steps: int) -> WordEmbeddi
         chosen = torch.randint(0, len(lesson.pictures), (config.batch_size,), generator=generator)
         noisy, target, timesteps = train.add_random_noise(backbone, lesson.pictures[chosen], generator)
         with backbone.meaning(lesson.noun, word), backbone.framewise():
-            prediction = backbone.predict(noisy, timesteps, backbone.embed([said[int(index)] for index in chosen]))
+            prediction = backbone.predict(noisy, timesteps, backbone.embed([prompts[int(index)] for index in chosen]))
             yield losses.denoising(prediction, target)
 
     train.optimize(

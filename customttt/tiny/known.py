@@ -13,7 +13,7 @@ from torch import Tensor
 
 from customttt import backbones
 from customttt.measure import metrics
-from customttt.measure.evaluate import CLIP_T, DINO_I, FIDELITY, Candidate, Row, lacking
+from customttt.measure.evaluate import CLIP_T, DINO_I, FIDELITY, Candidate, Row, obstacles
 from customttt.media import Frames
 from customttt.progress import Progress, Report, silent
 from customttt.tiny import judge
@@ -70,7 +70,7 @@ def _missing(
     candidates: Sequence[Candidate], pictures: Frames | None, values: dict[str, list[float | None]]
 ) -> dict[str, str]:
     """Why rows have no value; a prompt that names nothing of a kind costs only that row."""
-    why = lacking(candidates, pictures)
+    why = obstacles(candidates, pictures)
     reasons = {LOOKS_LIKE: why.get(DINO_I), MOVES_LIKE: why.get(FIDELITY)}
     for head, name in SHOWS.items():
         kind = "subject" if head == "noun" else head
