@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def small(tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     few = {name: ttt[name] for name in ("direct", "appearance", "motion")}
     brief = arms.Arm("brief", lambda recipe: replace(recipe, ttt=recipe.ttt.but(steps=2)))
     monkeypatch.setitem(arms.TABLES, "ttt", {**few, "paper": brief, "ours": ttt["ours"]})
-    monkeypatch.setattr(experiment, "judged", judged_by_number)
+    for module in (experiment, report):
+        monkeypatch.setattr(module, "judged", judged_by_number)
     backbone = open_base(str(tiny_random_base), torch.device("cpu"))
     size = experiment.Size(pairings=2, scenes=1, seeds=1, steps=2)
     none = stats.Estimate(0.0, 0.0, 0.0, 2)
@@ -39,8 +41,25 @@ def small(tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return experiment.Study(backbone, Accelerator(cpu=True), tmp_path / "run", size)
 
 
-def test_a_second_run_makes_nothing_again(small: experiment.Study) -> None:
-    small.run(["ttt"])
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first finished run is kept for the tests that need one."""
+    return tmp_path_factory.mktemp("study") / "run"
+
+
+@pytest.fixture
+def finished(small: experiment.Study, kept: Path) -> experiment.Study:
+    """All of the small study is made."""
+    if kept.exists():
+        shutil.copytree(kept, small.out)
+    else:
+        small.run(["ttt"])
+        shutil.copytree(small.out, kept)
+    return small
+
+
+def test_a_second_run_makes_nothing_again(finished: experiment.Study) -> None:
+    small = finished
     made = {path: path.stat().st_mtime_ns for path in small.out.rglob("*.*")}
     small.run(["ttt"])
     assert {path: path.stat().st_mtime_ns for path in small.out.rglob("*.*")} == made
@@ -69,8 +88,9 @@ def test_two_processes_share_the_work(small: experiment.Study) -> None:
 
 
 def test_the_report_holds_means_intervals_and_pictures(
-    small: experiment.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: experiment.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    small = finished
     monkeypatch.setattr(report, "LEARNED", 1.5)
     small.run(["ttt", arms.BLOCKS])
     report.write(small, ["ttt", arms.BLOCKS], tmp_path / "docs" / "study.md", "python -m customttt.lab.study")
@@ -86,8 +106,8 @@ def test_the_report_holds_means_intervals_and_pictures(
     }  # fmt: skip
 
 
-def test_a_sheet_stays_where_not_all_of_its_videos_are_at_hand(small: experiment.Study, tmp_path: Path) -> None:
-    small.run(["ttt"])
+def test_a_sheet_stays_where_not_all_of_its_videos_are_at_hand(finished: experiment.Study, tmp_path: Path) -> None:
+    small = finished
     report.write(small, ["ttt"], tmp_path / "study.md", "python -m customttt.lab.study")
     whole = (tmp_path / "study-0.png").read_bytes()
     small.video(experiment.Cell(0, experiment.SCENES[0], 0), arms.DIRECT).unlink()
@@ -104,19 +124,18 @@ def forget(whole: experiment.Study, *titles: str, but: int) -> experiment.Study:
     return replace(whole)
 
 
-def test_arms_are_compared_over_what_both_have(small: experiment.Study, tmp_path: Path) -> None:
-    whole = replace(small, size=replace(small.size, scenes=3))
+def test_arms_are_compared_over_what_both_have(finished: experiment.Study, tmp_path: Path) -> None:
+    whole = replace(finished, size=replace(finished.size, scenes=2))
     whole.run(["ttt"])
     report.write(forget(whole, "brief", but=3), ["ttt"], tmp_path / "study.md", "python -m customttt.lab.study")
     text = (tmp_path / "study.md").read_text()
-    assert "| both LoRAs, no test-time training | 6 | 1.50 (1.00 to 2.00) |" in text
+    assert "| both LoRAs, no test-time training | 4 | 1.50 (1.00 to 2.00) |" in text
     assert "| brief | 2 | 1.50 (1.00 to 2.00) |" in text  # of the second scene only one of two pairings is made
     assert "| brief | +0.00 (+0.00 to +0.00) |" in text
 
 
-def test_an_arm_that_has_hardly_begun_is_named_and_left_out(small: experiment.Study, tmp_path: Path) -> None:
-    small.run(["ttt"])
-    report.write(forget(small, "brief", but=1), ["ttt"], tmp_path / "study.md", "python -m customttt.lab.study")
+def test_an_arm_that_has_hardly_begun_is_named_and_left_out(finished: experiment.Study, tmp_path: Path) -> None:
+    report.write(forget(finished, "brief", but=1), ["ttt"], tmp_path / "study.md", "python -m customttt.lab.study")
     text = (tmp_path / "study.md").read_text()
     assert "no scene of theirs is made of all pairings: brief (1), ours (1)." in text  # which are the same here
 
@@ -124,11 +143,15 @@ def test_an_arm_that_has_hardly_begun_is_named_and_left_out(small: experiment.St
 def test_quick_goes_through_every_table_of_the_supplement(
     tiny_random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Of each table the first and the last arm, each LoRA alone, and one that learns anew."""
+    for name, table in arms.TABLES.items():
+        kept = [*list(table)[:1], "appearance", "motion", "full", *list(table)[-1:]]
+        monkeypatch.setitem(arms.TABLES, name, {key: arm for key, arm in table.items() if key in kept})
     given = ["--quick", "--base", str(tiny_random_base), "--out", str(tmp_path / "run")]
     monkeypatch.setattr("sys.argv", ["study", *given, "--report", str(tmp_path / "study.md")])
     monkeypatch.setattr(experiment, "judged", judged_by_number)
     monkeypatch.setattr(report, "judged", judged_by_number)
-    monkeypatch.setattr(experiment, "QUICK", replace(experiment.QUICK, pairings=1, steps=2, ttt_steps=1))
+    monkeypatch.setattr(study, "QUICK", replace(experiment.QUICK, pairings=1, steps=2, ttt_steps=1))
     none = [influence.Influence((0,), stats.Estimate(0.0, 0.0, 0.0, 1))]
     monkeypatch.setattr(influence.Measurement, "per_layer", lambda self: none)  # noqa: ARG005
     monkeypatch.setattr(influence.Measurement, "select", lambda self: none)  # noqa: ARG005
