@@ -17,7 +17,7 @@ from customttt.errors import BaseUnavailableError, MediaError, NotFoundError, Us
 from customttt.library import Library
 from customttt.measure.ledger import Ledger
 from customttt.recipe import check_prompt
-from customttt_cli import options, output, showing
+from customttt_cli import options, output, render, showing
 
 if TYPE_CHECKING:
     from customttt.backbones import Backbone
@@ -35,32 +35,38 @@ class Score(StrEnum):
     TRACKS = "tracks"
 
 
+_Pairs = Annotated[
+    Path | None, typer.Option(help="A file of pairs instead, one a line, with a tab between.", show_default=False)
+]
+_Shown = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Blocks to show together in the figure: 6, or 2,6; may be repeated. By default the strongest.",
+        show_default=False,
+    ),
+]
+_About = Annotated[
+    options.Kind | None,
+    typer.Option(
+        help="What the prompts are about, for 'learn-* --layers auto'; on tiny the judge tells.", show_default=False
+    ),
+]
+_ScoredBy = Annotated[
+    Score | None,
+    typer.Option(
+        help="CLIP-T, as published, or tracks of points, the default of --kind motion; on tiny the judge scores.",
+        show_default=False,
+    ),
+]
+
+
 def influence(
     prompt: Annotated[str | None, typer.Argument(help="What most blocks read.", show_default=False)] = None,
     starred: Annotated[str | None, typer.Argument(help="What the others read.", show_default=False)] = None,
-    pairs: Annotated[
-        Path | None, typer.Option(help="A file of pairs instead, one a line, with a tab between.", show_default=False)
-    ] = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Blocks to show together in the figure: 6, or 2,6; may be repeated. By default the strongest.",
-            show_default=False,
-        ),
-    ] = None,
-    kind: Annotated[
-        options.Kind | None,
-        typer.Option(
-            help="What the prompts are about, for 'learn-* --layers auto'; on tiny the judge tells.", show_default=False
-        ),
-    ] = None,
-    score: Annotated[
-        Score | None,
-        typer.Option(
-            help="CLIP-T, as published, or tracks of points, the default of --kind motion; on tiny the judge scores.",
-            show_default=False,
-        ),
-    ] = None,
+    pairs: _Pairs = None,
+    layers: _Shown = None,
+    kind: _About = None,
+    score: _ScoredBy = None,
     seeds: Annotated[int, typer.Option(help="Videos a pair.", min=1)] = 3,
     share: Annotated[float, typer.Option(help="Of the effect of all blocks, for the chosen set.", min=0, max=1)] = 0.9,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for chart, figure and numbers.")] = Path(
@@ -77,24 +83,44 @@ def influence(
     for text in chain.from_iterable(texts):
         check_prompt(text)
     with output.loading_torch(bars=True):
-        from customttt import backbones, media, opening
+        from customttt import backbones, media
         from customttt.measure import influence
-        from customttt.tiny import known
-    wanted, shown = [influence.PromptPair(*text) for text in texts], [frozenset(some) for some in numbers]
+    prompts, shown = [influence.PromptPair(*text) for text in texts], [frozenset(some) for some in numbers]
     media.check_output(folder / "influence.mp4")
     name, why = backbones.choose_base(base)
-    judged = known.draws(name)
-    about = _judged_kind(wanted, kind, score) if judged else kind and kind.value
-    by = None if judged else score or (Score.TRACKS if kind is options.Kind.MOTION else Score.CLIP)
+    about, by = _about_and_by(name, prompts, kind, score)
     if shown:  # the shapes of the base tell which blocks read a prompt
         readers = [place.layer for place in backbones.places(name).values() if place.kind != "motion"]
         influence.check_layers(name, readers, shown)
     scorer, scored = _scorer(by)
     output.say(f"{showing.base_line(name, why)}; scored by {scored}")
-    with output.loading(name):
-        backbone, _ = opening.open_accelerated(name)
+    shop = render.opened(name, Library())
     ledger = Ledger(folder / "scores.jsonl")
-    study = influence.Measurement(backbone, wanted, scorer(backbone), seeds, ledger=ledger, by=scored)
+    study = influence.Measurement(shop.backbone, prompts, scorer(shop.backbone), seeds, ledger=ledger, by=scored)
+    _measure(study, shown, share, folder, about, shop.library, as_json)
+
+
+def _about_and_by(
+    base: str, prompts: Sequence[PromptPair], kind: options.Kind | None, score: Score | None
+) -> tuple[Kind | None, Score | None]:
+    """What the prompts are about, None where that is not one kind; and what scores, None for the judge of `tiny`."""
+    from customttt.tiny import known
+
+    if known.draws(base):
+        return _judged_kind(prompts, kind, score), None
+    return kind.value if kind else None, score or (Score.TRACKS if kind is options.Kind.MOTION else Score.CLIP)
+
+
+def _measure(
+    study: Measurement,
+    shown: Sequence[Layers],
+    share: float,
+    folder: Path,
+    about: Kind | None,
+    library: Library,
+    as_json: bool,
+) -> None:
+    """Measure, draw and print; the library learns which blocks carry what the prompts are about."""
     with output.progress() as report:
         study.report = report
         alone = study.per_layer()
@@ -102,11 +128,11 @@ def influence(
         columns = study.page(alone, shown)
         measured = study.measure(columns)
         _draw(study, alone, columns, folder)
-    data = {"scored by": scored, "per layer": alone, "chosen": chosen, "figure": measured}
+    data = {"scored by": study.by, "per layer": alone, "chosen": chosen, "figure": measured}
     text = json.dumps(data, indent=1, default=asdict)
     (folder / "influence.json").write_text(text)
     if about:
-        Library().add_carrying(study.backbone.fingerprint, about, chosen[-1].layers)
+        library.add_carrying(study.backbone.fingerprint, about, chosen[-1].layers)
     if as_json:
         output.result(text)
         return
