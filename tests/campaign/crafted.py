@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trials import Child, Count, command, ground, import_everything, options
+from trials import Child, Count, command, foretell, ground, import_everything, options
 
 import_everything()
 
@@ -35,6 +35,7 @@ from travel import zipped  # noqa: E402
 
 from customttt import backbones, limits, media  # noqa: E402
 from customttt.interchange.exchange import Home  # noqa: E402
+from customttt.tiny.demo import INPUTS  # noqa: E402
 
 Files = dict[str, bytes]
 READERS = {
@@ -284,13 +285,16 @@ class Reader:
 
 
 def main() -> int:
-    number, count = options(2000, __doc__).trials, Count()
+    found, count = options(2000, __doc__), Count()
+    number = found.trials
     with ground() as folder:
         for name in ("here", "bombs", "good", "spoilt"):
             (folder / name).mkdir()
         base = build_tiny_random(folder / "base")
+        for line in (("learn-appearance", "bear", INPUTS / "koala"), ("learn-motion", "run", INPUTS / "swimming.mp4")):
+            foretell(*line, "--base", "tiny", home=folder / "none", folder=folder)
         reader = Reader(count, folder, base)
-        for kind, make in BOMBS.items():
+        for kind, make in [] if found.seed else BOMBS.items():
             for path in make(folder / "bombs"):
                 for line in READERS[kind]:
                     reader.read(f"bomb: {kind}", kind, path, line)
@@ -303,7 +307,7 @@ def main() -> int:
             kind = ("concept", "picture", "clip")[turn % 3]
             if kind == "concept":
                 path = folder / "spoilt" / "koala.file"
-                path.write_bytes(SPOILERS[turn // 3 % len(SPOILERS)](random.Random(turn), good))
+                path.write_bytes(SPOILERS[turn // 3 % len(SPOILERS)](random.Random(f"{found.seed} {turn}"), good))
             else:
                 source = random.choice(media_files[kind])
                 path = folder / "spoilt" / source.name
