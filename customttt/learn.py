@@ -137,10 +137,10 @@ def digest_of(inputs: Inputs) -> str:
     """sha256 of all pixels and captions: the same inputs, cut the same way, with the same words."""
     if isinstance(inputs, Clip):
         return hashlib.sha256(f"{inputs.frames.shape}".encode() + inputs.frames.tobytes()).hexdigest()
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for picture in inputs:
-        found.update(f"{picture.pixels.shape} {picture.captions!r}".encode() + picture.pixels.tobytes())
-    return found.hexdigest()
+        digest.update(f"{picture.pixels.shape} {picture.captions!r}".encode() + picture.pixels.tobytes())
+    return digest.hexdigest()
 
 
 def manifest(backbone: Backbone, inputs: Inputs, wording: Wording, config: TrainConfig) -> Concept:

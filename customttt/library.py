@@ -83,15 +83,15 @@ class Library:
 
     def entries(self) -> list[tuple[str, Concept | DamagedError]]:
         """Every entry by name, a damaged one as the error that reading it raises. Only manifests are read."""
-        found = [(name, self._read(name)) for name in self._names()]
-        if any(isinstance(entry, DamagedError) for _, entry in found):
+        entries = [(name, self._read(name)) for name in self._names()]
+        if any(isinstance(entry, DamagedError) for _, entry in entries):
             return self._undisturbed(lambda: [(name, self._read(name)) for name in self._names()])
-        return found
+        return entries
 
     def concepts(self, kind: Kind | None = None) -> list[Concept]:
         """The undamaged concepts, sorted by name; of one kind, if given."""
-        found = [concept for _, concept in self.entries() if isinstance(concept, Concept)]
-        return [concept for concept in found if kind in (None, concept.kind)]
+        concepts = [concept for _, concept in self.entries() if isinstance(concept, Concept)]
+        return [concept for concept in concepts if kind in (None, concept.kind)]
 
     def get(self, name: str, kind: Kind | None = None) -> Concept:
         """The concept of that name.
@@ -146,16 +146,16 @@ class Library:
 
     def verify(self, name: str | None = None) -> list[Problem]:
         """Read every byte of one concept, or of the whole library, and return what is wrong."""
-        found = self._look(name)
-        return self._undisturbed(lambda: self._look(name)) if found else found
+        problems = self._look(name)
+        return self._undisturbed(lambda: self._look(name)) if problems else problems
 
     def _look(self, name: str | None) -> list[Problem]:
         if name is not None:
             return self._problems(self._find(name).name)
-        found = [problem for entry in self._names() for problem in self._problems(entry)]
+        problems = [problem for entry in self._names() for problem in self._problems(entry)]
         kept = [path for folder in (self._adapted, self._unfinished) for path in sorted(folder.glob("*"))]
         damaged = [path for path in kept if not _is_intact(path)]
-        return found + [Problem(f"{path.parent.name}/{path.name}", f"{path} {_DIFFERS}.") for path in damaged]
+        return problems + [Problem(f"{path.parent.name}/{path.name}", f"{path} {_DIFFERS}.") for path in damaged]
 
     # -- checks before a long training
 
@@ -285,8 +285,8 @@ class Library:
     def _names(self) -> list[str]:
         def there() -> list[str]:
             try:
-                with os.scandir(self._concepts) as found:
-                    return sorted(entry.name for entry in found if entry.is_dir())
+                with os.scandir(self._concepts) as folders:
+                    return sorted(entry.name for entry in folders if entry.is_dir())
             except FileNotFoundError:
                 return []
             except OSError as error:  # not to be read is not to be empty
@@ -461,14 +461,14 @@ def _digest(path: Path) -> str:
 
 
 def _changed(folder: Path, concept: Concept) -> list[str]:
-    found = []
+    problems = []
     for name, digest in concept.files.items():
         try:
             if _digest(folder / name) != digest:
-                found.append(f"{folder / name} {_DIFFERS}")
+                problems.append(f"{folder / name} {_DIFFERS}")
         except OSError:
-            found.append(f"{folder / name} is missing or cannot be read")
-    return found
+            problems.append(f"{folder / name} is missing or cannot be read")
+    return problems
 
 
 def _is_intact(path: Path) -> bool:

@@ -172,8 +172,8 @@ def restore(
 def _copy(parameter: Tensor, weights: Mapping[str, Tensor], key: str) -> None:
     saved = weights.get(key)
     if saved is None or saved.shape != parameter.shape or not saved.isfinite().all():
-        found = "nothing" if saved is None else f"{tuple(saved.shape)}"
-        raise DamagedError(f"The LoRA does not fit: {key} holds {found}, expected finite {tuple(parameter.shape)}.")
+        held = "nothing" if saved is None else f"{tuple(saved.shape)}"
+        raise DamagedError(f"The LoRA does not fit: {key} holds {held}, expected finite {tuple(parameter.shape)}.")
     parameter.copy_(saved)
 
 

@@ -31,16 +31,16 @@ def gpus() -> list[Gpu]:
 
     if not torch.cuda.is_available():
         return []
-    found = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
-    return [Gpu(one.name, one.total_memory) for one in found]
+    properties = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    return [Gpu(one.name, one.total_memory) for one in properties]
 
 
 def multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16, which halve the time of learning and sampling."""
     import torch
 
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def device() -> torch.device:
@@ -57,8 +57,8 @@ def cores() -> int:
 
 def memory() -> tuple[int, int]:
     """(bytes in all, bytes that are free or can be freed at once)."""
-    found = psutil.virtual_memory()
-    return int(found.total), int(found.available)
+    ram = psutil.virtual_memory()
+    return int(ram.total), int(ram.available)
 
 
 def free_memory(device: torch.device) -> int:

@@ -37,8 +37,8 @@ def check_prompt(prompt: str, what: str = "The prompt") -> None:
 
 def check_characters(text: str, what: str) -> None:
     """Raise UsageError for what is no text. Spaces of every kind, joiners and letters of scripts to come are."""
-    if found := NO_TEXT.search(text):
-        raise UsageError(f"{what} holds {_called(found[0])}; write it as one line of plain text.")
+    if match := NO_TEXT.search(text):
+        raise UsageError(f"{what} holds {_called(match[0])}; write it as one line of plain text.")
 
 
 def _check_texts(**texts: str) -> None:
@@ -85,11 +85,11 @@ def training_prompt(kind: Kind, phrase: str) -> str:
 def stretches(sample: SampleConfig) -> list[tuple[frozenset[Kind], tuple[float, float]]]:
     """Whose LoRAs act from which share of the denoising to which: both from 0 to 1 unless the settings let one rest."""
     joins, rests = sample.appearance_from, sample.motion_until
-    found = []
+    shares = []
     for begin, end in pairwise(sorted({0.0, joins, rests, 1.0})):
         acts: dict[Kind, bool] = {"appearance": begin >= joins, "motion": end <= rests}
-        found.append((frozenset(kind for kind, here in acts.items() if here), (begin, end)))
-    return found
+        shares.append((frozenset(kind for kind, here in acts.items() if here), (begin, end)))
+    return shares
 
 
 def renoised(shown: Kind, ttt: TTTConfig, sample: SampleConfig) -> list[tuple[frozenset[Kind], tuple[float, float]]]:
@@ -99,15 +99,15 @@ def renoised(shown: Kind, ttt: TTTConfig, sample: SampleConfig) -> list[tuple[fr
     which nothing could be learned. Raises UsageError if none is left.
     """
     low, high = ttt.renoise_appearance if shown == "appearance" else ttt.renoise_motion
-    found = []
+    parts = []
     for acting, (begin, end) in reversed(stretches(sample if ttt.student_rests else sample.as_published())):
         part = max(low, 1 - end), min(high, 1 - begin)
         taught = acting if shown == "motion" else acting & {shown}  # motion modules are off for still pictures
         if taught and part[0] < part[1]:
-            found.append((acting, part))
-    if not found:
+            parts.append((acting, part))
+    if not parts:
         raise UsageError(f"The {shown} reference is noised again from {low:g} to {high:g}, where no LoRA acts on it.")
-    return found
+    return parts
 
 
 @dataclass(frozen=True)

@@ -98,10 +98,10 @@ def phases(
     The appearance waits for a motion only; alone it acts from the start.
     """
     steps = len(path) - 1
-    found = []
+    parts = []
     for kinds, shares in stretches(sample if scales.get("motion") else sample.but(appearance_from=0.0)):
         begin, end = (int(share * steps) for share in shares)
         if begin < end:
             acting: dict[str, float] = {name: scale for name, scale in scales.items() if name in kinds}
-            found.append((acting, path[begin : end + 1]))
-    return found
+            parts.append((acting, path[begin : end + 1]))
+    return parts

@@ -19,7 +19,7 @@ _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 def escaped(text: str, keep: str = "") -> str:
     r"""`text` with every character of CONTROL but those in `keep` as \uXXXX, which JSON reads as that character."""
-    return CONTROL.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
+    return CONTROL.sub(lambda match: match[0] if match[0] in keep else f"\\u{ord(match[0]):04x}", text)
 
 
 def parsed(text: str, most: int, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
@@ -40,8 +40,8 @@ def parsed(text: str, most: int, pairs: Callable[[list[tuple[str, Any]]], Any] |
 def _nesting(text: str) -> int:
     """How deep brackets lie in each other at most, or more than MAX_NESTING."""
     depth = deepest = 0
-    for found in _BRACKETS.finditer(text):
-        depth += (found[0] in "[{") - (found[0] in "]}")
+    for match in _BRACKETS.finditer(text):
+        depth += (match[0] in "[{") - (match[0] in "]}")
         deepest = max(deepest, depth)
         if deepest > MAX_NESTING:
             break

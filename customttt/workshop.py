@@ -55,14 +55,14 @@ def carrying(library: Library, base: str, kind: Kind) -> tuple[int, ...]:
 
     So the paper went from 2 and 4, which it had measured for motion, to 2 and 5. Raises NotFoundError.
     """
-    found = library.carrying(backbones.identify(base), kind)
-    if found is None:
+    measured = library.carrying(backbones.identify(base), kind)
+    if measured is None:
         raise NotFoundError(
             f"Nobody has measured here which layers of {base!r} carry the {kind}; "
             f"'customttt influence {PROMPTS[kind]} --kind {kind} --base {base}' does."
         )
     able = sorted({place.layer for place in backbones.places(base).values() if place.kind in (kind, None)})
-    return tuple(sorted({min((one for one in able if one >= layer), default=able[-1]) for layer in found}))
+    return tuple(sorted({min((one for one in able if one >= layer), default=able[-1]) for layer in measured}))
 
 
 @dataclass(frozen=True)

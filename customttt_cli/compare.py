@@ -153,7 +153,7 @@ def _scores(shown: Shown, images: Sequence[Path] | None, clip: Path | None) -> S
         if row.missing:
             output.say(f"No {row.what}: {row.missing}.")
     return {
-        name: {row.what: asdict(found) for row in rows if (found := row.estimate(candidates, chosen))}
+        name: {row.what: asdict(estimate) for row in rows if (estimate := row.estimate(candidates, chosen))}
         for name, chosen in groups.items()
     }
 

@@ -124,8 +124,8 @@ def _tell(rows: Sequence[Row], candidates: Sequence[Candidate], groups: Groups) 
     columns = ("what", *(("value", "95 % interval") if single else groups), "by")
     lines = []
     for row in rows:
-        found = [row.estimate(candidates, chosen) for chosen in groups.values()]
-        cells = _value_and_interval(found[0]) if single else [_cell(one) for one in found]
+        estimates = [row.estimate(candidates, chosen) for chosen in groups.values()]
+        cells = _value_and_interval(estimates[0]) if single else [_cell(one) for one in estimates]
         lines.append((row.what, *cells, f"not measured: {row.missing}" if row.missing else row.by))
     output.table(columns, lines, [False] * len(lines))
 

@@ -53,12 +53,12 @@ def _cells(run: Path) -> list[Path]:
     from customttt.measure.compare import METHODS
 
     order = list(METHODS)
-    found = [path for path in sorted(run.glob("*-seed*.mp4")) if path.stem.rpartition("-seed")[0] in order]
-    if not found:
+    videos = [path for path in sorted(run.glob("*-seed*.mp4")) if path.stem.rpartition("-seed")[0] in order]
+    if not videos:
         raise NotFoundError(
             f"Folder '{run}' has no videos of a comparison; run 'customttt compare -o {run} ...' again."
         )
-    return sorted(found, key=lambda path: order.index(path.stem.rpartition("-seed")[0]))
+    return sorted(videos, key=lambda path: order.index(path.stem.rpartition("-seed")[0]))
 
 
 def read(path: Path, prompt: str | None, column: str = ALL) -> Exhibit:
@@ -102,16 +102,16 @@ def pictures(paths: Sequence[Path]) -> Frames:
 
     from customttt import media
 
-    found = np.stack([picture.pixels for picture in media.read_pictures(paths, SIZE)])
+    stack = np.stack([picture.pixels for picture in media.read_pictures(paths, SIZE)])
     tell_passed_over(paths)
-    return found
+    return stack
 
 
 def clips(path: Path, shown: Sequence[Exhibit]) -> list[Frames | None]:
     """The clip of the movement for each video: as many frames, as large, as fast. Raises NotFoundError, MediaError."""
     from customttt import media
 
-    found: list[Frames | None] = []
+    read: list[Frames | None] = []
     for one in shown:
         count, height, width, _ = one.frames.shape
         if (has := media.count_frames(path, count)) < count:
@@ -119,5 +119,5 @@ def clips(path: Path, shown: Sequence[Exhibit]) -> list[Frames | None]:
                 f"Clip '{path.name}' has {counted(has, 'frame')} and video '{one.path.name}' {count}; they are "
                 f"compared frame by frame, so give a clip of at least {count}."
             )
-        found.append(media.read_clip(path, count, one.fps, (height, width)).frames)
-    return found
+        read.append(media.read_clip(path, count, one.fps, (height, width)).frames)
+    return read

@@ -53,10 +53,10 @@ def _ending(received: list[int]) -> Iterator[None]:
         received.append(number)
         raise KeyboardInterrupt
 
-    def lost(found: sys.UnraisableHookArgs) -> None:
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
         """Python drops what is raised while an object is finalized, an interruption too: let it come once more."""
-        if found.exc_type is not KeyboardInterrupt:
-            hook(found)
+        if unraisable.exc_type is not KeyboardInterrupt:
+            hook(unraisable)
             return
         again = threading.Timer(AGAIN_SECONDS, _raise, (received[-1] if received else signal.SIGINT,))
         again.daemon = True

@@ -142,10 +142,10 @@ def _measure(
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    found = options.parse_layers(text)
-    if found is None:
+    layers = options.parse_layers(text)
+    if layers is None:
         raise UsageError("--layers auto is for learning; give numbers of layers, such as 2,6.")
-    return found
+    return layers
 
 
 def _judged_kind(pairs: Sequence[PromptPair], given: options.Kind | None, score: Score | None) -> Kind | None:
@@ -158,10 +158,10 @@ def _judged_kind(pairs: Sequence[PromptPair], given: options.Kind | None, score:
     if score:
         raise UsageError(f"tiny's own judge scores its world; leave --score {score.value} to other bases.")
     kinds = {CARRIED.get(head) for pair in pairs for head in judge.new_words(pair.prompt, pair.starred)}
-    found = kinds.pop() if len(kinds) == 1 else None
-    if given and given.value != found:
-        raise UsageError(f"--kind is {given.value}, but these prompts differ in {found or 'more, or in the scene'}.")
-    return found
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if given and given.value != kind:
+        raise UsageError(f"--kind is {given.value}, but these prompts differ in {kind or 'more, or in the scene'}.")
+    return kind
 
 
 def _scorer(by: Score | None) -> tuple[Callable[[Backbone], Scorer], str]:
@@ -228,8 +228,8 @@ def _name(layers: Layers, alone: list[Influence]) -> str:
 
 
 def _tell(alone: list[Influence], measured: list[Influence], chosen: list[Influence], folder: Path) -> None:
-    found = {_name(frozenset(one.layers), alone): f"{one.effect:.3f}" for one in (*alone, *measured)}
-    output.table(("block", "score minus null (95 %)"), list(found.items()), [False] * len(found))
+    effects = {_name(frozenset(one.layers), alone): f"{one.effect:.3f}" for one in (*alone, *measured)}
+    output.table(("block", "score minus null (95 %)"), list(effects.items()), [False] * len(effects))
     last = chosen[-1]
     output.say(f"Smallest set found: {', '.join(map(str, last.layers))}, with {last.effect:.3f}.")
     output.result(str(folder))

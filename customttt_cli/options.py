@@ -105,10 +105,10 @@ def _at_home(value: Any, place: bool) -> Any:
     if not (isinstance(value, Path) or (place and isinstance(value, str))):
         return value
     try:
-        found = type(value)(Path(value).expanduser()) if str(value).startswith("~") else value
+        path = type(value)(Path(value).expanduser()) if str(value).startswith("~") else value
     except RuntimeError as error:
         raise UsageError(
             f"'{value}' begins with a home folder that is not known here; write the path in full."
         ) from error
-    check_length(Path(found))
-    return found
+    check_length(Path(path))
+    return path

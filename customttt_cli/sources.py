@@ -37,9 +37,9 @@ class Pictures:
     def look(self) -> tuple[str, ...]:
         from customttt import media
 
-        found = tuple(picture.sha256 for picture in media.read_pictures(self.paths, LOOK_SIZE))
+        digests = tuple(picture.sha256 for picture in media.read_pictures(self.paths, LOOK_SIZE))
         tell_passed_over(self.paths)
-        return found
+        return digests
 
     def read(self, sample: SampleConfig) -> tuple[Inputs, str]:
         from customttt import media

@@ -35,8 +35,8 @@ def try_out(shop: Workshop, concept: Concept, clip: Frames) -> None:
         named = zip(map(str, SEEDS), videos, strict=True)
         candidates = [Candidate(seed, video, concept.prompt, clip) for seed, video in named]
         row = _likeness(shop.backbone, candidates, report)
-    if (found := row.estimate(candidates)) is not None:
-        _tell(found.value)
+    if (estimate := row.estimate(candidates)) is not None:
+        _tell(estimate.value)
 
 
 def _likeness(backbone: Backbone, candidates: list[Candidate], report: Report) -> Row:

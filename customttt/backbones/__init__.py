@@ -172,12 +172,12 @@ def _network_configs() -> list[str]:
 
 def family_of(origin: Origin) -> type[Family]:
     """The family that loads a base: by its name, else by its network's class. Raises BaseUnavailableError."""
-    found = str(_config(origin).get("_class_name", "nameless model")) if origin.known is None else ""
+    architecture = str(_config(origin).get("_class_name", "nameless model")) if origin.known is None else ""
     for family in families():
-        if origin.known in family.KNOWN or found in family.NETWORKS:
+        if origin.known in family.KNOWN or architecture in family.NETWORKS:
             return family
     expected = ", ".join(name for family in families() for name in family.NETWORKS)
-    raise BaseUnavailableError(f"{origin.base!r} is a {found}, which is no base here; give one of {expected}.")
+    raise BaseUnavailableError(f"{origin.base!r} is a {architecture}, which is no base here; give one of {expected}.")
 
 
 def _config(origin: Origin) -> dict[str, Any]:

@@ -88,16 +88,16 @@ def variant(folder: Path) -> str | None:
 def cached(repository: Repository) -> Path | None:
     """Its folder in the hub's cache if all that is needed is there. Asks no network."""
     first = repository.parts[0]
-    found = _cached_file(repository, f"{first}/config.json".lstrip("/"))
-    if found is None:
+    config = _cached_file(repository, f"{first}/config.json".lstrip("/"))
+    if config is None:
         return None
-    folder = found.parents[1] if first else found.parent
+    folder = config.parents[1] if first else config.parent
     return None if missing_part(folder, repository.parts) else folder
 
 
 def _cached_file(repository: Repository, name: str) -> Path | None:
-    found = try_to_load_from_cache(repository.id, name, revision=repository.revision)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(repository.id, name, revision=repository.revision)
+    return Path(path) if isinstance(path, str) else None
 
 
 def address() -> str:

@@ -192,11 +192,11 @@ class UNetFamily(Family):
             raise UsageError(f"Layer {bad[0]} does not exist; the layers of {self.name} are 0 to {len(LAYERS) - 1}.")
         names: list[str] = []
         for layer in sorted(set(layers)):
-            found = self._linears(kind, layer)
-            if not found:
+            linears = self._linears(kind, layer)
+            if not linears:
                 branch = self.BRANCHES[kind].replace("_", " ")
                 raise UsageError(f"Layer {layer} of {self.name} has no {branch} to learn in.")
-            names += found
+            names += linears
         return names
 
     def _linears(self, kind: Kind, layer: int) -> list[str]:

@@ -173,15 +173,15 @@ def admit(parcel: Parcel, home: Home, name: str | None = None, kind: Kind | None
     """
     title = name or parcel.name
     check_name(title)
-    weights, found, notes = _weights(parcel, home, kind)
+    weights, settled, notes = _weights(parcel, home, kind)
     layers = tuple(sorted({home.places[module].layer for module in keys.wrapped(weights)}))
     rank = next(len(weight) for key, weight in weights.items() if ".lora_A." in key)
     if parcel.concept is None:
         phrase, remark = _phrase(parcel, title)
-        concept = _stranger(parcel, title, found, phrase, home, layers, rank)
+        concept = _stranger(parcel, title, settled, phrase, home, layers, rank)
         return Arrival(concept, lambda folder: _save(weights, concept, folder), notes + remark)
     known = parcel.concept
-    if (known.kind, set(known.layers), known.rank) != (found, set(layers), rank) or weights.keys() != set(
+    if (known.kind, set(known.layers), known.rank) != (settled, set(layers), rank) or weights.keys() != set(
         parcel.tensors
     ):
         raise DamagedError(f"'{parcel.file}' cannot be imported: its manifest is that of other weights.")
@@ -208,8 +208,8 @@ def _weights(parcel: Parcel, home: Home, kind: Kind | None) -> tuple[lora.Weight
         notes.append(
             f"How strongly '{parcel.file}' acts stands in an {scales.CONFIG}, which is not here; it acts at 1."
         )
-    found = kind or _kind(parcel, {places[module].kind for module in keys.wrapped(weights)})
-    return _of_one_kind(parcel, weights, places, found), found, tuple(notes)
+    settled = kind or _kind(parcel, {places[module].kind for module in keys.wrapped(weights)})
+    return _of_one_kind(parcel, weights, places, settled), settled, tuple(notes)
 
 
 def _kind(parcel: Parcel, kinds: set[Kind | None]) -> Kind:

@@ -77,11 +77,11 @@ def named(tensors: Sequence[Tensor], places: Mapping[str, Place], kind: Kind | N
     Raises DamagedError where there are none.
     """
     for wanted, pattern in _LISTS:
-        found = [name for name, place in places.items() if place.kind == wanted and re.search(pattern, name)]
-        keys = [f"{name}.lora_{role}.weight" for name in found for role in "BA"]
+        modules = [name for name, place in places.items() if place.kind == wanted and re.search(pattern, name)]
+        keys = [f"{name}.lora_{role}.weight" for name in modules for role in "BA"]
         if kind in (None, wanted) and len(keys) == len(tensors):
             weights = dict(zip(keys, tensors, strict=True))
-            if not any(_misfit(places[name].shape, *_pair(weights, name)) for name in found):
+            if not any(_misfit(places[name].shape, *_pair(weights, name)) for name in modules):
                 return weights
     raise DamagedError(
         f"its {len(tensors)} tensors without names are not those of a LoRA of this base; "
@@ -130,8 +130,8 @@ def _check_whole(keys: Collection[str]) -> None:
     roles: dict[str, dict[str, str]] = {}
     for match in filter(None, map(_KEY.fullmatch, keys)):
         roles.setdefault(match["module"], {})[_ROLES[match["role"]]] = match[0]
-    for found in roles.values():
-        _check_pair(found)
+    for pair in roles.values():
+        _check_pair(pair)
 
 
 def translate(weights: Mapping[str, Tensor], places: Mapping[str, Place], strength: Strength | None = None) -> Weights:
@@ -140,10 +140,10 @@ def translate(weights: Mapping[str, Tensor], places: Mapping[str, Place], streng
     Smaller ranks are filled up with zeros, which changes nothing. `strength` is what stands outside the tensors; an
     alpha among them goes before it. Raises DamagedError, a part of a sentence that names the key.
     """
-    found = _sorted_out(weights, {_flat(module): module for module in places})
+    spellings = _sorted_out(weights, {_flat(module): module for module in places})
     whole: Weights = {}
-    for module in filter(found.__contains__, places):
-        down, up = _at_scale_one(weights, found[module], places[module].shape, strength)
+    for module in filter(spellings.__contains__, places):
+        down, up = _at_scale_one(weights, spellings[module], places[module].shape, strength)
         whole |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
     return _of_one_rank(whole)
 
@@ -161,8 +161,8 @@ def _at_scale_one(
     _check_pair(keys)
     down, up = weights[keys["A"]], weights[keys["B"]]
     if misfit := _misfit(shape, down, up):
-        found = tuple(weights[keys[misfit]].shape)
-        raise DamagedError(f"{keys[misfit]!r} has the shape {found}, which does not fit the base's {shape}")
+        misshapen = tuple(weights[keys[misfit]].shape)
+        raise DamagedError(f"{keys[misfit]!r} has the shape {misshapen}, which does not fit the base's {shape}")
     scale = _scale(weights, keys, strength)
     down, up = (matrix.to(torch.float32, copy=True).contiguous() for matrix in (down, up))  # a pickle's may be shared
     matrices = down, up if scale == 1 else up * scale
@@ -176,16 +176,16 @@ def _at_scale_one(
 
 def _sorted_out(weights: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The given key of each module's A, B and alpha."""
-    found: dict[str, dict[str, str]] = {}
+    by_module: dict[str, dict[str, str]] = {}
     for key in weights:
         match = _KEY.fullmatch(key)
         module = modules.get(_flat(match["module"])) if match else None
         if match is None or module is None:
             raise DamagedError(_unknown(key, modules))
-        other = found.setdefault(module, {}).setdefault(_ROLES[match["role"]], key)
+        other = by_module.setdefault(module, {}).setdefault(_ROLES[match["role"]], key)
         if other != key:
             raise DamagedError(f"{other!r} and {key!r} are the same matrix")
-    return found
+    return by_module
 
 
 def _unknown(key: str, modules: Mapping[str, str]) -> str:

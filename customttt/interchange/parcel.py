@@ -94,12 +94,12 @@ def read(path: Path, allow_pickle: bool = False) -> Parcel:
 
 def _in_folder(folder: Path) -> Path:
     """The weights of an adapter. Raises NotFoundError for a folder of something else."""
-    found = [folder / name for name in IN_FOLDERS if (folder / name).is_file()]
-    if not found:
+    files = [folder / name for name in IN_FOLDERS if (folder / name).is_file()]
+    if not files:
         raise NotFoundError(f"There is no file {IN_FOLDERS[0]} in the folder '{folder}'; give a LoRA's file or folder.")
-    if found[0].name == IN_FOLDERS[0] and not (folder / CONFIG).is_file():
+    if files[0].name == IN_FOLDERS[0] and not (folder / CONFIG).is_file():
         raise NotFoundError(f"There is no file {CONFIG} in the folder '{folder}', so its scale is not known.")
-    return found[0]
+    return files[0]
 
 
 def _config(folder: Path) -> str:

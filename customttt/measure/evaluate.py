@@ -66,16 +66,16 @@ class Row:
 
 def obstacles(candidates: Sequence[Candidate], pictures: Frames | None) -> dict[str, str]:
     """Which metrics cannot be had of what was given, and why."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     if any(candidate.prompt is None for candidate in candidates):
-        found[CLIP_T] = "a video carries no prompt; give --prompt"
+        reasons[CLIP_T] = "a video carries no prompt; give --prompt"
     if pictures is None:
-        found[CLIP_I] = found[DINO_I] = "there are no pictures of the subject; give --images"
+        reasons[CLIP_I] = reasons[DINO_I] = "there are no pictures of the subject; give --images"
     if any(candidate.clip is None for candidate in candidates):
-        found[FIDELITY] = "there is no clip of the movement; give --clip"
+        reasons[FIDELITY] = "there is no clip of the movement; give --clip"
     if any(len(candidate.frames) < 2 for candidate in candidates):
-        found[CONSISTENCY] = found[FIDELITY] = "a video has a single frame"
-    return found
+        reasons[CONSISTENCY] = reasons[FIDELITY] = "a video has a single frame"
+    return reasons
 
 
 def by_clip(
@@ -123,7 +123,7 @@ def _by_features(
     report: Report,
 ) -> list[Row]:
     missing = {name: why for name, why in obstacles(candidates, pictures).items() if name in names}
-    found: list[Mapping[str, float]] = []
+    scores: list[Mapping[str, float]] = []
     if set(names) - set(missing):
         try:
             model = load()
@@ -133,10 +133,10 @@ def _by_features(
         else:
             known = None if pictures is None else model.image_features(pictures)
             for step, candidate in enumerate(candidates, 1):
-                found.append(score(model, candidate, model.image_features(candidate.frames), known))
+                scores.append(score(model, candidate, model.image_features(candidate.frames), known))
                 report(Progress(by, step, len(candidates)))
     return [
-        Row(name, by, missing=missing[name]) if name in missing else Row(name, by, tuple(one[name] for one in found))
+        Row(name, by, missing=missing[name]) if name in missing else Row(name, by, tuple(one[name] for one in scores))
         for name in names
     ]
 

@@ -211,8 +211,8 @@ class Measurement:
         chosen = NULL
         steps: list[Influence] = []
         while chosen != able:
-            found = self.measure([chosen | {layer} for layer in sorted(able - chosen)])
-            steps.append(max(found, key=lambda one: one.effect.value))
+            larger_sets = self.measure([chosen | {layer} for layer in sorted(able - chosen)])
+            steps.append(max(larger_sets, key=lambda one: one.effect.value))
             chosen = frozenset(steps[-1].layers)
             if steps[-1].effect.value >= goal:
                 break

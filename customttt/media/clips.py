@@ -82,10 +82,10 @@ def _check_sampling(num_frames: int, fps: float, start: float, end: float | None
         raise UsageError(f"There is nothing between {start:g} s and {end} s; the end must be after the start.")
 
 
-def _too_short(name: str, found: int, num_frames: int, start: float, end: float | None) -> str:
+def _too_short(name: str, frames: int, num_frames: int, start: float, end: float | None) -> str:
     where = f" from {start:g} s on" if end is None else f" between {start:g} s and {end:g} s"
-    count = f"{found} frame" + "s" * (found != 1) + where * (start > 0 or end is not None)
-    advice = f" or --frames {found}" * (found > 1)
+    count = f"{frames} frame" + "s" * (frames != 1) + where * (start > 0 or end is not None)
+    advice = f" or --frames {frames}" * (frames > 1)
     return f"Clip '{name}' has {count}; motion needs {num_frames}. Use a longer clip{advice}."
 
 
@@ -160,8 +160,8 @@ class Animation:
         return list(islice(takewhile(lambda time: time < seconds, within), at_most))
 
     def frames(self, start: float, times: Sequence[float], picks: Sequence[int], size: Size) -> Frames:  # noqa: ARG002
-        found = islice(enumerate(frame for time, frame in self.all() if time >= start), picks[-1] + 1)
-        return np.stack([resize(to_rgb(frame), size) for index, frame in found if index in picks])
+        decoded = islice(enumerate(frame for time, frame in self.all() if time >= start), picks[-1] + 1)
+        return np.stack([resize(to_rgb(frame), size) for index, frame in decoded if index in picks])
 
     def all(self, as_shown: bool = True) -> Iterator[tuple[float, Image.Image]]:
         """All frames with the times at which they begin; `as_shown` by browsers, which make the shortest longer."""

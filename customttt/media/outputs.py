@@ -73,13 +73,13 @@ def _check_name(path: Path) -> None:
 def _nearest(path: Path) -> Path:
     """The last folder on the way to `path` that is there. Raises UsageError for a name that is too long to be."""
     check_length(path.absolute())
-    found, *parts = (Path(part) for part in path.absolute().parts)
+    existing, *parts = (Path(part) for part in path.absolute().parts)
     there = True
     for part in parts:
-        check_length(found / part)
-        there = there and (found / part).exists()
-        found = found / part if there else found
-    return found.parent if there else found
+        check_length(existing / part)
+        there = there and (existing / part).exists()
+        existing = existing / part if there else existing
+    return existing.parent if there else existing
 
 
 def kind_of_output(path: Path) -> str:

@@ -80,11 +80,11 @@ def _picture_files(path: Path) -> list[Path]:
         if not path.is_dir():
             check_local(path, "picture")
             return [path]
-        found, others = _sort(path)
-    if not found:
+        files, others = _sort(path)
+    if not files:
         passed = f" (passed over: {_told(others)})" * bool(others)
         raise MediaError(f"Folder '{path}' has no picture that can be read{passed}; put 3 to 8 into it.")
-    return found
+    return files
 
 
 def _sort(folder: Path) -> tuple[list[Path], dict[str, list[str]]]:
