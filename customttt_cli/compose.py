@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from customttt.planner import Forecast
 
 EXAMPLE = 'Example: customttt compose koala swimming "on Mars" --seed 3 -o mars.mp4'
+_Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="A .mp4, .gif or .webp, or a folder for png frames.", show_default=False),
+]
+_Seed = Annotated[int | None, typer.Option(help="Another seed, another video; by default 0.", show_default=False)]
 _Amount = Annotated[float | None, typer.Option(help="How strongly it acts, 0 to 4; 1 as learned.", show_default=False)]
 
 
@@ -28,13 +33,8 @@ def compose(
     appearance: Annotated[str | None, options.concept_argument("appearance")] = None,
     motion: Annotated[str | None, options.concept_argument("motion")] = None,
     prompt: options.Scene = "",
-    out: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="A .mp4, .gif or .webp, or a folder for png frames.", show_default=False),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Another seed, another video; by default 0.", show_default=False)
-    ] = None,
+    out: _Output = None,
+    seed: _Seed = None,
     num: Annotated[int, typer.Option(help="How many videos, of consecutive seeds.")] = 1,
     frames: Annotated[int | None, typer.Option(help="Frames; by default the base's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of denoising; by default the base's.")] = None,
