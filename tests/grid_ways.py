@@ -59,7 +59,7 @@ def start(file: Path, home: Path, out: Path, way: Sequence[str], said: Path) -> 
 
 
 def kill(driver: subprocess.Popen[bytes], what: str) -> str:
-    """Kill the driver, a worker or Ray's own process; what was killed."""
+    """Kill the driver, a worker or Ray's own process, the driver where there is none yet; what was killed."""
     family = psutil.Process(driver.pid).children(recursive=True)
     names = {one.pid: " ".join(one.cmdline()) or one.name() for one in family if one.is_running()}
     wanted = {"worker": ("ray::Hand", "spawn_main"), "ray": ("raylet/raylet", "gcs_server")}.get(what, ())
@@ -84,7 +84,7 @@ def run(file: Path, folder: Path, way: Sequence[str], kills: int, seconds: float
         began, driver = time.monotonic(), start(file, home, out, way, said)
         while driver.poll() is None and left:
             try:
-                driver.wait(random.uniform(0.15, 0.45) * seconds)
+                driver.wait(random.uniform(0.5, 1.5) * seconds)
             except subprocess.TimeoutExpired:
                 what = random.choice(["driver", "worker", *(["ray"] if "--ray" in way else [])])
                 print(f"  after {time.monotonic() - began:.0f} s killed: {kill(driver, what)}", flush=True)
@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--every", type=float, default=40.0, help="seconds between two kills, on average")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     given = parser.parse_args()
     shutil.rmtree(given.out, ignore_errors=True)
@@ -122,15 +123,14 @@ def main() -> None:
     base = given.base or str(build_tiny_random(given.out / "base"))
     file = grid_file(given.out, base)
     first: dict[str, str] = {}
-    seconds = 0.0
     for way in given.ways:
         print(way, flush=True)
         kills = given.kills if first else 0
-        found, took = run(file, given.out / way.replace(" ", "-"), WAYS[way], kills, seconds)
-        first, seconds = first or found, seconds or took
+        found, took = run(file, given.out / way.replace(" ", "-"), WAYS[way], kills, given.every)
+        first = first or found
         assert len(found) == 4 * 3 * 2 * 2, len(found)
         assert found == first, "other bytes"
-        print(f"  {len(found)} videos, the bytes of {given.ways[0]}", flush=True)
+        print(f"  {len(found)} videos, the bytes of {given.ways[0]}; the last try took {took:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ class Ref:
 
 
 class StandIn(ModuleType):
-    """Ray on one machine, whose actors work as they are asked; `deaths` of them die over their job."""
+    """Ray on one machine, whose actors work as they are asked; `deaths` of them die over their job, or sooner."""
 
-    def __init__(self, deaths: int = 0) -> None:
+    def __init__(self, deaths: int = 0, sooner: bool = False) -> None:
         super().__init__("ray")
         self.__spec__ = ModuleSpec("ray", None)
         self.exceptions = SimpleNamespace(RayError=RayError)
-        self.deaths, self.made, self.told = deaths, 0, dict[str, Any]()
+        self.deaths, self.sooner, self.made, self.told = deaths, sooner, 0, dict[str, Any]()
 
     def init(self, **told: Any) -> None:
         if told["address"] == "nowhere":
@@ -54,7 +54,11 @@ class StandIn(ModuleType):
             there = kind(*arguments)
             work = SimpleNamespace(remote=lambda *given: self._asked(there.work, *given))
             end = SimpleNamespace(remote=there.end)
-            return SimpleNamespace(work=work, end=end, __ray_terminate__=SimpleNamespace(remote=lambda: None))
+            dead = Ref(RayError("It never was."))
+            opened = SimpleNamespace(remote=lambda: dead if self.sooner else Ref(None))
+            return SimpleNamespace(
+                work=work, open=opened, end=end, __ray_terminate__=SimpleNamespace(remote=lambda: None)
+            )
 
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=made))
 
@@ -118,6 +122,22 @@ def test_on_ray_a_lost_worker_costs_nothing_and_the_bytes_are_those_of_one_proce
     assert Library().get("running").files == learned
     assert sorted(path.name for path in (Library().root / "adapted").iterdir()) == weights
     assert snapshot(here / "ray") == snapshot(here / "here")
+
+
+@pytest.mark.usefixtures("learned")
+def test_where_every_worker_ends_at_once_the_grid_ends_in_a_sentence(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from customttt.planner import Forecast
+    from customttt.thrift import Rung
+
+    monkeypatch.setattr("customttt.planner.composing", lambda *_: Forecast(1, 2, 1.0, 0, Rung()))
+    monkeypatch.setitem(sys.modules, "ray", StandIn(deaths=99, sooner=True))
+    assert_one_sentence(run("grid", "--ray", "local"), 1, "as where Ray itself has ended", "the same command goes on")
+    assert not list(here.rglob("*.mp4"))
+    monkeypatch.setitem(sys.modules, "ray", StandIn(deaths=3))
+    done = run("grid", "--ray", "local")
+    assert_one_sentence(done, 12, "test-time training of koala swimming: Its worker was lost 3 times")
 
 
 def crew(**given: Any) -> rays.OnRay:

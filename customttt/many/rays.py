@@ -74,21 +74,27 @@ class Broken:
 
 
 class Hand:
-    """An actor: a base, opened with the first job, and a library of its own that ends with it."""
+    """An actor: a base, and a library of its own that ends with it."""
 
     def __init__(self, base: str, threads: int) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="customttt-"))
         self.base, self.threads = base, threads
         self.do: Callable[[Order], None] | None = None
 
-    def work(self, job: Job, order: Order, *goods: Entry | Adapted) -> Returned | Broken:
-        """Do a job with what it needs; its value is what was made."""
-        library = Library(self.root)
+    def open(self) -> Broken | None:
+        """Open the base, once."""
         if self.do is None:
             try:
                 self.do = bench.opened(self.base, self.root, self.threads)
             except CustomTTTError as error:
                 return Broken(error)
+        return None
+
+    def work(self, job: Job, order: Order, *goods: Entry | Adapted) -> Returned | Broken:
+        """Do a job with what it needs; its value is what was made."""
+        if broken := self.open():
+            return broken
+        library = Library(self.root)
 
         def whole(order: Order) -> Entry | Adapted | bytes:
             for one in goods:
@@ -132,7 +138,8 @@ class _Seat:
     """One place for an actor."""
 
     actor: Any = None
-    began: bool = False
+    opened: Any = None
+    """A reference to what became of opening its base."""
     job: Job | None = None
     order: Order | None = None
     ref: Any = None
@@ -157,7 +164,8 @@ class OnRay:
     def __enter__(self) -> OnRay:
         self.ray = imported()
         try:
-            self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+            here = {"include_dashboard": False} if self.address == "local" else {}
+            self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **here)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise BaseUnavailableError(
                 f"Ray cannot be reached at '{self.address}' ({' '.join(str(error).split())[:200]}); give --ray local, "
@@ -185,39 +193,59 @@ class OnRay:
 
     def give(self, job: Job, order: Order) -> None:
         seat = next(seat for seat in self.seats if seat.job is None)
-        seat.actor = seat.actor or self.ray.remote(Hand).options(**self.share).remote(self.base, self.threads)
+        if seat.actor is None:
+            seat.actor = self.ray.remote(Hand).options(**self.share).remote(self.base, self.threads)
+            seat.opened = seat.actor.open.remote()
         seat.job, seat.order, seat.since = job, order, time.monotonic()
         seat.ref = seat.actor.work.remote(job, order, *self._needed(order))
 
     def returned(self) -> list[Returned]:
-        busy = {seat.ref: seat for seat in self.seats if seat.job}
-        ready, _ = self.ray.wait(list(busy), num_returns=1)
-        return [self._heard(busy[ref]) for ref in ready]
+        found: list[Returned] = []
+        while not found:
+            busy = {seat.ref: seat for seat in self.seats if seat.job}
+            ready, _ = self.ray.wait(list(busy), num_returns=1)
+            found = [one for ref in ready if (one := self._heard(busy[ref]))]
+        return found
 
-    def _heard(self, seat: _Seat) -> Returned:
+    def _heard(self, seat: _Seat) -> Returned | None:
+        """What became of a job; None where it was given out again."""
         job, order = seat.job, seat.order
         assert job is not None
         assert order is not None
         try:
             said = self.ray.get(seat.ref)
         except self.ray.exceptions.RayError:
-            return self._lost(seat, job)
+            return self._lost(seat, job, order)
         seat.job = seat.order = seat.ref = None
         if isinstance(said, Broken):
             raise said.error
-        seat.began, self.failed_starts = True, 0
+        self.failed_starts = 0
         if said.why:
             return Returned(job, said.seconds, why=said.why)
         return replace(done(job, said.value, partial(self._keep, order)), seconds=said.seconds)
 
-    def _lost(self, seat: _Seat, job: Job) -> Returned:
-        self.failed_starts += not seat.began
-        seconds, seat.job, seat.order, seat.ref = time.monotonic() - seat.since, None, None, None
+    def _lost(self, seat: _Seat, job: Job, order: Order) -> Returned | None:
+        """A job is to blame for the loss of an actor only where that had opened its base."""
+        began, seconds = self._began(seat), time.monotonic() - seat.since
         self.ray.kill(seat.actor)
-        seat.actor, seat.began = None, False
-        if self.failed_starts >= STARTS * len(self.seats):
-            raise CustomTTTError("Ray's workers end before they have done anything, as where memory is short.")
-        return Returned(job, seconds, lost=True)
+        seat.actor = seat.opened = seat.job = seat.order = seat.ref = None
+        if began:
+            return Returned(job, seconds, lost=True)
+        self.failed_starts += 1
+        if self.failed_starts >= STARTS:
+            raise CustomTTTError(
+                "Ray's workers end before they have done anything, as where Ray itself has ended or memory is short; "
+                "the same command goes on."
+            )
+        self.give(job, order)
+        return None
+
+    def _began(self, seat: _Seat) -> bool:
+        try:
+            self.ray.get(seat.opened)
+        except self.ray.exceptions.RayError:
+            return False
+        return True
 
     def _keep(self, order: Order, made: Entry | Adapted | bytes) -> None:
         """The one writer: put what was made into the library, or where a video goes."""
@@ -251,6 +279,7 @@ class OnRay:
 def imported() -> Any:
     """Ray, which tells nobody that it is used."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # else it tells of lost workers on stdout, among results
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what is to come
     import ray
 
