@@ -327,7 +327,11 @@ class Library:
         concept, folder = self._read(name), self._concepts / name
         if isinstance(concept, DamagedError):
             return [Problem(name, str(concept))]
-        extra = sorted({path.name for path in folder.glob("*")} - {MANIFEST, *concept.files})
+        try:
+            there = {path.name for path in folder.iterdir()}
+        except OSError as error:  # it may have gone meanwhile
+            return [Problem(name, f"{folder} cannot be read ({error.strerror}).")]
+        extra = sorted(there - {MANIFEST, *concept.files})
         strangers = [f"{folder / name} does not belong to the concept" for name in extra]
         return [Problem(name, f"{sentence}.") for sentence in _changed(folder, concept) + strangers]
 

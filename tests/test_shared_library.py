@@ -43,6 +43,23 @@ def test_a_concept_that_goes_while_it_is_verified_is_no_problem(learned: Path, m
     assert Library(learned).verify() == []
 
 
+@pytest.mark.parametrize("lister", ["scandir", "listdir"])
+def test_a_concept_that_goes_while_its_files_are_listed_is_no_problem(
+    learned: Path, monkeypatch: pytest.MonkeyPatch, lister: str
+) -> None:
+    """Between looking whether its folder is there and reading it, as six processes and one library showed."""
+    listed, looks = getattr(os, lister), []
+
+    def gone_once(path: Path = Path()) -> object:
+        if Path(path).name == "koala" and not looks:
+            looks.append(1)
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, lister, gone_once)
+    assert Library(learned).verify() == []
+
+
 def test_what_is_damaged_is_still_said_to_be(learned: Path) -> None:
     (learned / "concepts" / "koala" / "manifest.json").write_text("{}")
     library = Library(learned)
