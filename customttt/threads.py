@@ -18,8 +18,8 @@ import psutil
 from customttt import machine
 
 SPINS = 5000
-"""Turns that a thread waits before it sleeps: 7 % more time than with unbounded spinning on idle cores, and a fifth of
-it beside a busy process (LOG.md)."""
+"""Turns that a thread waits before it sleeps: for programs that get busy later on. On idle cores it costs nothing that
+could be seen (LOG.md)."""
 FIXED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables by which a user says how many threads there are."""
 WORK = ("user", "nice", "system", "irq", "softirq", "steal")
