@@ -120,15 +120,7 @@ class Wanted(_Strict):
 
 def read(path: Path) -> Wanted:
     """The grid of a file. Raises NotFoundError or UsageError."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MAX_GRID_FILE + 1)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"There is no file '{path}'; give a grid as .toml or .json.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' cannot be read as text ({error}); give a grid as .toml or .json.") from error
-    if len(text) > MAX_GRID_FILE:
-        raise UsageError(f"'{path}' has more than {MAX_GRID_FILE:,} characters; a grid needs fewer.")
+    text = _read_text(path, "give a grid as .toml or .json", "a grid needs fewer")
     try:
         data = parsed(text, MAX_GRID_FILE) if path.suffix.lower() == ".json" else tomllib.loads(text)
         wanted = Wanted.model_validate({**dict(data), "folder": path.absolute().parent})
@@ -145,16 +137,22 @@ def read(path: Path) -> Wanted:
 
 def read_prompts(path: Path) -> list[str]:
     """One a line; empty lines are passed over. Raises NotFoundError or UsageError."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MAX_GRID_FILE + 1)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"There is no file '{path}'; give one with a prompt a line.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' cannot be read as text ({error}); give one with a prompt a line.") from error
-    if len(text) > MAX_GRID_FILE:
-        raise UsageError(f"'{path}' has more than {MAX_GRID_FILE:,} characters; prompts need fewer.")
+    text = _read_text(path, "give one with a prompt a line", "prompts need fewer")
     found = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not found:
         raise UsageError(f"'{path}' has no prompts; write one a line.")
     return found
+
+
+def _read_text(path: Path, way_out: str, fewer: str) -> str:
+    """A file of at most MAX_GRID_FILE characters. Raises NotFoundError or UsageError, which end in what to do."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_GRID_FILE + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no file '{path}'; {way_out}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"'{path}' cannot be read as text ({error}); {way_out}.") from error
+    if len(text) > MAX_GRID_FILE:
+        raise UsageError(f"'{path}' has more than {MAX_GRID_FILE:,} characters; {fewer}.")
+    return text
