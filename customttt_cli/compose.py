@@ -26,7 +26,6 @@ _Output = Annotated[
     typer.Option("--output", "-o", help="A .mp4, .gif or .webp, or a folder for png frames.", show_default=False),
 ]
 _Seed = Annotated[int | None, typer.Option(help="Another seed, another video; by default 0.", show_default=False)]
-_Amount = Annotated[float | None, typer.Option(help="How strongly it acts, 0 to 4; 1 as learned.", show_default=False)]
 
 
 def compose(
@@ -36,16 +35,14 @@ def compose(
     out: _Output = None,
     seed: _Seed = None,
     num: Annotated[int, typer.Option(help="How many videos, of consecutive seeds.")] = 1,
-    frames: Annotated[int | None, typer.Option(help="Frames; by default the base's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of denoising; by default the base's.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt, from 1.")] = None,
-    no_ttt: Annotated[bool, typer.Option("--no-ttt", help="Leave test-time training out.")] = False,
-    ttt_steps: Annotated[int | None, typer.Option(help="Steps of test-time training; by default the base's.")] = None,
-    published: Annotated[
-        bool, typer.Option("--as-published", help="The paper's test-time training instead of the base's own.")
-    ] = False,
-    appearance_scale: _Amount = None,
-    motion_scale: _Amount = None,
+    frames: options.VideoFrames = None,
+    steps: options.DenoisingSteps = None,
+    guidance: options.Guidance = None,
+    no_ttt: options.NoTtt = False,
+    ttt_steps: options.TttSteps = None,
+    published: options.AsPublished = False,
+    appearance_scale: options.Scale = None,
+    motion_scale: options.Scale = None,
     recipe: Annotated[Path | None, typer.Option(help="Render this video again, or with what else is given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Take a recipe that was altered.")] = False,
     base: options.ConceptsBase = None,
@@ -53,11 +50,10 @@ def compose(
     as_json: options.Json = False,
 ) -> None:
     """Put a learned appearance and a learned motion into one video, adapted to each other by test-time training."""
-    if no_ttt and ttt_steps:
-        raise UsageError(f"--no-ttt and --ttt-steps {ttt_steps} exclude each other; use one of them.")
+    ttt_steps = options.ttt_steps(no_ttt, ttt_steps)
     wish = Wish(
         prompt=prompt, seed=seed, num=num, frames=frames, steps=steps, guidance=guidance,
-        ttt_steps=0 if no_ttt else ttt_steps, appearance_scale=appearance_scale, motion_scale=motion_scale, base=base,
+        ttt_steps=ttt_steps, appearance_scale=appearance_scale, motion_scale=motion_scale, base=base,
         published=published,
     )  # fmt: skip
     wish.check()

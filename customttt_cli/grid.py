@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 EXAMPLE = 'Example: customttt grid --appearances koala,dog --motions all --prompt "on Mars" --seeds 3'
 SUMMARY = "grid.json"
 _Names = Annotated[str | None, typer.Option(help="Names with commas between, or all.", show_default=False)]
-_Amount = Annotated[float | None, typer.Option(help="How strongly it acts, 0 to 4; 1 as learned.", show_default=False)]
 
 
 def grid(
@@ -44,16 +43,14 @@ def grid(
         int | None, typer.Option(help="Videos of each, of seeds from 0; by default 1.", show_default=False)
     ] = None,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for the videos.")] = Path("customttt-grid"),
-    frames: Annotated[int | None, typer.Option(help="Frames; by default the base's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of denoising; by default the base's.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt, from 1.")] = None,
-    no_ttt: Annotated[bool, typer.Option("--no-ttt", help="Leave test-time training out.")] = False,
-    ttt_steps: Annotated[int | None, typer.Option(help="Steps of test-time training; by default the base's.")] = None,
-    published: Annotated[
-        bool, typer.Option("--as-published", help="The paper's test-time training instead of the base's own.")
-    ] = False,
-    appearance_scale: _Amount = None,
-    motion_scale: _Amount = None,
+    frames: options.VideoFrames = None,
+    steps: options.DenoisingSteps = None,
+    guidance: options.Guidance = None,
+    no_ttt: options.NoTtt = False,
+    ttt_steps: options.TttSteps = None,
+    published: options.AsPublished = False,
+    appearance_scale: options.Scale = None,
+    motion_scale: options.Scale = None,
     base: options.ConceptsBase = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes, each with a GPU or a share of the cores; by default this one alone.")
@@ -72,8 +69,7 @@ def grid(
     as_json: options.Json = False,
 ) -> None:
     """Compose many videos, and learn what has to be learned first; a killed grid goes on, and nothing is done twice."""
-    if no_ttt and ttt_steps:
-        raise UsageError(f"--no-ttt and --ttt-steps {ttt_steps} exclude each other; use one of them.")
+    ttt_steps = options.ttt_steps(no_ttt, ttt_steps)
     if workers is not None and not 1 <= workers <= 256:
         raise UsageError(f"--workers is {workers}; it must be 1 to 256.")
     given = {
@@ -83,7 +79,7 @@ def grid(
     if ray is not None:
         _check_ray()
     changes = {
-        "frames": frames, "steps": steps, "guidance": guidance, "ttt_steps": 0 if no_ttt else ttt_steps,
+        "frames": frames, "steps": steps, "guidance": guidance, "ttt_steps": ttt_steps,
         "appearance_scale": appearance_scale, "motion_scale": motion_scale, "as_published": published or None,
     }  # fmt: skip
     wanted = _wanted(file, given, changes)
