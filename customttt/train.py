@@ -65,9 +65,8 @@ def optimize(
             value = _finite(loss, phase, step, groups[0][1], keeper.steps)
             keeper.offer(parameters, optimizer, random, history)
             history.append(value)
-            if falling:
-                for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
-                    group["lr"] = rate * (1 - step / steps)
+            for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
+                group["lr"] = rate * (1 - step / steps) if falling else rate
             optimizer.step()
             optimizer.zero_grad()
             report(Progress(phase, step + 1, steps, value))

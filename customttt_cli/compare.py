@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 
 EXAMPLE = 'Example: customttt compare koala swimming "on Mars" --seeds 3 --images ./imgs --clip clip.mp4'
 CELL = 128
+_Methods = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Some of {', '.join(METHODS)}; with commas between. By default all.",
+        show_default=False,
+        autocompletion=completion.methods,
+    ),
+]
 Cells = dict[str, dict[int, Path]]
 Shown = dict[str, list[Exhibit]]
 Scores = dict[str, dict[str, dict[str, Any]]]
@@ -36,14 +44,7 @@ def compare(
     appearance: Annotated[str, options.concept_argument("appearance")],
     motion: Annotated[str, options.concept_argument("motion")],
     prompt: options.Scene = "",
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Some of {', '.join(METHODS)}; with commas between. By default all.",
-            show_default=False,
-            autocompletion=completion.methods,
-        ),
-    ] = None,
+    methods: _Methods = None,
     images: Annotated[
         list[Path] | None,
         typer.Option(help="The pictures of the appearance, for methods that learn anew.", show_default=False),

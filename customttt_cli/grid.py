@@ -26,22 +26,33 @@ if TYPE_CHECKING:
 
 EXAMPLE = 'Example: customttt grid --appearances koala,dog --motions all --prompt "on Mars" --seeds 3'
 SUMMARY = "grid.json"
+_File = Annotated[
+    Path | None, typer.Argument(help="A grid as .toml or .json; options here come before it.", show_default=False)
+]
+_Prompt = Annotated[
+    list[str] | None, typer.Option(help="Where: 'on Mars'; give it several times for several.", show_default=False)
+]
+_Seeds = Annotated[int | None, typer.Option(help="Videos of each, of seeds from 0; by default 1.", show_default=False)]
+_Workers = Annotated[
+    int | None, typer.Option(help="Processes, each with a GPU or a share of the cores; by default this one alone.")
+]
+_Ray = Annotated[
+    str | None,
+    typer.Option(help="On Ray: local, auto, or a head's address; --workers is how many at most.", show_default=False),
+]
+_Threads = Annotated[
+    int, typer.Option(help="CPU threads for each video; they decide its last bits, whoever makes it.", min=1)
+]
 _Names = Annotated[str | None, typer.Option(help="Names with commas between, or all.", show_default=False)]
 
 
 def grid(
-    file: Annotated[
-        Path | None, typer.Argument(help="A grid as .toml or .json; options here come before it.", show_default=False)
-    ] = None,
+    file: _File = None,
     appearances: _Names = None,
     motions: _Names = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="Where: 'on Mars'; give it several times for several.", show_default=False)
-    ] = None,
+    prompt: _Prompt = None,
     prompts: Annotated[Path | None, typer.Option(help="A file with a prompt a line.", show_default=False)] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Videos of each, of seeds from 0; by default 1.", show_default=False)
-    ] = None,
+    seeds: _Seeds = None,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for the videos.")] = Path("customttt-grid"),
     frames: options.VideoFrames = None,
     steps: options.DenoisingSteps = None,
@@ -52,19 +63,9 @@ def grid(
     appearance_scale: options.Scale = None,
     motion_scale: options.Scale = None,
     base: options.ConceptsBase = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes, each with a GPU or a share of the cores; by default this one alone.")
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            help="On Ray: local, auto, or a head's address; --workers is how many at most.",
-            show_default=False,
-        ),
-    ] = None,
-    threads: Annotated[
-        int, typer.Option(help="CPU threads for each video; they decide its last bits, whoever makes it.", min=1)
-    ] = 1,
+    workers: _Workers = None,
+    ray: _Ray = None,
+    threads: _Threads = 1,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
