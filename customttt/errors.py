@@ -109,5 +109,5 @@ _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no
 
 def is_full(error: Exception) -> bool:
     """Whether a disk or a quota is full, so that room has to be made; safetensors tells the code in words alone."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return (int(told[1]) if told else getattr(error, "errno", None)) in _FULL
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return (int(code[1]) if code else getattr(error, "errno", None)) in _FULL

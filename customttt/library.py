@@ -452,10 +452,10 @@ def _under(folder: Path, key: str) -> list[Path]:
 
 def _plain(path: Path) -> os.stat_result:
     """Of a file. Raises OSError for a link, which may lead anywhere, and for a pipe, on which one would wait."""
-    found = path.lstat()
-    if not stat.S_ISREG(found.st_mode):
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no plain file")
-    return found
+    return status
 
 
 def _digest(path: Path) -> str:

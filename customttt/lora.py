@@ -120,13 +120,13 @@ def weaker(network: nn.Module, factor: float) -> Iterator[None]:
 @contextmanager
 def trainable(parameters: Iterable[nn.Parameter], wanted: bool = True) -> Iterator[None]:
     """Let gradients reach these parameters, and only while the context lasts; or, if not `wanted`, only outside."""
-    chosen = list(parameters)
+    listed = list(parameters)
     try:
-        for parameter in chosen:
+        for parameter in listed:
             parameter.requires_grad_(wanted)
         yield
     finally:
-        for parameter in chosen:
+        for parameter in listed:
             parameter.requires_grad_(not wanted)
 
 

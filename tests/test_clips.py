@@ -422,7 +422,7 @@ def test_a_clip_that_does_not_say_its_matrix_has_that_of_its_size(
     codec = ("-vf", f"scale=out_color_matrix={matrix}:out_range=tv,format=yuv420p", "-c:v", "libx264", "-crf", "1")
     bare = ("-colorspace", "unknown", "-bsf:v", "h264_metadata=matrix_coefficients=2")
     assert decoder.run(*source, *codec, *bare, f"file:{tmp_path / 'a.mp4'}").returncode == 0
-    assert "bt709" not in decoder._said(decoder._held(("-i", str(tmp_path / "a.mp4")), 9, 0, "info"), tmp_path)
+    assert "bt709" not in decoder._log_of(decoder._held(("-i", str(tmp_path / "a.mp4")), 9, 0, "info"), tmp_path)
     found = read_clip(tmp_path / "a.mp4", 2, 4, 32).frames[0, 16, 16]
     assert np.abs(found.astype(int) - (0x30, 0xC0, 0x60)).max() <= 6
 

@@ -215,10 +215,10 @@ def _weights(parcel: Parcel, home: Home, kind: Kind | None) -> tuple[lora.Weight
 def _kind(parcel: Parcel, kinds: set[Kind | None]) -> Kind:
     """What a file holds, by where it was learned. Raises UsageError where that does not tell."""
     own = parcel.concept.kind if parcel.concept else parcel.metadata.get(OWN_KIND)
-    told = kinds - {None} or {own} & set(get_args(Kind))
-    if len(told) == 1:
-        return cast(Kind, next(iter(told)))
-    holds = "an appearance and a motion" if told else "an appearance or a motion, which this base does not tell"
+    possible = kinds - {None} or {own} & set(get_args(Kind))
+    if len(possible) == 1:
+        return cast(Kind, next(iter(possible)))
+    holds = "an appearance and a motion" if possible else "an appearance or a motion, which this base does not tell"
     raise UsageError(f"'{parcel.file}' holds {holds}; choose one with --kind appearance or --kind motion.")
 
 

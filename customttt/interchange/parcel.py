@@ -162,8 +162,8 @@ def _read_own(parcel: Parcel, content: bytes, archive: zipfile.ZipFile) -> Parce
     if seal(content[:-SEAL]) != content[-SEAL:]:
         raise DamagedError("it differs from what was exported")
     concept = Concept.from_json(archive.read(MANIFEST).decode())
-    said = (concept.phrase, concept.prompt, concept.base, *(source.name for source in concept.sources))
-    if any(NO_TEXT.search(text) for text in (*said, *concept.versions, *concept.versions.values())):
+    texts = (concept.phrase, concept.prompt, concept.base, *(source.name for source in concept.sources))
+    if any(NO_TEXT.search(text) for text in (*texts, *concept.versions, *concept.versions.values())):
         raise DamagedError("its manifest holds control characters")
     if MANIFEST in concept.files or WEIGHTS not in concept.files:
         raise DamagedError("its manifest lists files that no concept has")

@@ -52,9 +52,9 @@ def _trained(arm: Arm, title: str, times: Mapping[str, float] | None = None, **c
     """The same with another title and some of its test-time training changed, or made so many `times` as large."""
 
     def change(recipe: VideoRecipe) -> VideoRecipe:
-        found = arm.change(recipe)
-        larger = {name: getattr(found.ttt, name) * by for name, by in (times or {}).items()}
-        return replace(found, ttt=found.ttt.but(**larger, **changes))
+        changed = arm.change(recipe)
+        larger = {name: getattr(changed.ttt, name) * by for name, by in (times or {}).items()}
+        return replace(changed, ttt=changed.ttt.but(**larger, **changes))
 
     return replace(arm, title=title, change=change)
 
@@ -95,8 +95,8 @@ def _sampled(arm: Arm, title: str, **changes: Any) -> Arm:
     """The same with another title and some settings of sampling changed."""
 
     def change(recipe: VideoRecipe) -> VideoRecipe:
-        found = arm.change(recipe)
-        return replace(found, sample=found.sample.but(**changes))
+        changed = arm.change(recipe)
+        return replace(changed, sample=changed.sample.but(**changes))
 
     return replace(arm, title=title, change=change)
 

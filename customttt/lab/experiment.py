@@ -203,13 +203,13 @@ class Study:
             rival = self._rival(cell, arm.rival)
             return {} if self.shop.library.adapted(rival.key) else {rival.key: (TEACH, None, sum(costs.values()))}
         names = {kind: self._school.name(kind, self._content(kind, cell), self._config(kind, arm)) for kind in KINDS}
-        found: dict[str, tuple[str, Kind | None, float]] = {
+        missing: dict[str, tuple[str, Kind | None, float]] = {
             name: (LEARN, kind, costs[kind]) for kind, name in names.items() if not self._school.known(name)
         }
         recipe = self._recipe(cell, arm)
         name = self._adaptation(cell, arm, recipe)
         done = not recipe.ttt.steps or self.ledger.get(name)
-        return found if done else found | {name: (ADAPT, None, recipe.ttt.steps * TTT_STEP)}
+        return missing if done else missing | {name: (ADAPT, None, recipe.ttt.steps * TTT_STEP)}
 
     # -- what jobs mean (engine.Foreman)
 
@@ -247,13 +247,13 @@ class Study:
             measured = influence.Measurement(
                 self.backbone, pairs, scorer, self.size.seeds, ledger=self.ledger, by="judge"
             )
-            found = {"alone": measured.per_layer(), "chosen": measured.select()}
-            self.ledger.put(name, **{key: [asdict(one) for one in some] for key, some in found.items()})
+            effects = {"alone": measured.per_layer(), "chosen": measured.select()}
+            self.ledger.put(name, **{key: [asdict(one) for one in some] for key, some in effects.items()})
 
     def carried(self, kind: Kind) -> dict[str, list[influence.Influence]] | None:
         """What `measure_influence` found over these seeds, or over the most known; None where it has not."""
         names = (self._influence(kind, seeds)[1] for seeds in range(self.size.seeds, 0, -1))
-        known = next((found for name in names if (found := self.ledger.get(name))), None)
+        known = next((kept for name in names if (kept := self.ledger.get(name))), None)
         return known and {
             key: [influence.Influence(tuple(one["layers"]), stats.Estimate(**one["effect"])) for one in some]
             for key, some in known.items()

@@ -161,23 +161,23 @@ def naming_loss(judge: Judge, generator: torch.Generator) -> Tensor:
     clips.video[blurred] = augment(clips.video[blurred], generator)
     cutouts = cut(clips.video[:, :, 0], place, size, turn)
     with _bfloat16():
-        seen = judge.namer(cutouts)
-        found, posture = judge.namer.named(seen), judge.namer.posture(seen).float()
+        features = judge.namer(cutouts)
+        logits, posture = judge.namer.named(features), judge.namer.posture(features).float()
     labels = {head: getattr(clips.contents, head)[torch.arange(b), which] for head in LOOKS}
     angle = (pose[:, 2] - turn)[:, None]
     wanted = torch.cat([angle.sin(), angle.cos(), pose[:, 3:].log() - size[:, None]], -1)
-    loss = names_loss(found, labels, there) + (posture - wanted)[there].square().mean()
-    loss = loss + identity_loss(found["identity"], there & (labels["colour"] != world.STRANGE))
-    total: Tensor = loss + _doubt(found["noun"][warped], b)
+    loss = names_loss(logits, labels, there) + (posture - wanted)[there].square().mean()
+    loss = loss + identity_loss(logits["identity"], there & (labels["colour"] != world.STRANGE))
+    total: Tensor = loss + _doubt(logits["noun"][warped], b)
     return total
 
 
-def names_loss(found: dict[str, Tensor], labels: dict[str, Tensor], there: Bool[Tensor, " b"]) -> Tensor:
+def names_loss(logits: dict[str, Tensor], labels: dict[str, Tensor], there: Bool[Tensor, " b"]) -> Tensor:
     """Cross-entropy of all names of those who are there; a strange colour has none."""
     total = torch.zeros(())
     for head, label in labels.items():
         known = there & (label != world.STRANGE) if head == "colour" else there
-        total = total + F.cross_entropy(found[head][known], label[known])
+        total = total + F.cross_entropy(logits[head][known], label[known])
     return total
 
 
@@ -203,10 +203,10 @@ class Watching:
     def __call__(self, judge: Judge, generator: torch.Generator) -> Tensor:
         if not self.kept or torch.rand((), generator=generator) < 1 / REPEATED:
             self.kept.append(watch(judge, generator))
-        chosen = torch.randint(0, len(self.kept), (8,), generator=generator)
-        path, seen, movement = (torch.cat(parts) for parts in zip(*(self.kept[i] for i in chosen), strict=True))
+        drawn = torch.randint(0, len(self.kept), (8,), generator=generator)
+        path, features, movement = (torch.cat(parts) for parts in zip(*(self.kept[i] for i in drawn), strict=True))
         with _bfloat16():
-            logits = judge.mover(path, seen).float()
+            logits = judge.mover(path, features).float()
         known = movement != UNKNOWN
         loss: Tensor = F.cross_entropy(logits[known], movement[known]) + _doubt(logits[~known], len(known))
         return loss
@@ -216,7 +216,7 @@ class Watched(NamedTuple):
     """What is seen of n subjects, and how they move; UNKNOWN where that cannot be told."""
 
     path: Float[Tensor, "n f 7"]
-    seen: Float[Tensor, "n f 256"]
+    features: Float[Tensor, "n f 256"]
     movement: Int[Tensor, " n"]
 
 
@@ -232,10 +232,10 @@ def watch(judge: Judge, generator: torch.Generator) -> Watched:
     clips.video[disordered] = clips.video[disordered][:, :, DISORDER]
     spoiled = augment(clips.video, generator)
     with _bfloat16():
-        path, seen, _, _ = judge.follow(spoiled)
-    told = torch.where((bare | disordered)[:, None], UNKNOWN, movement)
+        path, features, _, _ = judge.follow(spoiled)
+    labels = torch.where((bare | disordered)[:, None], UNKNOWN, movement)
     rows = present.flatten()
-    return Watched(path[rows], seen[rows], told[present])
+    return Watched(path[rows], features[rows], labels[present])
 
 
 def _doubt(logits: Float[Tensor, "k n"], of: int) -> Tensor:
@@ -313,8 +313,8 @@ class JudgeTraining:
             self.spent += time.monotonic() - began
             if time.monotonic() - logged > 20:
                 logged = time.monotonic()
-                told = {"part": PARTS[self.part].name, "step": self.step, "loss": round(loss, 3)}
-                print(json.dumps(told | {"minutes left": round((seconds - self.spent) / 60, 1)}), flush=True)
+                line = {"part": PARTS[self.part].name, "step": self.step, "loss": round(loss, 3)}
+                print(json.dumps(line | {"minutes left": round((seconds - self.spent) / 60, 1)}), flush=True)
             if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                 saved_at = time.monotonic()
                 self.save()
@@ -339,10 +339,10 @@ def calibrate(judge: Judge, clips: int, generator: torch.Generator) -> None:
     for _ in range(clips // 32):
         new = random_clips(32, generator)
         with torch.no_grad():
-            seen = judge(augment(new.video, generator))
+            guesses = judge(augment(new.video, generator))
         for head, label in truth(new.contents).items():
             known = label != UNKNOWN
-            logits[head].append(seen[head][known])
+            logits[head].append(guesses[head][known])
             labels[head].append(label[known])
     for head in judge.temperature:
         values, right = torch.cat(logits[head]), torch.cat(labels[head])

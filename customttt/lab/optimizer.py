@@ -32,8 +32,8 @@ def orthogonal(momentum: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    found: Tensor = (x.mT if tall else x).float()
-    return found
+    oriented: Tensor = (x.mT if tall else x).float()
+    return oriented
 
 
 def is_inner(name: str, weight: Tensor) -> bool:
@@ -74,8 +74,8 @@ class Optimizer:
 
     def step(self, loss: Tensor) -> None:
         """Move the weights down the gradient of `loss`, clipped to a norm of 1."""
-        found = torch.autograd.grad(loss, list(self.live.values()), allow_unused=True)
-        self._update({name: g.float() for name, g in zip(self.live, found, strict=True) if g is not None})
+        gradients = torch.autograd.grad(loss, list(self.live.values()), allow_unused=True)
+        self._update({name: g.float() for name, g in zip(self.live, gradients, strict=True) if g is not None})
 
     @torch.no_grad()
     def _update(self, gradients: dict[str, Tensor]) -> None:

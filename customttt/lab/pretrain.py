@@ -482,14 +482,14 @@ def _unet_step(run: Run, cache: Cache, mode: Mode, total: Tensor) -> Callable[[]
 def _validate(run: Run, held_out: Cache, modes: list[Mode]) -> dict[str, float]:
     """The mean of each mode's loss, by the averaged weights, over batches and noise that are always the same."""
     assert run.optimizer is not None
-    found = {}
+    means = {}
     with run.optimizer.averages(), autocast(run.device):
         for mode in modes:
             held_out.generator.manual_seed(VALIDATION_SEED)
             batches = [held_out.draw(mode, SIZES["cpu"].batch[mode]) for _ in range(VALIDATION_BATCHES)]
             losses = [diffusion_loss(run, batch).item() for batch in batches]
-            found[f"validation {mode}"] = sum(losses) / len(losses)
-    return found
+            means[f"validation {mode}"] = sum(losses) / len(losses)
+    return means
 
 
 def write_sheet(run: Run) -> None:

@@ -80,9 +80,9 @@ def _count(number: int, what: str) -> str:
 
 def _table(study: Study, title: str, table: Mapping[str, Arm]) -> list[str]:
     """One table of means, and one of paired differences from its first arm and from ALSO_FROM."""
-    found = {name: _made(study, arm) for name, arm in table.items()}
-    pairings = {cell.pairing for made in found.values() for cell in made}
-    scores = {name: whole for name, made in found.items() if (whole := _whole(made, pairings))}
+    videos = {name: _made(study, arm) for name, arm in table.items()}
+    pairings = {cell.pairing for made in videos.values() for cell in made}
+    scores = {name: whole for name, made in videos.items() if (whole := _whole(made, pairings))}
     arms = {name: table[name] for name in scores}
     if not arms:
         return []
@@ -100,7 +100,7 @@ def _table(study: Study, title: str, table: Mapping[str, Arm]) -> list[str]:
             if name != base and scores[name].keys() & scores[base].keys():
                 means = (_difference(*_shared(scores, name, base, key)) for key in MEASURES)
                 lines.append(f"| {arm.title} | " + " | ".join(f"{mean:+.2f}" for mean in means) + " |")
-    left = [f"{arm.title} ({len(found[name])})" for name, arm in table.items() if name not in arms]
+    left = [f"{arm.title} ({len(videos[name])})" for name, arm in table.items() if name not in arms]
     missing = [f"Not in the table, as no scene of theirs is made of all pairings: {', '.join(left)}.", ""]
     return [*lines, "", *(missing if left else []), *_kept(arms, scores), *_costs(study, arms, scores)]
 
@@ -215,13 +215,13 @@ def _costs(study: Study, arms: Mapping[str, Arm], scores: Scores) -> list[str]:
 
 def _influence(study: Study, kind: Kind, path: Path) -> list[str]:
     """What each block carries: a table, a chart, and the smallest set."""
-    found = study.carried(kind)
-    if found is None:
+    carried = study.carried(kind)
+    if carried is None:
         return []
-    bars = [("all" if len(one.layers) > 1 else str(one.layers[0]), one.effect) for one in found["alone"]]
+    bars = [("all" if len(one.layers) > 1 else str(one.layers[0]), one.effect) for one in carried["alone"]]
     file = path.parent / f"{path.stem}-influence-{kind}.png"
     media.write_png(file, sheets.bar_chart(bars, f"what a block carries of the {kind}: score minus null"))
-    last = found["chosen"][-1]
+    last = carried["chosen"][-1]
     return [
         f"## Which blocks carry the {kind}",
         "",

@@ -124,9 +124,9 @@ def _judge_rows(
         clips = random_clips(50, generator, pairs)
         opinion = judge.load().look(change(clips.video, generator) if change else clips.video)
         guesses.append(_guesses(clips.contents, opinion))
-        found = torch.stack([opinion.position, opinion.second.position], 1)
+        positions = torch.stack([opinion.position, opinion.second.position], 1)
         there = clips.contents.noun != world.ABSENT
-        errors.append((found - clips.pose[..., :2])[there].norm(dim=-1).mean(-1) / 2)
+        errors.append((positions - clips.pose[..., :2])[there].norm(dim=-1).mean(-1) / 2)
     rows: dict[str, Any] = {}
     for head in guesses[0]:
         label, probability, chosen = (torch.cat(parts) for parts in zip(*(one[head] for one in guesses), strict=True))
@@ -149,15 +149,15 @@ class Guess(NamedTuple):
 
 def _guesses(contents: world.Contents, opinion: judge.Opinion) -> dict[str, Guess]:
     """By head."""
-    found = {}
+    guesses = {}
     for head, label in truth(contents).items():
         if head in ("scene", "two"):
             guess = opinion.scene if head == "scene" else torch.stack([1 - opinion.two, opinion.two], -1)
         else:
             guess = torch.stack([getattr(opinion, head), getattr(opinion.second, head)], 1)
         known = label != UNKNOWN
-        found[head] = Guess(label[known], *guess[known].max(-1))
-    return found
+        guesses[head] = Guess(label[known], *guess[known].max(-1))
+    return guesses
 
 
 def calibration_error(probability: Tensor, right: Tensor, bins: int = 10) -> float:
@@ -262,8 +262,8 @@ def score_prompts(backbone: Backbone, out: Path, say: Say, count: int = ASKED) -
     made = torch.load(file, weights_only=True).float() / 127.5 - 1
     rows: dict[str, Any] = {}
     for name, video in (("tiny", made), ("real renders", render(contents, 10_006).video)):
-        found = asked_and_seen(judge.load().look(video), contents)
-        rows |= {f"{name}: {row}": asdict(stats.share(sum(hits), len(hits))) for row, hits in found.items() if hits}
+        hits_of = asked_and_seen(judge.load().look(video), contents)
+        rows |= {f"{name}: {row}": asdict(stats.share(sum(hits), len(hits))) for row, hits in hits_of.items() if hits}
     shown = [(content.prompt, to_frames(clip[None])) for content, clip in zip(contents, made[:SHOWN], strict=False)]
     media.write_png(out / "samples.png", sheets.contact_sheet(shown, 96))
     return rows
@@ -290,15 +290,15 @@ def _subjects(opinion: judge.Opinion, contents: Sequence[Content]) -> list[tuple
     """Every subject that is asked for, and what the judge says of it; of one that is not there it is unsure."""
     nouns = [(world.NOUNS.index(c.noun), world.NOUNS.index((c.other or c).noun)) for c in contents]
     first, second = ({head: seen.names(head) for head in SEEN} for seen in opinion.in_order(nouns))
-    found = []
+    subjects = []
     for index, content in enumerate(contents):
-        found.append((content, {head: names[index] for head, names in first.items()}))
+        subjects.append((content, {head: names[index] for head, names in first.items()}))
         if content.other:
             there = opinion.two[index] >= judge.SURE
-            found.append(
+            subjects.append(
                 (content.other, {head: names[index] if there else judge.UNSURE for head, names in second.items()})
             )
-    return found
+    return subjects
 
 
 def learn_one(school: School, kind: str, content: Content, seed: int) -> tuple[dict[str, float], Video]:
@@ -431,9 +431,9 @@ def write_card(text: str, card: Path = CARD) -> None:
 def write_gallery(out: Path, path: Path = GALLERY) -> None:
     """The clips of the first looks and nouns that were learned, as far as the learning was done in `out`."""
     names = [f"{kind}-{content.file_name}-0.png" for kind in ("look", "noun") for content in held_out(kind)[:3]]
-    found = [out / "learning" / name for name in names if (out / "learning" / name).exists()]
-    if found:
-        media.write_png(path, sheets.mosaic([media.read_png(file) for file in found], 3))
+    pictures = [out / "learning" / name for name in names if (out / "learning" / name).exists()]
+    if pictures:
+        media.write_png(path, sheets.mosaic([media.read_png(file) for file in pictures], 3))
 
 
 def run(

@@ -208,12 +208,12 @@ class Measurement:
         """Greedy forward selection: growing sets, up to the first with `share` of the effect of all blocks."""
         able = frozenset(self.backbone.readers)
         goal = share * self.measure([able])[0].effect.value
-        chosen = NULL
+        layers = NULL
         steps: list[Influence] = []
-        while chosen != able:
-            larger_sets = self.measure([chosen | {layer} for layer in sorted(able - chosen)])
+        while layers != able:
+            larger_sets = self.measure([layers | {layer} for layer in sorted(able - layers)])
             steps.append(max(larger_sets, key=lambda one: one.effect.value))
-            chosen = frozenset(steps[-1].layers)
+            layers = frozenset(steps[-1].layers)
             if steps[-1].effect.value >= goal:
                 break
         return steps

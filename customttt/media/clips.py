@@ -134,8 +134,8 @@ class Video:
         between = [time + lead for time in map(mean, pairwise(times))]
         edges = [times[0] + lead - (JITTER if lead else 1), *between, times[-1] + lead + 1]
         near = _any_of([f"between(t,{edges[pick]:.6f},{edges[pick + 1]:.6f})" for pick in picks])
-        chosen = f"select='(isnan(prev_selected_t)+gt(t,prev_selected_t))*{near}'"
-        filters = f"{self.stream.whole}{chosen},{self.stream.filters(size)}"
+        select = f"select='(isnan(prev_selected_t)+gt(t,prev_selected_t))*{near}'"
+        filters = f"{self.stream.whole}{select},{self.stream.filters(size)}"
         output = ("-frames:v", str(len(picks)), "-vf", filters, "-pix_fmt", "rgb24", "-f", "rawvideo")
         raw = ffmpeg.decode(self.path, self.stream, output, len(picks), start, most=len(picks) * prod(size) * 3)
         return np.frombuffer(raw, np.uint8).reshape(len(picks), *size, 3).copy()

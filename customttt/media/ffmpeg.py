@@ -38,7 +38,7 @@ SAFE = (
     "-threads", "4",
 )  # fmt: skip
 """Each thread of a decoder holds frames of its own."""
-SAID = 1 << 20
+LOG_BYTES = 1 << 20
 """Bytes of what ffmpeg says of a file that are read."""
 FRAMES = ("-map", "0:V:0", "-fps_mode", "passthrough")
 """Every frame of the first stream that is not a cover, once."""
@@ -135,16 +135,16 @@ PLAIN = Stream((), False, None)
 
 def probe(path: Path) -> Stream:
     """What ffmpeg says of a clip. Raises MediaError for what is none, or has no pictures."""
-    said = _said(_held(("-nostdin", *SAFE, "-i", f"file:{path}"), DECODER_SECONDS, 0, "info"), path)
-    if "\nInput #0, " not in f"\n{said}":
-        raise _unopened(path, said)
-    streams = [found for found in _STREAM.finditer(said) if "(attached pic)" not in found[6]]
-    if not streams and not _PICTURES.search(said):
+    log = _log_of(_held(("-nostdin", *SAFE, "-i", f"file:{path}"), DECODER_SECONDS, 0, "info"), path)
+    if "\nInput #0, " not in f"\n{log}":
+        raise _unopened(path, log)
+    streams = [found for found in _STREAM.finditer(log) if "(attached pic)" not in found[6]]
+    if not streams and not _PICTURES.search(log):
         raise MediaError(f"'{path.name}' has no video in it; give a clip with pictures.")
     if not streams:
         return PLAIN  # and decoding will say what is wrong with it
     codec, pixel_format, details, width, height, _ = streams[0].groups()
-    about = said[streams[0].end() :].partition("\n  Stream #")[0]  # what is said of this stream
+    about = log[streams[0].end() :].partition("\n  Stream #")[0]  # what it says of this stream
     hidden = codec in ("vp8", "vp9") and bool(re.search(r"^ +alpha_mode +: 1", about, re.IGNORECASE | re.MULTILINE))
     alpha = hidden or _ALPHA.match(pixel_format) is not None
     details = details or ""
@@ -153,14 +153,14 @@ def probe(path: Path) -> Stream:
     return Stream(
         _DECODERS.get((codec, hidden), ()), alpha, _colours(details), untold, int(width) * int(height),
         interlaced=" first" in details or codec == "dvvideo",  # of which ffmpeg does not say so
-        blind=BLIND.get(name[1], 0.0) if (name := _INPUT.search(said)) else 0.0,
+        blind=BLIND.get(name[1], 0.0) if (name := _INPUT.search(log)) else 0.0,
     )  # fmt: skip
 
 
-def _unopened(path: Path, said: str) -> Exception:
-    if any(words in said for words in _NO_CLIP) or not re.search(r"\[(in#0|[a-z0-9,]+) @ [^]]*\] (?!Error)", said):
+def _unopened(path: Path, log: str) -> Exception:
+    if any(words in log for words in _NO_CLIP) or not re.search(r"\[(in#0|[a-z0-9,]+) @ [^]]*\] (?!Error)", log):
         return MediaError(f"'{path.name}' is no clip that can be read; give one such as an mp4, mov, webm, mkv or gif.")
-    return _undecoded(path, said)
+    return _undecoded(path, log)
 
 
 def decode(
@@ -170,7 +170,7 @@ def decode(
     wanted: int,
     start: float = 0.0,
     seconds: float | None = None,
-    most: int = SAID,
+    most: int = LOG_BYTES,
 ) -> bytes:
     """What ffmpeg makes of the frames from `start` on, `wanted` at most, in at most `most` bytes. Raises MediaError.
 
@@ -187,16 +187,16 @@ def read(path: Path, before: Sequence[str], output: Sequence[str], most: int, sh
     """What ffmpeg writes to stdout of so many seconds that are `shown`. Raises MediaError."""
     command = ("-nostdin", *SAFE, *before, "-i", f"file:{path}", *output, "-")
     done = _held(command, DECODER_SECONDS + shown * DECODER_SECONDS_A_SECOND, most)
-    said = _said(done, path)
+    log = _log_of(done, path)
     if done.returncode:
-        raise _undecoded(path, said)
+        raise _undecoded(path, log)
     return done.stdout
 
 
 def _held(arguments: Sequence[str], seconds: float, most: int, level: str = "error") -> Done:
     """Run ffmpeg on what a stranger made, held to MAX_DECODER of memory, a time, and `most` bytes of output."""
-    with tempfile.TemporaryFile() as said:
-        with subprocess.Popen(_command(*arguments, level=level), stdout=subprocess.PIPE, stderr=said) as process:
+    with tempfile.TemporaryFile() as log:
+        with subprocess.Popen(_command(*arguments, level=level), stdout=subprocess.PIPE, stderr=log) as process:
             _hold(process.pid, ceil(seconds))
             late = threading.Timer(WAITED * seconds, process.kill)
             late.start()
@@ -207,8 +207,8 @@ def _held(arguments: Sequence[str], seconds: float, most: int, level: str = "err
                 code = process.wait()
             finally:
                 late.cancel()
-        said.seek(0)
-        return subprocess.CompletedProcess(process.args, code, content, said.read(SAID))
+        log.seek(0)
+        return subprocess.CompletedProcess(process.args, code, content, log.read(LOG_BYTES))
 
 
 def _hold(process: int, seconds: int) -> None:
@@ -223,22 +223,22 @@ def _hold(process: int, seconds: int) -> None:
             resource.prlimit(process, resource.RLIMIT_CPU, (seconds, seconds))
 
 
-def _said(done: Done, path: Path) -> str:
+def _log_of(done: Done, path: Path) -> str:
     """What ffmpeg said. Raises MediaError where it was ended for taking too much."""
     if done.returncode < 0:
         raise MediaError(f"'{path.name}' takes too long or too much memory to decode; make it smaller or shorter.")
     return done.stderr.decode(errors="replace")
 
 
-def _undecoded(path: Path, said: str) -> Exception:
-    if _NO_MEMORY.search(said):
+def _undecoded(path: Path, log: str) -> Exception:
+    if _NO_MEMORY.search(log):
         gigabytes = MAX_DECODER / 2**30
         return MediaError(f"'{path.name}' takes more than {gigabytes:g} GB to decode; make its frames smaller.")
-    if "max pixel count" in said or "max_pixels" in said:
+    if "max pixel count" in log or "max_pixels" in log:
         return Image.DecompressionBombError()
-    if _UNKNOWN.search(said):
-        return MediaError(f"'{path.name}' is in a format that is not known here ({reason(said)}); convert it to mp4.")
-    return MediaError(f"'{path.name}' cannot be read, it is cut off or damaged ({reason(said)}).")
+    if _UNKNOWN.search(log):
+        return MediaError(f"'{path.name}' is in a format that is not known here ({reason(log)}); convert it to mp4.")
+    return MediaError(f"'{path.name}' cannot be read, it is cut off or damaged ({reason(log)}).")
 
 
 def run(*arguments: str, stdin: bytes = b"") -> Done:
@@ -250,7 +250,7 @@ def _command(*arguments: str, level: str = "error") -> list[str]:
     return [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-v", level, *arguments]
 
 
-def reason(said: str) -> str:
+def reason(log: str) -> str:
     """The first sentence of what ffmpeg complained about."""
-    lines = said.splitlines() or ["ffmpeg gives no reason"]
+    lines = log.splitlines() or ["ffmpeg gives no reason"]
     return re.sub(r"^(\[[^]]*\] *)+", "", lines[0])

@@ -100,8 +100,8 @@ def _sort(folder: Path) -> tuple[list[Path], dict[str, list[str]]]:
 
 def _is_picture(file: Path) -> bool:
     """By its name, or by its first bytes where the name does not tell or a package is missing."""
-    told = file.suffix.lower() in PICTURE_SUFFIXES and file.suffix.lower() not in (".heic", ".heif")
-    return file.is_file() and (told or is_still(file))
+    named = file.suffix.lower() in PICTURE_SUFFIXES and file.suffix.lower() not in (".heic", ".heif")
+    return file.is_file() and (named or is_still(file))
 
 
 def _reason(file: Path, stems: Collection[str]) -> str:
@@ -123,17 +123,17 @@ def _read_picture(path: Path, size: Size, fit: bool) -> Picture:
 
 
 def _captions(path: Path) -> tuple[str, ...]:
-    beside = next((one for one in map(path.with_suffix, CAPTION_SUFFIXES) if one.is_file()), None)
-    if beside is None:
+    file = next((one for one in map(path.with_suffix, CAPTION_SUFFIXES) if one.is_file()), None)
+    if file is None:
         return ()
-    if beside.stat().st_size > MAX_CAPTIONS:
-        raise MediaError(f"Caption '{beside.name}' has more than {MAX_CAPTIONS:,} bytes; write one line or a few.")
+    if file.stat().st_size > MAX_CAPTIONS:
+        raise MediaError(f"Caption '{file.name}' has more than {MAX_CAPTIONS:,} bytes; write one line or a few.")
     try:
-        lines = beside.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
         for line in lines:
-            check_characters(line, f"Caption '{beside.name}'")
+            check_characters(line, f"Caption '{file.name}'")
     except UnicodeDecodeError as error:
-        raise MediaError(f"Caption '{beside.name}' is not UTF-8 text; save it as UTF-8.") from error
+        raise MediaError(f"Caption '{file.name}' is not UTF-8 text; save it as UTF-8.") from error
     except UsageError as error:
         raise MediaError(str(error)) from error
     return tuple(line.strip() for line in lines if line.strip())

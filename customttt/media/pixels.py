@@ -211,9 +211,9 @@ def _brightened(image: Image.Image, exponent: float) -> Image.Image:
 
 def _to_srgb(image: Image.Image) -> Image.Image:
     """In RGB by the colours or the profile that the file tells; a profile that is broken or does not fit is none."""
-    profile, told = image.info.get("icc_profile"), image.info.get(_COLOURS)
-    if told and image.mode not in ("CMYK", "LAB"):
-        return colours.to_srgb(image.convert("RGB"), told)
+    profile, description = image.info.get("icc_profile"), image.info.get(_COLOURS)
+    if description and image.mode not in ("CMYK", "LAB"):
+        return colours.to_srgb(image.convert("RGB"), description)
     if image.mode not in ("L", "CMYK", "LAB"):
         image = image.convert("RGB")
     if not profile and image.mode != "LAB":

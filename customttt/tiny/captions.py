@@ -55,12 +55,12 @@ def _caption(row: dict[str, list[int]], chances: list[float], spelling: list[int
     if alone and looks[0] == PLAIN and something < SOMETHING_SHARE:
         first = "something"
     verbs = [[*MOVEMENTS, UNNAMED][index] for index in row["movement"]]
-    told = movement < (UNNAMED_SHARE if row["movement"][0] == MOVING else MOVEMENT_SHARE)
+    named = movement < (UNNAMED_SHARE if row["movement"][0] == MOVING else MOVEMENT_SHARE)
     place = [*SCENES][row["scene"]] if scene < SCENE_SHARE else ""  # type: ignore[call-overload]
     if alone:
-        return sentence(first, verbs[0] if told else "", place)
+        return sentence(first, verbs[0] if named else "", place)
     second = noun_phrase(nouns[1], looks[1])
-    if not told:
+    if not named:
         return pair_sentence(first, second, "", "", place)
     return pair_sentence(first, second, verbs[0], verbs[1], place)
 
