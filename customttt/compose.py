@@ -85,6 +85,6 @@ def try_out(
 
 def initial_noise(backbone: Backbone, sample: SampleConfig, seed: int) -> diffusion.Latents:
     """Noise of one video; drawn on the CPU, so that a seed means the same on every device."""
-    shape = backbone.latent_shape(sample.num_frames, sample.size)
+    shape = backbone.latent_shape(sample.num_frames, *sample.sides)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *shape, generator=generator).to(backbone.device)

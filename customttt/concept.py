@@ -2,7 +2,8 @@
 
 The text begins with `digest`, the sha256 of the text with the digest itself left out: with the sha256 of each
 file in `files`, any flipped byte of an entry is found. Unknown fields are refused, not dropped: a new field
-means a new `FORMAT_VERSION`, and every older format must go on loading.
+means a new `FORMAT_VERSION`, and every older format must go on loading. A concept is written in the
+oldest that holds it: format 1 has no `aspect`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from customttt.errors import DamagedError, UsageError
 from customttt.limits import MAX_MANIFEST, MAX_NAME, MAX_SEED, MAX_TEXT
 from customttt.text import parsed
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 Kind = Literal["appearance", "motion"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
@@ -55,7 +56,7 @@ class Concept(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = 1
     name: Text
     kind: Kind
     phrase: Text  # as it stands in a sentence: "koala" of an appearance, "swimming" of a motion
@@ -74,6 +75,8 @@ class Concept(BaseModel):
     versions: dict[str, str]  # package -> version
     created: AwareDatetime  # UTC
     seconds: Annotated[FiniteFloat, Field(ge=0)]  # of training
+    aspect: tuple[PositiveInt, PositiveInt] | None = None  # width to height of a motion's clip as it was learned from,
+    # where that is not the base's own; videos of the motion get the same
 
     @field_validator("created")
     @classmethod
@@ -86,6 +89,9 @@ class Concept(BaseModel):
     def to_json(self) -> str:
         """The manifest's text: one field a line, the digest first."""
         fields = {"digest": "", **self.model_dump(mode="json")}
+        fields["format_version"] = 1 if self.aspect is None else 2
+        if self.aspect is None:
+            del fields["aspect"]
         lines = [f'  "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in fields.items()]
         text = "{\n" + ",\n".join(lines) + "\n}\n"
         return text.replace('"digest": ""', f'"digest": "{_sha256(text)}"', 1)

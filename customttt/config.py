@@ -11,13 +11,30 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from customttt.errors import UsageError
-from customttt.limits import MAX_BATCH, MAX_FPS, MAX_FRAMES, MAX_MAGNIFY, MAX_RANK, MAX_SEED, MAX_SIZE, MAX_STEPS
+from customttt.limits import (
+    MAX_ASPECT,
+    MAX_BATCH,
+    MAX_FPS,
+    MAX_FRAMES,
+    MAX_MAGNIFY,
+    MAX_RANK,
+    MAX_SEED,
+    MAX_SIZE,
+    MAX_STEPS,
+)
+
+SIDE_STEP = 64
+"""Pixels of which a longer side is a multiple: all bases can do such, and 16:9 becomes what they were trained with, as
+832 x 480 of Wan and 576 x 320 of ZeroScope (ours)."""
+Aspect = tuple[int, int]
+"""Width to height."""
 
 
 def digest(parts: Any) -> str:
@@ -50,6 +67,22 @@ def _check_shares(**pairs: tuple[float, ...]) -> None:
     for name, pair in pairs.items():
         if not (len(pair) == 2 and 0 <= pair[0] < pair[1] <= 1):
             raise UsageError(f"{name.replace('_', ' ')} is {pair}; it must be two rising shares from 0 to 1.")
+
+
+def parse_aspect(text: str | None) -> Aspect | None:
+    """`16:9` as (16, 9). Raises UsageError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9][0-9]{0,4}):([1-9][0-9]{0,4})", text.strip())
+    if not found:
+        raise UsageError(f"The aspect is {_shown(text)}; give width and height as in 16:9.")
+    return lowest_terms(int(found[1]), int(found[2]))
+
+
+def lowest_terms(width: int, height: int) -> Aspect:
+    """1920 to 1080 as (16, 9)."""
+    common = math.gcd(width, height)
+    return width // common, height // common
 
 
 def check_fields(cls: type, data: Any) -> None:
@@ -120,13 +153,21 @@ class _Settings:
     RETIRED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Settings of earlier versions that bought nothing, each at the value that is now the only one."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came when recipes were there already; left out at their defaults, so that these keep their names."""
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        values, plain = asdict(self), self._plain()  # type: ignore[call-overload]
+        return {name: value for name, value in values.items() if name not in self.LATER or value != plain[name]}
 
     def changed(self) -> dict[str, Any]:
         """What differs from the defaults: a name for these settings that new fields leave as it is."""
-        plain = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        plain = self._plain()
         return {name: value for name, value in self.to_dict().items() if value != plain[name]}
+
+    def _plain(self) -> dict[str, Any]:
+        """The defaults."""
+        return {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_dict(cls: type[Settings], data: Any) -> Settings:
@@ -255,6 +296,8 @@ class TTTConfig(_Settings):
 class SampleConfig(_Settings):
     """Rendering a video."""
 
+    LATER = frozenset({"aspect"})
+
     num_frames: int = 16
     """Frames [S]."""
     num_inference_steps: int = 25
@@ -266,7 +309,9 @@ class SampleConfig(_Settings):
     which is autoguidance (arXiv 2406.02507; for one LoRA 2410.03941): what they have learned is strengthened with the
     prompt. Between is ours."""
     size: int = 256
-    """Height and width in pixels [S]."""
+    """The shorter side in pixels [S]."""
+    aspect: Aspect = (1, 1)
+    """Width to height, about: see `sides`. The paper's videos are squares [S]."""
     fps: int = 8
     """Frames a second [S]."""
     magnify: int = 1
@@ -276,6 +321,15 @@ class SampleConfig(_Settings):
     motion_until: float = 1.0
     """Share of the denoising steps after which the motion LoRA rests: by then the path is settled, and what it would
     still draw is how its clip looks (ours)."""
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width) in pixels; the longer is a multiple of SIDE_STEP, or where that is nearer, as the shorter."""
+        width, height = self.aspect
+        exact = self.size * max(width, height) / min(width, height)
+        near = SIDE_STEP * round(exact / SIDE_STEP)
+        longer = near if abs(near - exact) < exact - self.size else self.size
+        return (self.size, longer) if width > height else (longer, self.size)
 
     def as_published(self) -> SampleConfig:
         """Both LoRAs act throughout, and in both halves of guidance, as everywhere else."""
@@ -291,7 +345,11 @@ class SampleConfig(_Settings):
         if not 0 <= self.unconditional_scale <= 1:
             raise UsageError(f"unconditional scale is {self.unconditional_scale:g}; it must be from 0 to 1.")
         _at_least(8, size=self.size)
-        _at_most(frames=(self.num_frames, MAX_FRAMES), size=(self.size, MAX_SIZE), fps=(self.fps, MAX_FPS))
+        if not (min(self.aspect) >= 1 and max(self.aspect) <= MAX_ASPECT * min(self.aspect)):
+            raise UsageError(
+                f"The aspect is {':'.join(map(str, self.aspect))}; it must be from 1:{MAX_ASPECT} to {MAX_ASPECT}:1."
+            )
+        _at_most(frames=(self.num_frames, MAX_FRAMES), size=(max(self.sides), MAX_SIZE), fps=(self.fps, MAX_FPS))
         _at_most(steps=(self.num_inference_steps, MAX_STEPS), magnify=(self.magnify, MAX_MAGNIFY))
 
 

@@ -19,7 +19,7 @@ from customttt import lora, train
 from customttt.backbones import Backbone
 from customttt.checkpoint import FORGETFUL, Keeper
 from customttt.concept import Concept, Kind, Source
-from customttt.config import TrainConfig, digest
+from customttt.config import Aspect, SampleConfig, TrainConfig, digest, lowest_terms
 from customttt.library import WEIGHTS, Library
 from customttt.machine import versions
 from customttt.media import Clip, Picture, Pixels
@@ -143,18 +143,29 @@ def digest_of(inputs: Inputs) -> str:
     return digest.hexdigest()
 
 
+def aspect_of(inputs: Inputs, own: SampleConfig) -> Aspect | None:
+    """Width to height of a clip's frames; None of pictures, and where it is the base's own."""
+    if not isinstance(inputs, Clip):
+        return None
+    _, height, width, _ = inputs.frames.shape
+    own_height, own_width = own.sides
+    return None if width * own_height == height * own_width else lowest_terms(width, height)
+
+
 def manifest(backbone: Backbone, inputs: Inputs, wording: Wording, config: TrainConfig) -> Concept:
     """What is known of a concept before it is learned: there are no losses yet, and it took no time.
 
     It is whole and can be written, so that nothing is learned that could not be kept.
     """
     files = [inputs] if isinstance(inputs, Clip) else inputs
+    aspect = aspect_of(inputs, backbone.defaults.sample)
     sources = [Source(name=escaped(one.name), sha256=one.sha256) for one in files]
     concept = Concept(
         name=wording.name, kind=kind_of(inputs), phrase=wording.phrase, prompt=wording.prompt, base=backbone.name,
         base_fingerprint=backbone.fingerprint, layers=config.layers, rank=config.rank, steps=config.steps,
         learning_rate=config.learning_rate, seed=config.seed, sources=tuple(sources),
         inputs=digest_of(inputs), losses=(), versions=versions(), created=datetime.now(UTC), seconds=0,
+        format_version=2 if aspect else 1, aspect=aspect,
     )  # fmt: skip
     concept.to_json().encode()
     return concept

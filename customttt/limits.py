@@ -13,6 +13,8 @@ MAX_SEED = 2**64 - 1
 MAX_STEPS, MAX_BATCH, MAX_RANK = 1_000_000, 1024, 4096
 MAX_FRAMES, MAX_SIZE, MAX_FPS, MAX_MAGNIFY = 4096, 4096, 240, 16
 """Frames of a video, pixels of a side, frames a second, times that a file shows frames larger."""
+MAX_ASPECT = 4
+"""Times that a video's longer side is as long as its shorter one."""
 
 # -- text: characters
 

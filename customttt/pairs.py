@@ -25,13 +25,14 @@ class Pair:
         return f"{self.appearance.name}-{self.motion.name}"
 
     def recipe(self, prompt: str, base: str, fingerprint: str, defaults: Defaults, seed: int = 0) -> VideoRecipe:
-        """The recipe of a video of the two by a base's own settings.
+        """The recipe of a video of the two by a base's own settings, in the shape that the motion was learned in.
 
         Raises UsageError for a prompt that cannot be read, BaseUnavailableError for a base that they do not belong to.
         """
         self.check_base(base, fingerprint)
         ingredients = Ingredient.of(self.appearance), Ingredient.of(self.motion)
-        return VideoRecipe(*ingredients, prompt, base, fingerprint, defaults.ttt, defaults.sample, seed)
+        sample = defaults.sample.but(aspect=self.motion.aspect)
+        return VideoRecipe(*ingredients, prompt, base, fingerprint, defaults.ttt, sample, seed)
 
     def check_base(self, base: str, fingerprint: str) -> None:
         """Raise BaseUnavailableError unless the two were learned on the base as it is now."""

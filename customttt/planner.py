@@ -32,6 +32,7 @@ SLOWER = 1.3
 """How much longer a step takes than `Speed` alone says: 1.2 to 1.35 on one core of a CPU, in both precisions, for an
 appearance, a motion, and a motion with every block recomputed (LOG.md); nobody has measured it on a GPU yet (ours)."""
 META = torch.device("meta")
+Sides = tuple[int, int]
 _NARROW = {
     F.linear, F.conv2d, F.conv3d, F.conv1d, F.scaled_dot_product_attention, torch.bmm, torch.baddbmm, torch.matmul
 }  # fmt: skip
@@ -99,15 +100,18 @@ class Adapter:
     rank: int
 
 
-def learning(base: str, kind: Kind, config: TrainConfig, frames: int, size: int) -> Forecast:
-    """Of learning one concept here; encoding is not counted. Raises BaseUnavailableError or UsageError."""
+def learning(base: str, kind: Kind, config: TrainConfig, frames: int, sides: Sides) -> Forecast:
+    """Of learning one concept here from frames of (height, width); encoding is not counted.
+
+    Raises BaseUnavailableError or UsageError.
+    """
     device = machine.device()
     ladder = rungs(min(config.layers), config.batch_size, _sketch(base, device).heaviest)
 
     one = config.but(steps=1, learning_rate=1.0, seed=0)
 
     def cost(position: int) -> Cost:
-        return lesson(base, kind, one, frames, size, position, device) * config.steps
+        return lesson(base, kind, one, frames, sides, position, device) * config.steps
 
     return _forecast(cost, ladder, device)
 
@@ -161,12 +165,12 @@ def _forecast(cost: Callable[[int], Cost], ladder: Sequence[Rung], device: torch
 
 @lru_cache
 def lesson(
-    base: str, kind: Kind, config: TrainConfig, frames: int, size: int, position: int, device: torch.device
+    base: str, kind: Kind, config: TrainConfig, frames: int, sides: Sides, position: int, device: torch.device
 ) -> Cost:
     """Of as many steps of learning as the configuration says, on a rung of the ladder."""
     backbone = _sketch(base, device)
     count = config.batch_size if kind == "appearance" else 1
-    latents = torch.empty(count, *backbone.latent_shape(frames, size), device=META)
+    latents = torch.empty(count, *backbone.latent_shape(frames, *sides), device=META)
     learn = train.learn_appearance if kind == "appearance" else train.learn_motion
     embeds = _embeds(backbone, count)
     return _rehearse(backbone, device, lambda: learn(backbone, latents, embeds, config, STAGE, rung=position))
@@ -196,7 +200,7 @@ def adaptation(
 def denoising_step(base: str, sample: SampleConfig, device: torch.device) -> Cost:
     """Of one step of rendering, without the LoRAs, which add little."""
     backbone = _sketch(base, device)
-    noise = torch.empty(1, *backbone.latent_shape(sample.num_frames, sample.size), device=META)
+    noise = torch.empty(1, *backbone.latent_shape(sample.num_frames, *sample.sides), device=META)
     embeds = _embeds(backbone)
 
     def step() -> object:
@@ -212,7 +216,7 @@ def denoising_step(base: str, sample: SampleConfig, device: torch.device) -> Cos
 def decoding(base: str, sample: SampleConfig, device: torch.device) -> Cost:
     """Of all frames of one video."""
     backbone = _sketch(base, device)
-    latents = torch.empty(1, *backbone.latent_shape(sample.num_frames, sample.size), device=META)
+    latents = torch.empty(1, *backbone.latent_shape(sample.num_frames, *sample.sides), device=META)
     return _rehearse(backbone, device, lambda: backbone.decode(latents), decoder=True)
 
 

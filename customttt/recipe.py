@@ -211,6 +211,9 @@ class VideoRecipe:
             FORMAT_VERSION, self.appearance.sha256, self.motion.sha256, self.base_fingerprint, prompts,
             self.ttt.to_dict(), self.sample.num_frames, self.sample.size,
         ]  # fmt: skip
+        height, width = self.sample.sides
+        if height != width:
+            parts.append(self.sample.sides)
         if self.sample.unconditional_scale < 1:
             parts.append(self.sample.unconditional_scale)
         if self.ttt.student_rests:
@@ -226,7 +229,8 @@ class VideoRecipe:
         return replace(self, ttt=ttt, sample=self.sample.as_published())
 
     def to_dict(self) -> dict[str, Any]:
-        return {"customttt": FORMAT_VERSION, **asdict(self)}
+        settings = {"ttt": self.ttt.to_dict(), "sample": self.sample.to_dict()}
+        return {"customttt": FORMAT_VERSION, **asdict(self), **settings}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VideoRecipe:

@@ -103,7 +103,7 @@ class Teacher:
         self.backbone, self.kind, self.prompts, self.empty = backbone, kind, prompts, empty
         self.config, self.generator = config, generator
         self.unconditional_scale = sample.unconditional_scale
-        self.shape = backbone.latent_shape(sample.num_frames, sample.size)
+        self.shape = backbone.latent_shape(sample.num_frames, *sample.sides)
         self.path = backbone.schedule.path(config.reference_steps)
         self.pool: list[diffusion.Latents] = []
 

@@ -19,7 +19,7 @@ from customttt.backbones import Backbone
 from customttt.checkpoint import Keeper
 from customttt.compose import LoraPair
 from customttt.concept import Concept, Kind, check_name
-from customttt.config import TrainConfig
+from customttt.config import Aspect, SampleConfig, TrainConfig
 from customttt.errors import CustomTTTError, LockedError, NotFoundError, StoreError, UsageError
 from customttt.learn import Inputs, Wording
 from customttt.library import Library
@@ -65,6 +65,16 @@ def carrying(library: Library, base: str, kind: Kind) -> tuple[int, ...]:
     return tuple(sorted({min((one for one in able if one >= layer), default=able[-1]) for layer in measured}))
 
 
+def for_clip(base: str, sample: SampleConfig, clip: Path | str, asked: Aspect | None = None) -> SampleConfig:
+    """A base's settings in the shape in which a clip is learned: as asked, else its own, or a square if all else fails.
+
+    Raises NotFoundError, MediaError, UsageError or BaseUnavailableError.
+    """
+    if asked is None and backbones.is_square(base):
+        return sample
+    return sample.but(aspect=asked or media.aspect_of(clip))
+
+
 @dataclass(frozen=True)
 class Plan:
     """A concept that is to be learned: from what, on which base, and how."""
@@ -100,7 +110,8 @@ class Plan:
     def forecast(self) -> Forecast:
         """What learning it will take. Raises BaseUnavailableError, or UsageError for what the base cannot do."""
         frames = self.inputs.frames if isinstance(self.inputs, media.Clip) else [self.inputs[0].pixels]
-        return planner.learning(self.base, self.kind, self.config, len(frames), frames[0].shape[0])
+        height, width, _ = frames[0].shape
+        return planner.learning(self.base, self.kind, self.config, len(frames), (height, width))
 
     def learned(self, library: Library) -> Concept | None:
         """The concept of its name, where learning would give the same again. Raises DamagedError."""
@@ -206,13 +217,19 @@ class Workshop:
         `noun` is what it is, by default from the name, `prompt` what is learned with, by default "A <noun>.", `changes`
         are fields of TrainConfig. Raises NotFoundError or MediaError for what cannot be read, and what `learn` does.
         """
-        pictures = media.read_pictures(list(map(Path, images)), self.backbone.defaults.sample.size)
+        pictures = media.read_pictures(list(map(Path, images)), self.backbone.defaults.sample.sides)
         return self.learn(self._named(name, noun, prompt, pictures, changes))
 
-    def learn_motion(self, name: str, clip: Path | str, phrase: str = "", prompt: str = "", **changes: Any) -> Concept:
-        """The same for a movement, from a clip of it; `prompt` is by default "Something is <phrase>."."""
-        sample = self.backbone.defaults.sample
-        frames = media.read_clip(clip, sample.num_frames, sample.fps, sample.size)
+    def learn_motion(
+        self, name: str, clip: Path | str, phrase: str = "", prompt: str = "", aspect: Aspect | None = None,
+        **changes: Any,
+    ) -> Concept:  # fmt: skip
+        """The same for a movement, from a clip of it, in its own shape unless `aspect` says another (`for_clip`).
+
+        `prompt` is by default "Something is <phrase>.".
+        """
+        sample = for_clip(self.backbone.name, self.backbone.defaults.sample, clip, aspect)
+        frames = media.read_clip(clip, sample.num_frames, sample.fps, sample.sides)
         return self.learn(self._named(name, phrase, prompt, frames, changes))
 
     def _named(self, name: str, phrase: str, prompt: str, inputs: Inputs, changes: Mapping[str, Any]) -> Plan:
@@ -249,7 +266,7 @@ class Workshop:
 
     def try_out(self, concept: Concept, num_frames: int, seeds: Sequence[int]) -> list[media.Frames]:
         """Videos of what its LoRA alone makes of its training prompt, one a seed: uint8 (f h w c)."""
-        sample = self.backbone.defaults.sample.but(num_frames=num_frames)
+        sample = self.backbone.defaults.sample.but(num_frames=num_frames, aspect=concept.aspect)
         weights = lora.load(self.library.weights(concept.name))
         return compose.try_out(self.backbone, concept.kind, weights, concept.prompt, sample, seeds, self.report)
 
@@ -311,9 +328,9 @@ class Workshop:
     def prepare(self, recipe: VideoRecipe, material: Material | None = None, rung: int = 0) -> Taught:
         """What all videos of a recipe are rendered with, whatever their seed. Raises what `adapt` and `teach` do.
 
-        Raises UsageError, too, for more frames than the base knows.
+        Raises UsageError, too, for frames or a shape that the base cannot do.
         """
-        self.backbone.latent_shape(recipe.sample.num_frames, recipe.sample.size)
+        self.backbone.latent_shape(recipe.sample.num_frames, *recipe.sample.sides)
         return self.teach(recipe.rival, material) if recipe.rival else Taught(self.adapt(recipe, rung))
 
     def compose(self, recipe: VideoRecipe, taught: Taught | None = None) -> media.Frames:

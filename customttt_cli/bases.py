@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from customttt_cli import completion, options, output
+from customttt_cli.sources import measures
 
 if TYPE_CHECKING:
     from customttt.backbones.survey import BaseStatus
@@ -59,7 +60,7 @@ def _table(statuses: list[BaseStatus]) -> None:
         (
             status.known.name,
             status.known.what,
-            f"{status.sample.num_frames} of {status.sample.size} x {status.sample.size}",
+            f"{status.sample.num_frames} of {measures(status.sample.sides)}",
             output.gigabytes(status.known.download) if status.known.download else "none",
             output.gigabytes(status.known.memory) if status.known.memory else "none",
             status.known.licence,

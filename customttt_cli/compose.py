@@ -36,6 +36,7 @@ def compose(
     seed: _Seed = None,
     num: Annotated[int, typer.Option(help="How many videos, of consecutive seeds.")] = 1,
     frames: options.VideoFrames = None,
+    aspect: options.VideoAspect = None,
     steps: options.DenoisingSteps = None,
     guidance: options.Guidance = None,
     no_ttt: options.NoTtt = False,
@@ -52,7 +53,7 @@ def compose(
     """Put a learned appearance and a learned motion into one video, adapted to each other by test-time training."""
     ttt_steps = options.ttt_steps(no_ttt, ttt_steps)
     wish = Wish(
-        prompt=prompt, seed=seed, num=num, frames=frames, steps=steps, guidance=guidance,
+        prompt=prompt, seed=seed, num=num, frames=frames, aspect=aspect, steps=steps, guidance=guidance,
         ttt_steps=ttt_steps, appearance_scale=appearance_scale, motion_scale=motion_scale, base=base,
         published=published,
     )  # fmt: skip

@@ -94,5 +94,5 @@ def _learning(base: str) -> dict[str, Any]:
     from customttt import backbones, planner
 
     defaults = backbones.defaults(base)
-    forecast = planner.learning(base, "motion", defaults.motion, defaults.sample.num_frames, defaults.sample.size)
+    forecast = planner.learning(base, "motion", defaults.motion, defaults.sample.num_frames, defaults.sample.sides)
     return {"learning_memory_bytes": forecast.memory, "learning_seconds": round(forecast.seconds, 1)}

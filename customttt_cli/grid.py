@@ -55,6 +55,7 @@ def grid(
     seeds: _Seeds = None,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for the videos.")] = Path("customttt-grid"),
     frames: options.VideoFrames = None,
+    aspect: options.VideoAspect = None,
     steps: options.DenoisingSteps = None,
     guidance: options.Guidance = None,
     no_ttt: options.NoTtt = False,
@@ -80,7 +81,7 @@ def grid(
     if ray is not None:
         _check_ray()
     changes = {
-        "frames": frames, "steps": steps, "guidance": guidance, "ttt_steps": ttt_steps,
+        "frames": frames, "aspect": aspect, "steps": steps, "guidance": guidance, "ttt_steps": ttt_steps,
         "appearance_scale": appearance_scale, "motion_scale": motion_scale, "as_published": published or None,
     }  # fmt: skip
     wanted = _wanted(file, given, changes)

@@ -52,6 +52,7 @@ def learn_motion(
     start: Annotated[float, typer.Option(help="Where in the clip to begin, in seconds.")] = 0.0,
     end: Annotated[float | None, typer.Option(help="Where to end, in seconds.", show_default=False)] = None,
     frames: Annotated[int | None, typer.Option(help="Frames to learn from; by default the base's.")] = None,
+    aspect: options.ClipAspect = None,
     base: options.Base = None,
     steps: options.Steps = None,
     rank: options.Rank = None,
@@ -64,11 +65,11 @@ def learn_motion(
     as_json: options.Json = False,
 ) -> None:
     """Learn a movement from one short clip of it."""
-    words = wording("--phrase", phrase, name)
+    words, shape = wording("--phrase", phrase, name), options.checked_aspect(aspect)
     sentence = prompt or training_prompt("motion", words)
     changes, auto = train_changes(steps, rank, learning_rate, layers, seed), layers == options.AUTO
     lesson = Lesson("motion", name, words, sentence, base, changes, resume, force, dry_run, as_json, auto)
-    learn(lesson, Movement(clip, start, end, frames))
+    learn(lesson, Movement(clip, start, end, frames, shape))
 
 
 def wording(option: str, given: str | None, name: str) -> str:

@@ -97,7 +97,7 @@ def _plan(library: Library, lesson: Lesson, source: LessonInput) -> tuple[Plan, 
 
     base, why = backbones.choose_base(lesson.base)
     config = workshop.settings(library, base, lesson.kind, lesson.changes, lesson.auto_layers)
-    inputs, summary = source.read(backbones.defaults(base).sample)
+    inputs, summary = source.read(base)
     words = Wording(lesson.name, lesson.phrase, lesson.prompt)
     layers = ", ".join(map(str, config.layers))
     return workshop.Plan(words, inputs, base, backbones.identify(base), config), [

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from customttt import concept
+from customttt.config import Aspect, SampleConfig, parse_aspect
 from customttt.errors import UsageError
 from customttt.library import check_length
 from customttt_cli import completion
@@ -77,6 +78,18 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the concept that h
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 VideoFrames = Annotated[int | None, typer.Option(help="Frames; by default the base's.")]
+VideoAspect = Annotated[
+    str | None,
+    typer.Option(help="Width to height, as in 16:9; by default that of the motion's clip.", show_default=False),
+]
+ClipAspect = Annotated[
+    str | None,
+    typer.Option(
+        help="Width to height to crop the clip to, as in 16:9; by default its own, or a square where the base makes "
+        "nothing else.",
+        show_default=False,
+    ),
+]
 DenoisingSteps = Annotated[int | None, typer.Option(help="Steps of denoising; by default the base's.")]
 Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt, from 1.")]
 NoTtt = Annotated[bool, typer.Option("--no-ttt", help="Leave test-time training out.")]
@@ -95,6 +108,13 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError as error:
         raise UsageError(f"--layers is {text!r}; give numbers of layers, such as 2,6, or auto.") from error
+
+
+def checked_aspect(text: str | None) -> Aspect | None:
+    """`16:9` as (16, 9). Raises UsageError for what no video can have."""
+    aspect = parse_aspect(text)
+    SampleConfig().but(aspect=aspect)
+    return aspect
 
 
 def at_home(command: Callable[..., Any]) -> Callable[..., Any]:

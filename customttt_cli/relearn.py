@@ -14,7 +14,7 @@ from customttt_cli.sources import tell_passed_over
 
 if TYPE_CHECKING:
     from customttt.measure.rivals import Material
-    from customttt.media import Clip, Picture
+    from customttt.media import Clip, Picture, Size
 
 
 def read(pair: Pair, recipe: VideoRecipe, images: Sequence[Path], clip: Path) -> Material:
@@ -25,13 +25,12 @@ def read(pair: Pair, recipe: VideoRecipe, images: Sequence[Path], clip: Path) ->
     from customttt import backbones
     from customttt.measure.rivals import Material
 
-    pictures = _pictures(pair.appearance, images, recipe.sample.size)
-    return Material(
-        pair.appearance, pair.motion, pictures, _clip(pair.motion, clip, recipe), backbones.defaults(recipe.base)
-    )
+    own = backbones.defaults(recipe.base)
+    pictures = _pictures(pair.appearance, images, own.sample.sides)
+    return Material(pair.appearance, pair.motion, pictures, _clip(pair.motion, clip, recipe), own)
 
 
-def _pictures(concept: Concept, paths: Sequence[Path], size: int) -> list[Picture]:
+def _pictures(concept: Concept, paths: Sequence[Path], size: Size) -> list[Picture]:
     from customttt import learn, media
 
     for fit in (False, True):
@@ -54,7 +53,7 @@ def _pictures(concept: Concept, paths: Sequence[Path], size: int) -> list[Pictur
 def _clip(concept: Concept, path: Path, recipe: VideoRecipe) -> Clip:
     from customttt import learn, media
 
-    clip = media.read_clip(path, recipe.sample.num_frames, recipe.sample.fps, recipe.sample.size)
+    clip = media.read_clip(path, recipe.sample.num_frames, recipe.sample.fps, recipe.sample.sides)
     if learn.digest_of(clip) == concept.inputs:
         return clip
     if {clip.sha256} == _sha256s(concept):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from customttt.concept import Concept
 from customttt.recipe import Ingredient, VideoRecipe
 from customttt_cli.output import duration, gigabytes
-from customttt_cli.sources import count
+from customttt_cli.sources import count, measures
 
 if TYPE_CHECKING:
     from customttt.backbones import Backbone
@@ -67,7 +67,7 @@ def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:
             "base": f"{recipe.base} (fingerprint {recipe.base_fingerprint})",
             "adapted": adapted,
             "denoised": f"{sample.num_inference_steps} steps, guidance {sample.guidance_scale:g}, seed {recipe.seed}",
-            "frames": f"{sample.num_frames} of {sample.size} x {sample.size}, {sample.fps} a second, "
+            "frames": f"{sample.num_frames} of {measures(sample.sides)}, {sample.fps} a second, "
             f"shown {sample.magnify} times as large",
             **({"versions": _versions(versions)} if versions else {}),
         }

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from customttt.config import SampleConfig
+from customttt.config import Aspect
 from customttt_cli import output
 
 if TYPE_CHECKING:
     from customttt.learn import Inputs
-    from customttt.media import Clip
+    from customttt.media import Clip, Size
 
 LOOK_SIZE, LOOK_FPS = 64, 8.0
 
@@ -23,8 +23,8 @@ class LessonInput(Protocol):
     def look(self) -> tuple[str, ...]:
         """Open every file: the sha256 of each. Raises NotFoundError, UsageError or MediaError for what is no good."""
 
-    def read(self, sample: SampleConfig) -> tuple[Inputs, str]:
-        """Read them as the base needs them: (pictures or clip, what they are in words). Raises the same."""
+    def read(self, base: str) -> tuple[Inputs, str]:
+        """Read them as a base needs them: (pictures or clip, what they are in words). Raises the same."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,13 @@ class Pictures:
         tell_passed_over(self.paths)
         return digests
 
-    def read(self, sample: SampleConfig) -> tuple[Inputs, str]:
-        from customttt import media
+    def read(self, base: str) -> tuple[Inputs, str]:
+        from customttt import backbones, media
 
-        pictures = media.read_pictures(self.paths, sample.size, self.fit)
+        sides = backbones.defaults(base).sample.sides
+        pictures = media.read_pictures(self.paths, sides, self.fit)
         how = "fitted" if self.fit else "cropped"
-        return pictures, f"{count(len(pictures), 'picture')}, {how} to {sample.size} x {sample.size}"
+        return pictures, f"{count(len(pictures), 'picture')}, {how} to {measures(sides)}"
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,21 @@ class Movement:
     start: float
     end: float | None
     frames: int | None
+    aspect: Aspect | None = None
 
     def look(self) -> tuple[str, ...]:
         return (self._read(1, LOOK_FPS, LOOK_SIZE).sha256,)
 
-    def read(self, sample: SampleConfig) -> tuple[Inputs, str]:
-        clip = self._read(sample.num_frames, sample.fps, sample.size)
-        frames = count(len(clip.frames), "frame")
-        return clip, f"{frames} at {clip.fps:.3g} a second, {sample.size} x {sample.size}"
+    def read(self, base: str) -> tuple[Inputs, str]:
+        from customttt import backbones, workshop
 
-    def _read(self, num_frames: int, fps: float, size: int) -> Clip:
+        own = backbones.defaults(base).sample
+        sample = workshop.for_clip(base, own, self.path, self.aspect)
+        clip = self._read(sample.num_frames, sample.fps, sample.sides)
+        frames = count(len(clip.frames), "frame")
+        return clip, f"{frames} at {clip.fps:.3g} a second, {measures(sample.sides)}"
+
+    def _read(self, num_frames: int, fps: float, size: int | Size) -> Clip:
         from customttt import media
 
         wanted = num_frames if self.frames is None else self.frames
@@ -79,6 +85,12 @@ def tell_passed_over(paths: Sequence[Path]) -> None:
 
     for line in media.passed_over(paths):
         output.say(line)
+
+
+def measures(sides: tuple[int, int]) -> str:
+    """(height, width) as "832 x 480"."""
+    height, width = sides
+    return f"{width} x {height}"
 
 
 def count(number: int, noun: str) -> str:

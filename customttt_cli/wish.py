@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from customttt.config import SampleConfig, TTTConfig, check_seed
+from customttt.config import SampleConfig, TTTConfig, check_seed, parse_aspect
 from customttt.errors import UsageError
 from customttt.recipe import Ingredient, VideoRecipe
 
@@ -20,6 +20,7 @@ class Wish:
     num: int = 1
     base: str | None = None
     frames: int | None = None
+    aspect: str | None = None
     steps: int | None = None
     guidance: float | None = None
     ttt_steps: int | None = None
@@ -50,7 +51,10 @@ class Wish:
             motion=_scaled(recipe.motion, self.motion_scale),
             ttt=recipe.ttt.but(steps=self.ttt_steps),
             sample=recipe.sample.but(
-                num_frames=self.frames, num_inference_steps=self.steps, guidance_scale=self.guidance
+                num_frames=self.frames,
+                aspect=parse_aspect(self.aspect),
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance,
             ),
             seed=recipe.seed if self.seed is None else self.seed,
         )

@@ -294,9 +294,9 @@ def count() -> None:
     adapting = PAPER.ttt.as_published(sample.guidance_scale).but(steps=1)
     costs = {
         "a step of the appearance": planner.lesson(
-            base, "appearance", PAPER.appearance.but(steps=1), 1, 256, 0, device
+            base, "appearance", PAPER.appearance.but(steps=1), 1, (256, 256), 0, device
         ),
-        "a step of the motion": planner.lesson(base, "motion", PAPER.motion.but(steps=1), 16, 256, 0, device),
+        "a step of the motion": planner.lesson(base, "motion", PAPER.motion.but(steps=1), 16, (256, 256), 0, device),
         "an iteration of test-time training": planner.adaptation(base, *pair, adapting, sample, 0, device),
         "a denoising step": planner.denoising_step(base, sample, device),
     }

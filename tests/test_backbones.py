@@ -31,7 +31,7 @@ def video(frames: int, seed: int = 0) -> torch.Tensor:
 
 def noise(backbone: Backbone, frames: int) -> torch.Tensor:
     """Of so many frames of latents."""
-    channels, _, height, width = backbone.latent_shape(1, 64)
+    channels, _, height, width = backbone.latent_shape(1, 64, 64)
     return torch.randn(1, channels, frames, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -72,7 +72,7 @@ def test_the_real_architectures_are_as_large_as_the_hub_lists_them(base: str) ->
 
 def test_encoding_and_decoding_keep_the_shape(backbone: Backbone) -> None:
     latents = backbone.encode(video(5))
-    assert latents.shape == (1, *backbone.latent_shape(5, 64))
+    assert latents.shape == (1, *backbone.latent_shape(5, 64, 64))
     assert backbone.decode(latents).shape == (1, 3, 5, 64, 64)
 
 
@@ -156,7 +156,7 @@ def test_a_base_in_half_precision_and_in_several_files_loads(tiny_random_base: P
     weights, expected = loaded.network.state_dict(), whole.network.state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    latents = torch.zeros(1, *loaded.latent_shape(2, 64))
+    latents = torch.zeros(1, *loaded.latent_shape(2, 64, 64))
     torch.testing.assert_close(predict(loaded, latents), predict(whole, latents))  # other addresses, other kernels
 
 
@@ -183,7 +183,7 @@ def test_an_image_unet_with_a_motion_adapter_loads(tiny_random_base: Path, tmp_p
     theirs, ours = UNetMotionModel.from_unet2d(image, adapter).state_dict(), loaded.network.state_dict()
     assert list(theirs) == list(ours)
     assert all(map(torch.equal, theirs.values(), ours.values()))
-    assert predict(loaded, torch.zeros(1, *loaded.latent_shape(2, 64))).shape == (1, 16, 2, 8, 8)
+    assert predict(loaded, torch.zeros(1, *loaded.latent_shape(2, 64, 64))).shape == (1, 16, 2, 8, 8)
     assert_places_are_the_modules(loaded)
 
 

@@ -113,7 +113,7 @@ def test_plain_diffusers_renders_the_same_frames(
 
 @torch.no_grad()
 def frames(backbone: Any) -> torch.Tensor:
-    noise = torch.randn(1, *backbone.latent_shape(4, 32), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, *backbone.latent_shape(4, 32, 32), generator=torch.Generator().manual_seed(0))
     embeds, empty = backbone.embed(["A purple koala is swimming."]), backbone.embed([""])
     latents = denoise(backbone, noise, embeds, empty, guidance_scale=2.0, path=[999, 500, -1])
     return torch.from_numpy(to_frames(backbone.decode(latents)))

@@ -31,7 +31,7 @@ def backbone(tiny_random_base: Path) -> Backbone:
 
 
 def predict(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
-    shape = backbone.latent_shape(2, 64)
+    shape = backbone.latent_shape(2, 64, 64)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).expand(len(prompts), *shape)
     with torch.no_grad():
         return backbone.predict(noise, torch.full((len(prompts),), 500), backbone.embed(prompts))

@@ -241,7 +241,7 @@ def bare(backbone: Backbone) -> Iterator[Backbone]:
 
 def predict(backbone: Backbone) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    noisy = torch.randn(1, *backbone.latent_shape(5, 64), generator=generator)
+    noisy = torch.randn(1, *backbone.latent_shape(5, 64, 64), generator=generator)
     with torch.no_grad():
         return backbone.predict(noisy, torch.tensor([500]), backbone.embed(["A koala."]))
 
@@ -397,7 +397,7 @@ def test_what_is_computed_while_an_adapter_is_frozen_teaches_it_nothing(bare: Ba
     add(bare, "a", fill=0.01)
     add(bare, "b", "motion", fill=0.01)
     both = lora.parameters(bare.network, "a"), lora.parameters(bare.network, "b")
-    noisy, embeds = torch.randn(1, *bare.latent_shape(5, 64)), bare.embed(["A koala."])
+    noisy, embeds = torch.randn(1, *bare.latent_shape(5, 64, 64)), bare.embed(["A koala."])
     with lora.trainable([*both[0], *both[1]]), lora.active(bare.network, a=1.0, b=1.0):
         with lora.trainable(both[0], False):
             prediction = bare.predict(noisy, torch.tensor([500]), embeds)

@@ -146,7 +146,7 @@ def a_manifest_of_control_characters(rng: random.Random, good: Good) -> bytes:
 
 
 def a_newer_manifest(_: random.Random, good: Good) -> bytes:
-    return good.archive(manifest=good.manifest.replace(b'"format_version": 1', b'"format_version": 2'))
+    return good.archive(manifest=good.manifest.replace(b'"format_version": 1', b'"format_version": 3'))
 
 
 def other_weights_than_the_manifest_s(_: random.Random, good: Good) -> bytes:

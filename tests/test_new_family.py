@@ -103,8 +103,8 @@ class Toy(Family):
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         return len(prompt), 100
 
-    def latent_shape(self, num_frames: int, size: int) -> tuple[int, int, int, int]:
-        return 8, (num_frames - 1) // 4 + 1, size // 4, size // 4
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        return 8, (num_frames - 1) // 4 + 1, height // 4, width // 4
 
 
 @pytest.fixture
@@ -131,6 +131,6 @@ def test_it_learns_adapts_and_renders(toy: str) -> None:
 
 
 def test_it_is_foretold(toy: str) -> None:
-    assert planner.learning(toy, "motion", LEARNING, 5, 16).memory > 0
+    assert planner.learning(toy, "motion", LEARNING, 5, (16, 16)).memory > 0
     adapter = planner.Adapter((0, 1), 2)
     assert planner.composing(toy, adapter, adapter, OWN.ttt, OWN.sample).memory > 0

@@ -36,7 +36,7 @@ def kept_in_reality(base: Path, kind: str) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    noisy, embeds = torch.randn(4, *backbone.latent_shape(5, 128)), backbone.embed(["A koala."] * 4)
+    noisy, embeds = torch.randn(4, *backbone.latent_shape(5, 128, 128)), backbone.embed(["A koala."] * 4)
     with lora.trainable(parameters), lora.active(backbone.network, **{kind: 1.0}):
         half = torch.autocast("cpu", computing(CPU), enabled=computing(CPU) != torch.float32)
         with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -54,13 +54,13 @@ def resident(base: Path) -> int:
 
 def test_the_memory_of_a_step_is_foretold(any_base: Path) -> None:
     """Within a fifth; what is there beyond the kept is what one operation needs beside them."""
-    foretold = planner.lesson(str(any_base), "motion", CONFIG, 5, 128, 0, CPU).memory - resident(any_base)
+    foretold = planner.lesson(str(any_base), "motion", CONFIG, 5, (128, 128), 0, CPU).memory - resident(any_base)
     assert foretold == pytest.approx(kept_in_reality(any_base, "motion"), rel=0.2)
 
 
 def test_the_operations_of_a_step_are_foretold(any_base: Path) -> None:
     backbone, sample = open_base(str(any_base), CPU), SampleConfig(num_frames=5, size=128, guidance_scale=1)
-    latents, embeds = torch.randn(1, *backbone.latent_shape(5, 128)), torch.randn(1, *backbone.prompt_shape)
+    latents, embeds = torch.randn(1, *backbone.latent_shape(5, 128, 128)), torch.randn(1, *backbone.prompt_shape)
     plain = sdpa_kernel(SDPBackend.MATH)  # of the fused one for CPUs the counter knows no operations
     with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
         backbone.predict(latents, torch.tensor([500]), embeds)
@@ -68,7 +68,8 @@ def test_the_operations_of_a_step_are_foretold(any_base: Path) -> None:
 
 
 def test_recomputing_blocks_needs_less_memory_and_more_work(any_base: Path) -> None:
-    plain, saving = (planner.lesson(str(any_base), "motion", CONFIG, 5, 128, position, CPU) for position in (0, 7))
+    step = str(any_base), "motion", CONFIG, 5, (128, 128)
+    plain, saving = (planner.lesson(*step, position, CPU) for position in (0, 7))
     assert saving.memory - resident(any_base) < 0.5 * (plain.memory - resident(any_base))
     assert plain.flops < saving.flops < 1.5 * plain.flops
 
@@ -80,7 +81,7 @@ def test_what_is_remembered_of_operations_changes_nothing(
         def __setitem__(self, key: Any, value: Any) -> None:
             pass
 
-    step = str(tiny_random_base), "motion", CONFIG, 5, 128, 7, CPU
+    step = str(tiny_random_base), "motion", CONFIG, 5, (128, 128), 7, CPU
     remembered = planner.lesson(*step)
     monkeypatch.setattr(planner, "_results", Forgetful())
     assert planner.lesson.__wrapped__(*step) == remembered
@@ -99,7 +100,7 @@ def test_the_lowest_rung_that_fits_is_chosen(monkeypatch: pytest.MonkeyPatch) ->
 
     def chosen(gigabytes: float) -> planner.Forecast:
         monkeypatch.setattr(machine, "free_memory", lambda _: int(gigabytes * planner.MARGIN * 1e9))
-        return planner.learning("tiny", "motion", CONFIG.but(steps=10), 4, 128)
+        return planner.learning("tiny", "motion", CONFIG.but(steps=10), 4, (128, 128))
 
     assert [chosen(free).position for free in (30, 20.1, 19.1, 18.5, 12.1)] == [0, 0, 1, 2, 8]
     rehearsed.clear()
@@ -128,9 +129,9 @@ def test_test_time_training_and_rendering_are_foretold(tiny_random_base: Path) -
 
 def test_what_cannot_be_learned_is_told_before_anything_is_loaded(tiny_random_base: Path) -> None:
     with pytest.raises(UsageError, match="Layer 3"):
-        planner.learning(str(tiny_random_base), "appearance", CONFIG.but(layers=(3,)), 1, 64)
+        planner.learning(str(tiny_random_base), "appearance", CONFIG.but(layers=(3,)), 1, (64, 64))
     with pytest.raises(UsageError, match="at most 32"):
-        planner.learning(str(tiny_random_base), "motion", CONFIG, 33, 64)
+        planner.learning(str(tiny_random_base), "motion", CONFIG, 33, (64, 64))
 
 
 @pytest.mark.parametrize("name", ["animatediff", "wan"])

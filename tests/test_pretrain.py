@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(tmp_path: Path, mo
     pretrain.train(again, MOMENT)
     assert again.steps == {"codec": 1, "still": 1, "clip": 1}
     pretrain.export(again, tmp_path / "base")
-    assert open_base(str(tmp_path / "base"), CPU).latent_shape(8, 128) == (16, 8, 16, 16)
+    assert open_base(str(tmp_path / "base"), CPU).latent_shape(8, 128, 128) == (16, 8, 16, 16)
 
 
 @pytest.mark.usefixtures("quick")

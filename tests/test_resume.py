@@ -40,7 +40,7 @@ def learn(
     backbone: Backbone, kind: str, keeper: checkpoint.Keeper, killed_after: int = 99, config: TrainConfig = CONFIG
 ) -> tuple[lora.Weights, list[float]]:
     function, (count, frames) = LEARN[kind]
-    latents = torch.randn(count, *backbone.latent_shape(frames, 32), generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(count, *backbone.latent_shape(frames, 32, 32), generator=torch.Generator().manual_seed(0))
 
     def report(progress: Progress) -> None:
         if progress.step == killed_after:

@@ -33,7 +33,7 @@ def backbone() -> Backbone:
 
 
 def noise(backbone: Backbone) -> Tensor:
-    return torch.randn(1, *backbone.latent_shape(5, 16), generator=torch.Generator().manual_seed(0))
+    return torch.randn(1, *backbone.latent_shape(5, 16, 16), generator=torch.Generator().manual_seed(0))
 
 
 def sampled(backbone: Backbone, unconditional_scale: float, adapted: bool = True) -> Tensor:

@@ -36,7 +36,7 @@ def run(backbone: Backbone, kind: str, rung: int = 0, report: Any = silent, **op
     settings = getattr(backbone.defaults, kind)
     config = settings.but(**{"steps": 2, "batch_size": 2, "dropout": 0.3, **options})
     count, frames = (3, 1) if kind == "appearance" else (1, backbone.defaults.sample.num_frames)
-    latents = torch.randn(count, *backbone.latent_shape(frames, 32), generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(count, *backbone.latent_shape(frames, 32, 32), generator=torch.Generator().manual_seed(0))
     learn = train.learn_appearance if kind == "appearance" else train.learn_motion
     return learn(backbone, latents, backbone.embed(["A koala."] * count), config, accelerator, report, rung=rung)
 
@@ -145,7 +145,7 @@ def test_nothing_below_the_first_lora_layer_is_kept_for_the_backward_pass(backbo
     ]
     try:
         with lora.trainable(parameters), lora.active(backbone.network, a=1.0):
-            noisy = torch.randn(1, *backbone.latent_shape(backbone.defaults.sample.num_frames, 32))
+            noisy = torch.randn(1, *backbone.latent_shape(backbone.defaults.sample.num_frames, 32, 32))
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 backbone.predict(noisy, torch.tensor([500]), backbone.embed([""]))
     finally:
@@ -197,7 +197,7 @@ def test_on_the_last_rung_the_state_is_kept_and_the_run_goes_on_from_it(
 ) -> None:
     kept = tmp_path / "kept.safetensors"
     settings = TrainConfig(layers=(2, 6), learning_rate=1e-3, steps=5, rank=2)
-    latents, embeds = torch.randn(3, *backbone.latent_shape(1, 32)), backbone.embed(["A koala."] * 3)
+    latents, embeds = torch.randn(3, *backbone.latent_shape(1, 32, 32)), backbone.embed(["A koala."] * 3)
 
     def learn(keeper: checkpoint.Keeper) -> tuple[lora.Weights, list[float]]:
         return train.learn_appearance(backbone, latents, embeds, settings, Accelerator(cpu=True), keeper=keeper)

@@ -33,7 +33,7 @@ def accelerator() -> Accelerator:
 
 def learn(backbone: Backbone, accelerator: Accelerator, kind: str, **options: object) -> lora.Weights:
     count, frames = (3, 1) if kind == "appearance" else (1, 4)
-    latents = torch.randn(count, *backbone.latent_shape(frames, 32), generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(count, *backbone.latent_shape(frames, 32, 32), generator=torch.Generator().manual_seed(0))
     embeds = backbone.embed(["A koala."] * count)
     if kind == "appearance":
         return train.learn_appearance(backbone, latents, embeds, APPEARANCE.but(**options), accelerator)[0]
@@ -64,7 +64,7 @@ def test_the_same_seed_learns_the_same_weights_bit_for_bit(
 
 
 def test_learning_an_appearance_lowers_its_loss(backbone: Backbone, accelerator: Accelerator) -> None:
-    latents = torch.zeros(1, *backbone.latent_shape(1, 32))
+    latents = torch.zeros(1, *backbone.latent_shape(1, 32, 32))
 
     def losses(learning_rate: float) -> list[float]:
         config = APPEARANCE.but(steps=40, learning_rate=learning_rate, dropout=0.0, rank=8)
@@ -76,7 +76,7 @@ def test_learning_an_appearance_lowers_its_loss(backbone: Backbone, accelerator:
 
 
 def test_only_the_linears_of_the_configuration_get_a_lora(backbone: Backbone, accelerator: Accelerator) -> None:
-    latents = torch.zeros(1, *backbone.latent_shape(1, 32))
+    latents = torch.zeros(1, *backbone.latent_shape(1, 32, 32))
     config = APPEARANCE.but(steps=1, linears=("to_q", "ff.net.2"))
     weights, _ = train.learn_appearance(backbone, latents, backbone.embed(["A koala."]), config, accelerator)
     assert {key.rsplit(".lora_", 1)[0].endswith(config.linears) for key in weights} == {True}
@@ -87,7 +87,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_leaves_the_base_clean(
     backbone: Backbone, accelerator: Accelerator
 ) -> None:
     modules = [name for name, _ in backbone.network.named_modules()]
-    latents = torch.full((1, *backbone.latent_shape(1, 32)), float("nan"))
+    latents = torch.full((1, *backbone.latent_shape(1, 32, 32)), float("nan"))
     with pytest.raises(DivergedError, match="step 1"):
         train.learn_appearance(backbone, latents, backbone.embed(["A koala."]), APPEARANCE, accelerator)
     assert [name for name, _ in backbone.network.named_modules()] == modules
@@ -99,7 +99,7 @@ def test_an_interrupted_run_leaves_the_base_clean(backbone: Backbone, accelerato
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
 
-    latents = torch.zeros(1, *backbone.latent_shape(4, 32))
+    latents = torch.zeros(1, *backbone.latent_shape(4, 32, 32))
     with pytest.raises(KeyboardInterrupt):
         train.learn_motion(backbone, latents, backbone.embed(["A koala."]), MOTION, accelerator, interrupt)
     assert [name for name, _ in backbone.network.named_modules()] == modules
@@ -108,7 +108,7 @@ def test_an_interrupted_run_leaves_the_base_clean(backbone: Backbone, accelerato
 
 def test_progress_is_reported_after_every_step(backbone: Backbone, accelerator: Accelerator) -> None:
     seen: list[Progress] = []
-    latents = torch.zeros(1, *backbone.latent_shape(4, 32))
+    latents = torch.zeros(1, *backbone.latent_shape(4, 32, 32))
     train.learn_motion(backbone, latents, backbone.embed(["A koala."]), MOTION, accelerator, seen.append)
     assert [(progress.step, progress.total) for progress in seen] == [(1, 3), (2, 3), (3, 3)]
     assert all(progress.loss is not None for progress in seen)
@@ -121,7 +121,7 @@ def test_checkpointed_blocks_over_a_frozen_base_still_give_gradients(backbone: B
     try:
         parameters = lora.parameters(backbone.network, "a")
         with lora.trainable(parameters), lora.active(backbone.network, a=1.0):
-            noisy = torch.randn(1, *backbone.latent_shape(4, 32))
+            noisy = torch.randn(1, *backbone.latent_shape(4, 32, 32))
             backbone.predict(noisy, torch.tensor([500]), backbone.embed([""])).square().mean().backward()
         ups = [parameter for name, parameter in backbone.network.named_parameters() if ".lora_B.a." in name]
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in ups)

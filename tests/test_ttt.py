@@ -141,7 +141,7 @@ def test_the_target_is_the_noise_added_to_what_the_teacher_showed(
 ) -> None:
     """A student that is right loses nothing; one that is wrong by 1 loses 1 of the appearance, and of the motion what
     the weights say."""
-    toy.shown = torch.randn(1, *toy.latent_shape(13, 24))
+    toy.shown = torch.randn(1, *toy.latent_shape(13, 24, 24))
     monkeypatch.setattr(ttt.Teacher, "show", lambda teacher, step: toy.shown)  # noqa: ARG005
     config = CONFIG.but(plain=plain, debias=debias, renoise_appearance=(0.2, 1.0), renoise_motion=(0.2, 1.0))
     assert adapt(toy, config)[2] == pytest.approx([0, 0], abs=1e-6)
@@ -217,7 +217,7 @@ def test_the_teachers_stay_frozen_while_the_student_learns(toy: Watched, shown: 
     assert not same(far[0], near[0])
     assert all(torch.equal(one, other) for one, other in zip(shown[:8], shown[8:], strict=True))
     assert not torch.equal(shown[0], shown[2])
-    assert {one.shape for one in shown} == {(1, *toy.latent_shape(13, 24))}
+    assert {one.shape for one in shown} == {(1, *toy.latent_shape(13, 24, 24))}
     assert not any(one.requires_grad for one in shown)
 
 

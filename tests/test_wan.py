@@ -32,7 +32,7 @@ def wan(tiny_random_wan_base: Path) -> Backbone:
 
 
 def noise(backbone: Backbone, frames: int = 9, size: int = 48) -> Tensor:
-    return torch.randn(1, *backbone.latent_shape(frames, size), generator=torch.Generator().manual_seed(0))
+    return torch.randn(1, *backbone.latent_shape(frames, size, size), generator=torch.Generator().manual_seed(0))
 
 
 def pipeline(folder: Path) -> Any:

@@ -121,7 +121,7 @@ def test_plain_diffusers_loads_it_and_predicts_the_same(wan_home: Home, kind: Ki
     path = export(wan_home, kind, form, tmp_path)
     plain: Any = WanTransformer3DModel.from_pretrained(Path(wan_home.base) / "transformer")
     ours: Any = backbones.open_base(wan_home.base, torch.device("cpu"))
-    noisy = torch.randn(1, *ours.latent_shape(5, 32), generator=torch.Generator().manual_seed(0))
+    noisy = torch.randn(1, *ours.latent_shape(5, 32, 32), generator=torch.Generator().manual_seed(0))
     at, embeds = torch.tensor([500.0]), ours.embed(["A purple koala."])
     without = plain(noisy, at, embeds).sample
     state = WanPipeline.lora_state_dict(path)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone", "Place", "PromptEmbeds", "WordEmbedding", "autocast", "check_at_hand", "choose_base", "computing",
-    "defaults", "families", "family_of", "identify", "is_local", "known_bases", "locate", "open_base", "own_settings",
-    "places", "precision", "pull", "sketch",
+    "defaults", "families", "family_of", "identify", "is_local", "is_square", "known_bases", "locate", "open_base",
+    "own_settings", "places", "precision", "pull", "sketch",
 ]  # fmt: skip
 
 PREFERRED, FALLBACK = "animatediff", "tiny"
@@ -48,6 +48,12 @@ def defaults(base: str) -> Defaults:
     """A base's own settings, read without loading it. Raises BaseUnavailableError."""
     origin = locate(base)
     return _defaults(origin, family_of(origin))
+
+
+def is_square(base: str) -> bool:
+    """Whether a base makes squares alone. Raises BaseUnavailableError."""
+    known = locate(base).known
+    return known is not None and known.square
 
 
 def places(base: str) -> dict[str, Place]:

@@ -43,6 +43,8 @@ class Known:
     """Of its network, as in its config.json, so that it can be planned with before the download."""
     architecture_name: str = ""
     """In the words of `modelspec.architecture`, where it is not its family's."""
+    square: bool = False
+    """Whether it was trained on squares alone, and makes nothing else."""
     memory: int = 0
     """Bytes of a GPU that learning and test-time training can do with; 0: any CPU will do.
 
@@ -102,6 +104,18 @@ class Family(ABC):
         cls, config: Mapping[str, Any], folder: Path | None, name: str, defaults: Defaults, device: torch.device
     ) -> Backbone:
         """The base as it would be on `device`, but on the meta device: shapes without weights, and no text encoder."""
+
+    def check_sides(self, height: int, width: int, step: int) -> None:
+        """Raise UsageError for pixels that a codec or a network would cut, or for a shape that the base cannot do."""
+        if cut := [side for side in (height, width) if side % step]:
+            below = cut[0] // step * step
+            near = f"{below} or {below + step}" if below else str(step)
+            raise UsageError(f"A side is {cut[0]} pixels; {self.name} takes multiples of {step}, such as {near}.")
+        if height != width and any(known.square for known in self.KNOWN if known.name == self.name):
+            raise UsageError(
+                f"Videos of {width} x {height} pixels cannot be made: {self.name} knows squares alone. "
+                "Use --aspect 1:1, or another base."
+            )
 
     # -- what only `influence` and rivals of the method ask for; a family may go without
 

@@ -104,8 +104,8 @@ class Backbone(Protocol):
     def cross_attention(self, layers: Sequence[int]) -> list[str]:
         """Of an appearance's linears there, those by which the prompt is read."""
 
-    def latent_shape(self, num_frames: int, size: int) -> tuple[int, int, int, int]:
-        """(c, f, h, w) of one video's latents. Raises UsageError for more frames than the base knows."""
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(c, f, h, w) of the latents of one video of so many pixels. Raises UsageError for one that it cannot do."""
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         """(tokens of the prompt, most that the text encoder reads)."""

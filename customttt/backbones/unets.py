@@ -243,12 +243,13 @@ class UNetFamily(Family):
             for handle in handles:
                 handle.remove()
 
-    def latent_shape(self, num_frames: int, size: int) -> tuple[int, int, int, int]:
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         most = self.network.config.get("motion_max_seq_length") or num_frames
         if num_frames > most:
             raise UsageError(f"Frames are {num_frames}; the motion modules of {self.name} know at most {most}.")
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return self.network.config.in_channels, num_frames, size // factor, size // factor
+        self.check_sides(height, width, factor)
+        return self.network.config.in_channels, num_frames, height // factor, width // factor
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         return len(self.tokenizer(prompt).input_ids), self.tokenizer.model_max_length

@@ -172,7 +172,7 @@ class Wan(Family):
     def encode(self, video: Float[Tensor, "b 3 frames height width"]) -> Latents:
         """A clip as a whole, four frames to one of latents after the first; a picture alone. Raises UsageError."""
         self._check_frames(video.shape[2])
-        self._check_sides(*video.shape[3:])
+        self.check_sides(video.shape[3], video.shape[4], self._side_step)
         with visiting(self.vae, self.device):
             clips = torch.split(video.to(self.device, self.vae.dtype), 1)
             means = torch.cat([self.vae.encode(clip).latent_dist.mode() for clip in clips])
@@ -265,12 +265,17 @@ class Wan(Family):
                 hooks.callback(handle.remove)
             yield
 
-    def latent_shape(self, num_frames: int, size: int) -> tuple[int, int, int, int]:
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         self._check_frames(num_frames)
-        self._check_sides(size)
+        self.check_sides(height, width, self._side_step)
         config = self.vae.config
-        side = size // config.scale_factor_spatial
-        return self.network.config.in_channels, (num_frames - 1) // config.scale_factor_temporal + 1, side, side
+        frames, pixels = (num_frames - 1) // config.scale_factor_temporal + 1, config.scale_factor_spatial
+        return self.network.config.in_channels, frames, height // pixels, width // pixels
+
+    @property
+    def _side_step(self) -> int:
+        """Pixels to a patch of the network."""
+        return int(self.vae.config.scale_factor_spatial * self.network.config.patch_size[-1])
 
     def _check_frames(self, number: int) -> None:
         """Raise UsageError for a number that the VAE would cut."""
@@ -280,14 +285,6 @@ class Wan(Family):
                 f"Frames are {number}; {self.name} takes one and then {step} at a time, such as {number - over} "
                 f"or {number - over + step}."
             )
-
-    def _check_sides(self, *sides: int) -> None:
-        """Raise UsageError for pixels that the VAE or the patches of the network would cut."""
-        step = self.vae.config.scale_factor_spatial * self.network.config.patch_size[-1]
-        if cut := [side for side in sides if side % step]:
-            below = cut[0] // step * step
-            near = f"{below} or {below + step}" if below else str(step)
-            raise UsageError(f"A side is {cut[0]} pixels; {self.name} takes multiples of {step}, such as {near}.")
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         return len(self.tokenizer(prompt).input_ids), TOKENS

@@ -84,7 +84,7 @@ def generate(
     """The base's clips of these contents' prompts, by the LoRAs in `scales` or by none; eight at a time."""
     sample, videos = backbone.defaults.sample, []
     generator = torch.Generator().manual_seed(seed)
-    shape = backbone.latent_shape(sample.num_frames, sample.size)
+    shape = backbone.latent_shape(sample.num_frames, *sample.sides)
     for start in range(0, len(contents), 8):
         prompts = [content.prompt for content in contents[start : start + 8]]
         noise = torch.randn(len(prompts), *shape, generator=generator).to(backbone.device)

@@ -11,17 +11,18 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
 from customttt import backbones, learn, machine, media, planner, threads, workshop
 from customttt.concept import Concept, Kind
-from customttt.config import Defaults, SampleConfig, TrainConfig, check_seed, digest
+from customttt.config import Defaults, SampleConfig, TrainConfig, check_seed, digest, parse_aspect
 from customttt.errors import CustomTTTError, NotFoundError, UsageError
 from customttt.learn import Inputs, Wording
 from customttt.library import ADAPTED, WEIGHTS, Library
@@ -68,7 +69,8 @@ class Preparation:
     """Of its run."""
     known: bool
     frames: int
-    size: int
+    sides: tuple[int, int]
+    """(height, width)."""
     config: TrainConfig
 
     @property
@@ -307,11 +309,11 @@ class Grid:
         learned = plan.learned(self.library)
         if learned is None:
             self.library.check_free(name)
-        frames, size = _measures(plan.inputs)
+        frames, sides = _measures(plan.inputs)
         self.lessons[kind, name] = Preparation(
-            kind, name, lessons[name], plan.key, learned is not None, frames, size, plan.config
+            kind, name, lessons[name], plan.key, learned is not None, frames, sides, plan.config
         )
-        self.named[kind][name] = _to_be(plan)
+        self.named[kind][name] = _to_be(plan, self.defaults)
         return learned or self.named[kind][name]
 
     def _plan(self, kind: Kind, name: str, asked: AppearanceLesson | MotionLesson) -> Plan:
@@ -327,10 +329,10 @@ class Grid:
     def _inputs(self, asked: AppearanceLesson | MotionLesson) -> Inputs:
         sample = self.defaults.sample
         if isinstance(asked, AppearanceLesson):
-            return media.read_pictures(self.wanted.paths(asked.images), sample.size, asked.fit)
+            return media.read_pictures(self.wanted.paths(asked.images), sample.sides, asked.fit)
         (path,) = self.wanted.paths(asked.clip)
-        count = asked.frames or sample.num_frames
-        return media.read_clip(path, count, sample.fps, sample.size, asked.start, asked.end)
+        sample = workshop.for_clip(self.base, sample, path, parse_aspect(asked.aspect)).but(num_frames=asked.frames)
+        return media.read_clip(path, sample.num_frames, sample.fps, sample.sides, asked.start, asked.end)
 
     def _video(self, cell: Combination) -> Path | None:
         """The video of a cell, if it was made, by whichever grid, and is as it was; then it is in this one's folder."""
@@ -390,14 +392,14 @@ def _base(library: Library, wanted: Wanted) -> str:
     return there[0].base
 
 
-def _measures(inputs: Inputs) -> tuple[int, int]:
-    """(frames, pixels of a side)."""
-    if isinstance(inputs, media.Clip):
-        return len(inputs.frames), inputs.frames.shape[1]
-    return 1, inputs[0].pixels.shape[0]
+def _measures(inputs: Inputs) -> tuple[int, tuple[int, int]]:
+    """(frames, (height, width))."""
+    frames = inputs.frames if isinstance(inputs, media.Clip) else [inputs[0].pixels]
+    height, width, _ = frames[0].shape
+    return len(frames), (height, width)
 
 
-def _to_be(plan: Plan) -> Concept:
+def _to_be(plan: Plan, own: Defaults) -> Concept:
     """What stands for a concept until it is learned."""
     config = plan.config
     return Concept(
@@ -405,6 +407,7 @@ def _to_be(plan: Plan) -> Concept:
         base_fingerprint=plan.fingerprint, layers=config.layers, rank=config.rank, steps=config.steps,
         learning_rate=config.learning_rate, seed=config.seed, sources=(), inputs=learn.digest_of(plan.inputs),
         losses=(), files={WEIGHTS: plan.key}, versions={}, created=datetime.now(UTC), seconds=0,
+        aspect=learn.aspect_of(plan.inputs, own.sample),
     )  # fmt: skip
 
 
@@ -435,30 +438,32 @@ def _put(source: Path, path: Path) -> None:
 
 
 def _foretold(grid: Grid, missing: Mapping[str, int]) -> Foretold:
-    """Jobs of one kind take different times only where their LoRAs are in other layers or of other ranks."""
-    adapters = {kind: [_adapter(one) for one in grid.concepts[kind].values()] for kind in KINDS}
-    recipe = grid.recipe(next(grid.cells(*grid._first)))
-    pairs = [(one, other) for one in {*adapters["appearance"]} for other in {*adapters["motion"]}]
-    still = recipe.ttt.but(steps=0)
-    adapting = [planner.composing(grid.base, *pair, recipe.ttt, recipe.sample, 0) for pair in pairs]
-    rendering = planner.composing(grid.base, *pairs[0], still, recipe.sample, 1)
+    """Jobs of one kind take different times only where videos have another shape, or LoRAs other layers or ranks."""
+    first, _ = grid._first
+    samples = {name: grid._pair_recipe(first, name).sample for name in grid.concepts["motion"]}
+    looks = {_adapter(one) for one in grid.concepts["appearance"].values()}
+    moves = {(_adapter(one), samples[name]) for name, one in grid.concepts["motion"].items()}
+    ttt = grid._pair_recipe(*grid._first).ttt
+    adapting = [planner.composing(grid.base, look, move, ttt, sample, 0) for look in looks for move, sample in moves]
+    pair, still = (next(iter(looks)), next(iter(moves))[0]), ttt.but(steps=0)
+    rendering = [planner.composing(grid.base, *pair, still, sample, 1) for sample in {*samples.values()}]
     lessons = [one for one in grid.lessons.values() if not one.known]
-    learning = [planner.learning(grid.base, one.kind, one.config, one.frames, one.size) for one in lessons]
-    forecasts = [rendering, *(adapting if missing[ADAPT] else ()), *learning]
+    learning = [planner.learning(grid.base, one.kind, one.config, one.frames, one.sides) for one in lessons]
+    forecasts = [*rendering, *(adapting if missing[ADAPT] else ()), *learning]
     return Foretold(
         missing,
         {
             LEARN: _mean([one.seconds for one in learning]),
             ADAPT: _mean([one.seconds for one in adapting]),
-            VIDEO: rendering.seconds,
+            VIDEO: _mean([one.seconds for one in rendering]),
         },
         max(one.memory for one in forecasts),
-        rendering.free,
-        _disk(grid, missing, recipe.sample),
+        rendering[0].free,
+        _disk(grid, missing, [*samples.values()]),
     )
 
 
-def _disk(grid: Grid, missing: Mapping[str, int], sample: SampleConfig) -> int:
+def _disk(grid: Grid, missing: Mapping[str, int], samples: Sequence[SampleConfig]) -> int:
     """Bytes of what is to be learned, of the adapted LoRAs that are kept, and of the videos."""
     new = [one for one in grid.lessons.values() if not one.known]
     learned = sum(planner.lora_bytes(grid.base, one.kind, Adapter(one.config.layers, one.config.rank)) for one in new)
@@ -466,7 +471,7 @@ def _disk(grid: Grid, missing: Mapping[str, int], sample: SampleConfig) -> int:
         max(planner.lora_bytes(grid.base, kind, one) for one in {_adapter(one) for one in grid.concepts[kind].values()})
         for kind in KINDS
     )
-    shown = sample.num_frames * (sample.size * sample.magnify) ** 2
+    shown = _mean([one.num_frames * prod(one.sides) * one.magnify**2 for one in samples])
     return int(learned + min(missing[ADAPT], ADAPTED) * pair + missing[VIDEO] * shown * PIXEL_BYTES)
 
 

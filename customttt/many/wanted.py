@@ -59,6 +59,7 @@ class MotionLesson(Learning):
     start: float = 0.0
     end: float | None = None
     frames: int | None = None
+    aspect: str | None = None
 
 
 class Lessons(_Strict):
@@ -72,6 +73,7 @@ class Settings(_Strict):
     """How videos are composed: options of `compose`; what is None is the base's own."""
 
     frames: int | None = None
+    aspect: str | None = None
     steps: int | None = None
     guidance: float | None = None
     ttt_steps: int | None = None

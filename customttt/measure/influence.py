@@ -69,7 +69,7 @@ def render_swapped(
 ) -> Float[Tensor, "b 3 f h w"]:
     """V_{p*->layers, p->others} of the same noise for every set of blocks; the empty set is V_p, the null."""
     check_layers(backbone.name, backbone.readers, layer_sets)
-    shape = backbone.latent_shape(sample.num_frames, sample.size)
+    shape = backbone.latent_shape(sample.num_frames, *sample.sides)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
     prompt, starred, empty = (backbone.embed([text]) for text in (pair.prompt, pair.starred, ""))
     path = backbone.schedule.path(sample.num_inference_steps)

@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
+from customttt.config import Aspect, lowest_terms
 from customttt.errors import MediaError, UsageError
-from customttt.limits import MAX_ANIMATED, MAX_COUNTED, MAX_DECODED, MAX_SECONDS
+from customttt.limits import MAX_ANIMATED, MAX_ASPECT, MAX_COUNTED, MAX_DECODED, MAX_SECONDS
 from customttt.media import ffmpeg
 from customttt.media.pixels import Size, check_local, decoding, digest, open_image, pair, resize, to_rgb
 
 Frames = NDArray[np.uint8]  # (f h w 3)
 
 JITTER = 0.004  # seconds, by which containers round times: of two frames about as near, the earlier is taken
+LINES = 720  # of the small picture by which the shape of a clip is told
 SHORTEST = 10  # milliseconds of a frame that browsers show as
 USUAL = 100  # milliseconds
 
@@ -65,6 +67,14 @@ def read_clip(
         seconds = times[picks[-1]] - times[picks[0]]
         frames = reel.frames(start, times, picks, pair(size))
         return Clip(path.name, frames, (num_frames - 1) / seconds if seconds > 0 else fps, digest(path))
+
+
+def aspect_of(path: Path | str) -> Aspect:
+    """Width to height of a clip as a player shows it, at most MAX_ASPECT to 1. Raises NotFoundError or MediaError."""
+    path = Path(path)
+    with decoding(path):
+        width, height = open_reel(path).shown()
+    return lowest_terms(min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width))
 
 
 def count_frames(path: Path, at_most: int) -> int:
@@ -128,6 +138,15 @@ class Video:
             )
         return sorted(float(tick * base) - lead for tick in ticks)
 
+    def shown(self) -> tuple[int, int]:
+        """(width, height) of the first frame, to one in 720: turned, and with square pixels."""
+        small = f"scale='clip(round({LINES}*dar),{LINES // MAX_ASPECT},{LINES * MAX_ASPECT})':{LINES}"
+        drawn = ("-frames:v", "1", "-vf", small, "-pix_fmt", "gray")
+        output = (*drawn, "-f", "image2pipe", "-c:v", "pgm")
+        raw = ffmpeg.decode(self.path, self.stream, output, 1, most=2 * MAX_ASPECT * LINES**2)
+        width, height = raw.split(maxsplit=3)[1:3]
+        return int(width), int(height)
+
     def frames(self, start: float, times: Sequence[float], picks: Sequence[int], size: Size) -> Frames:
         """Chosen by time: ffmpeg numbers frames anew when their size changes, and its filters are built again."""
         lead = min(start, self.stream.blind)
@@ -158,6 +177,10 @@ class Animation:
     def times(self, start: float, seconds: float, at_most: int) -> list[float]:
         within = (time - start for time, _ in self.all() if time >= start)
         return list(islice(takewhile(lambda time: time < seconds, within), at_most))
+
+    def shown(self) -> tuple[int, int]:
+        with open_image(self.path, "GIF", "WEBP", "AVIF") as image:
+            return image.size
 
     def frames(self, start: float, times: Sequence[float], picks: Sequence[int], size: Size) -> Frames:  # noqa: ARG002
         decoded = islice(enumerate(frame for time, frame in self.all() if time >= start), picks[-1] + 1)

@@ -43,8 +43,8 @@ def run(output: Path, library: Library, report: Report, say: Say) -> Path:
     library.check_writable()
     shop = Workshop.open("tiny", library, report, say)
     own = shop.backbone.defaults
-    pictures = media.read_pictures([INPUTS / "koala"], own.sample.size)
-    clip = media.read_clip(INPUTS / "swimming.mp4", own.sample.num_frames, own.sample.fps, own.sample.size)
+    pictures = media.read_pictures([INPUTS / "koala"], own.sample.sides)
+    clip = media.read_clip(INPUTS / "swimming.mp4", own.sample.num_frames, own.sample.fps, own.sample.sides)
     say(f"Learning how this koala looks, from {len(pictures)} pictures.")
     words = Wording(APPEARANCE, "koala", sentence(with_article("koala")))
     shop.learn(shop.plan(words, pictures, own.appearance), force=True)
