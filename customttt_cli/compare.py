@@ -16,9 +16,9 @@ from customttt.errors import CustomTTTError, UsageError
 from customttt.library import Library
 from customttt.measure.compare import METHODS
 from customttt.recipe import Rival, VideoRecipe
+from customttt.wish import Wish
 from customttt_cli import completion, evaluate, exhibits, options, output, relearn, render
 from customttt_cli.exhibits import Exhibit
-from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
     from customttt.measure.rivals import Material

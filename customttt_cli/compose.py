@@ -14,8 +14,8 @@ from customttt.errors import DamagedError, UsageError
 from customttt.library import Library
 from customttt.pairs import Pair
 from customttt.recipe import VideoRecipe
+from customttt.wish import Wish
 from customttt_cli import options, output, render, showing
-from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
     from customttt.planner import Forecast

@@ -16,9 +16,9 @@ from customttt.library import Library
 from customttt.many import wanted as files
 from customttt.many.wanted import Settings, Wanted
 from customttt.progress import Progress
+from customttt.wish import Wish
 from customttt_cli import options, output
 from customttt_cli.sources import count
-from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
     from customttt.many.engine import Crew, Outcome

@@ -12,8 +12,8 @@ from customttt.errors import UsageError
 from customttt.library import Library
 from customttt.pairs import Pair
 from customttt.recipe import VideoRecipe
+from customttt.wish import Wish
 from customttt_cli import output, showing
-from customttt_cli.wish import Wish
 
 if TYPE_CHECKING:
     from customttt.measure.rivals import Material
