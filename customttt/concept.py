@@ -33,6 +33,9 @@ from customttt.text import parsed
 
 FORMAT_VERSION: Final = 2
 
+PREVIEWS: Final = ("preview.mp4", "preview.png", "losses.png", "inputs.png")
+"""Files by which an entry is shown (see `previews`): of those that it has, the first is what one wants to see."""
+
 Kind = Literal["appearance", "motion"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -85,6 +88,11 @@ class Concept(BaseModel):
             return created.astimezone(UTC)
         except OverflowError as error:  # in the first or the last hours of the calendar
             raise ValueError(f"{created} is no time in UTC") from error
+
+    @property
+    def previews(self) -> list[str]:
+        """Of its files, those by which it is shown."""
+        return [name for name in PREVIEWS if name in self.files]
 
     def to_json(self) -> str:
         """The manifest's text: one field a line, the digest first."""

@@ -200,12 +200,23 @@ class Library:
             self.check_free(concept.name, force)
             with self._staged() as folder:
                 write(folder)
-                digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
-                if WEIGHTS not in digests:
-                    raise StoreError(f"Concept '{concept.name}' cannot be stored without {WEIGHTS}.")
-                saved = Concept(**{**dict(concept), "files": digests})
-                self._publish(folder, saved)
-        return saved
+                return self._sealed(folder, concept)
+
+    def attach(self, concept: Concept, write: Callable[[Path], object]) -> Concept:
+        """Put the files that `write` places in the folder it is given beside those of a concept that is there.
+
+        Returns the concept with them; interrupted, it leaves the entry as it was. Raises NotFoundError where the name
+        is another concept's by now, DamagedError, LockedError or StoreError.
+        """
+        with self._writing():
+            source = self.weights(concept.name).parent
+            if self.get(concept.name) != concept:
+                raise NotFoundError(f"'{concept.name}' was learned again meanwhile; nothing was put beside it.")
+            with self._staged() as folder:
+                for name in concept.files:
+                    shutil.copy2(source / name, folder)
+                write(folder)
+                return self._sealed(folder, concept)
 
     def rename(self, old: str, new: str) -> Concept:
         """Give a concept another name; killed half way, it leaves one of the two names or both.
@@ -387,6 +398,15 @@ class Library:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _sealed(self, folder: Path, concept: Concept) -> Concept:
+        """Publish a staged folder with the sha256 of every file in it; returns the concept with these."""
+        digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+        if WEIGHTS not in digests:
+            raise StoreError(f"Concept '{concept.name}' cannot be stored without {WEIGHTS}.")
+        saved = Concept(**{**dict(concept), "files": digests})
+        self._publish(folder, saved)
+        return saved
 
     def _publish(self, folder: Path, concept: Concept) -> None:
         (folder / MANIFEST).write_text(concept.to_json(), encoding="utf-8", newline="\n")

@@ -43,7 +43,7 @@ def gallery(
 
     if folder is None:
         media.check_place(path)
-        text, number = _library(title)
+        text, number = _library(path, title)
         noun = "concept"
     else:
         text, number = _videos(folder, path, title)
@@ -71,7 +71,7 @@ def _recipe(recipe: VideoRecipe) -> list[tuple[str, str]]:
     return showing.pairs_of(showing.recipe_lines(recipe, {}))
 
 
-def _library(title: str | None) -> tuple[str, int]:
+def _library(path: Path, title: str | None) -> tuple[str, int]:
     from customttt.many import gallery
 
     library = Library()
@@ -82,4 +82,5 @@ def _library(title: str | None) -> tuple[str, int]:
         shown = showing.pairs_of(showing.concept_lines(concept, folder))
         return [*(pair for pair in shown if pair[0] not in ("name", "path")), ("size", showing.size_of(folder))]
 
-    return gallery.library_page(entries, lines, title or f"{count(len(entries), 'concept')} learned"), len(entries)
+    title = title or f"{count(len(entries), 'concept')} learned"
+    return gallery.library_page(entries, lines, title, library.path() / "concepts", path), len(entries)

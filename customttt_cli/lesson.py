@@ -141,8 +141,9 @@ def _carry_out(library: Library, lesson: Lesson, plan: Plan, rung: int) -> None:
     output.say(
         f"Learned '{concept.name}' in {output.duration(concept.seconds)}; loss {showing.losses(concept.losses)}."
     )
-    if isinstance(plan.inputs, Clip):
-        trial.try_out(shop, concept, plan.inputs.frames)
+    shown = trial.try_out(shop, concept, plan.inputs.frames) if isinstance(plan.inputs, Clip) else None
+    with output.progress() as report:
+        concept = replace(shop, report=report).preview(plan, concept, shown)
     output.say(f"Next: {_next_command(library, concept)}")
     _result(library, concept, lesson)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from customttt.concept import Concept
-from customttt.errors import DamagedError, UsageError
+from customttt.errors import DamagedError, NotFoundError, UsageError
 from customttt.library import Library
 from customttt_cli import completion, options, output, showing
 from customttt_cli.sources import count
@@ -57,13 +57,16 @@ def _summary(name: str, entry: Concept | DamagedError) -> dict[str, Any]:
 
 def _table(entries: list[tuple[str, Concept | DamagedError]]) -> None:
     now = datetime.now(UTC)
-    columns = ("name", "kind", "phrase", "base", "steps", "learned")
+    columns = ("name", "kind", "phrase", "base", "steps", "learned", "preview")
     rows = [
-        (name, "damaged", f"see 'customttt verify {name}'", "", "", "")
+        (name, "damaged", f"see 'customttt verify {name}'", "", "", "", "")
         if isinstance(entry, DamagedError)
-        else (name, entry.kind, entry.phrase, _short(entry.base), _steps(entry), showing.ago(entry.created, now))
+        else (
+            name, entry.kind, entry.phrase, _short(entry.base), _steps(entry), showing.ago(entry.created, now),
+            next(iter(entry.previews), ""),
+        )
         for name, entry in entries
-    ]
+    ]  # fmt: skip
     output.table(columns, rows, [isinstance(entry, DamagedError) for _, entry in entries])
 
 
@@ -83,6 +86,7 @@ def show(
             metavar="NAME|VIDEO", help="A concept or a video.", show_default=False, autocompletion=completion.concepts()
         ),
     ],
+    view: Annotated[bool, typer.Option("--open", help="Open its preview, or the video.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show how a concept was learned, or how a video was made."""
@@ -90,15 +94,31 @@ def show(
     is_concept = thing in [name for name, _ in library.entries()]
     if not is_concept and (Path(thing).exists() or Path(thing).suffix.lower() in (".mp4", ".gif", ".webp")):
         _show_video(Path(thing), as_json)
+        if view:
+            _open(Path(thing))
         return
     concept = library.get(thing)
     folder = library.path(thing)
     if as_json:
         fields = {**concept.model_dump(mode="json"), "path": str(folder)}
         output.result(json.dumps(fields, indent=2, ensure_ascii=False))
-        return
-    for line in showing.concept_lines(concept, folder):
-        output.result(line)
+    else:
+        for line in showing.concept_lines(concept, folder):
+            output.result(line)
+    if view:
+        if not concept.previews:
+            raise NotFoundError(f"'{thing}' has no preview: it was imported without, or learned by an earlier version.")
+        _open(folder / concept.previews[0])
+
+
+def _open(path: Path) -> None:
+    """Let the system show a file. Raises UsageError where it has nothing for that."""
+    try:
+        code = typer.launch(str(path.absolute()))
+    except OSError:
+        code = 1
+    if code:
+        raise UsageError(f"This system has no viewer that --open could start; the file is {path.absolute()}.")
 
 
 def _show_video(path: Path, as_json: bool) -> None:

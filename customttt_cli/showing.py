@@ -36,6 +36,7 @@ def concept_lines(concept: Concept, folder: Path) -> list[str]:
             "learned": _learned(concept),
             "from": ", ".join(source.name for source in concept.sources),
             "versions": _versions(concept.versions),
+            "shown by": ", ".join(concept.previews) or "nothing",
             "path": str(folder),
         }
     )

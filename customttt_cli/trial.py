@@ -20,8 +20,11 @@ LEARNED = 0.5
 """Of 1, which is the clip's own movement: what moves less like it has not learned it (ours)."""
 
 
-def try_out(shop: Workshop, concept: Concept, clip: Frames) -> None:
-    """Say how much the movement of two videos of the training prompt is the clip's, where something here can tell."""
+def try_out(shop: Workshop, concept: Concept, clip: Frames) -> Frames | None:
+    """Say how much the movement of two videos of the training prompt is the clip's, where something here can tell.
+
+    Returns the first of them; None where there is not enough memory for videos.
+    """
     import torch
 
     from customttt.measure.evaluate import Candidate
@@ -31,12 +34,13 @@ def try_out(shop: Workshop, concept: Concept, clip: Frames) -> None:
             videos = replace(shop, report=report).try_out(concept, len(clip), SEEDS)
         except torch.OutOfMemoryError:
             output.say("The movement was not tried out: there is not enough memory for a video.")
-            return
+            return None
         named = zip(map(str, SEEDS), videos, strict=True)
         candidates = [Candidate(seed, video, concept.prompt, clip) for seed, video in named]
         row = _likeness(shop.backbone, candidates, report)
     if (estimate := row.estimate(candidates)) is not None:
         _tell(estimate.value)
+    return videos[0]
 
 
 def _likeness(backbone: Backbone, candidates: list[Candidate], report: Report) -> Row:

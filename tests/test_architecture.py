@@ -15,14 +15,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "customttt"
 TORCH_FREE = """
     limits errors text progress machine threads config concept recipe library pairs wish
-    media.colours media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
+    media.colours media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media previews
     interchange interchange.pickles
     measure.ledger measure.stats measure.tracks measure.sheets measure.compare measure many.engine many.crews
     many.wanted many.gallery many tiny lab
 """.split()  # noqa: SIM905
 ORDER = """
     limits errors text progress machine threads config concept recipe library pairs wish
-    media.colours media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media
+    media.colours media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media previews
     video diffusion losses patch lora lion checkpoint
     tiny backbones.hub backbones.interface backbones.family backbones.unets backbones.animatediff backbones.unet3d
     backbones.wan backbones backbones.survey

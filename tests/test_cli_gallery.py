@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from material import assert_one_sentence, run
 
-from customttt import limits, media
+from customttt import limits, media, previews
 from customttt.config import SampleConfig, TTTConfig
 from customttt.library import Library
 from customttt.many import gallery
@@ -136,12 +136,15 @@ def test_the_library_is_a_page_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "A koala." in page.text
     assert "'swimming' cannot be used" in page.text
     assert [attributes["points"] for tag, attributes in page.tags if tag == "polyline"]
+    shown = [tmp_path / attributes["src"] for tag, attributes in page.tags if tag in ("img", "video")]
+    assert [path.name for path in shown] == ["preview.png", "inputs.png"]
+    assert all(path.is_file() for path in shown)
 
 
 def test_a_curve_begins_and_ends_at_the_edges() -> None:
-    assert gallery.curve([3.0, 2.0, 1.0]) == "0.00,2.00 50.00,15.00 100.00,28.00"
-    assert len(gallery.curve([1.0] * 5000).split()) == gallery.CURVE_POINTS
-    assert gallery.curve([1.0]) == ""
+    assert previews.curve([3.0, 2.0, 1.0]) == "0.00,2.00 50.00,15.00 100.00,28.00"
+    assert len(previews.curve([1.0] * 5000).split()) == previews.CURVE_POINTS
+    assert previews.curve([1.0]) == ""
 
 
 def _many(folder: Path) -> Path:

@@ -45,7 +45,7 @@ def test_list_shows_name_kind_phrase_base_steps_and_age() -> None:
     done = run("list")
     assert done.exit_code == 0
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert rows[0] == ["name", "kind", "phrase", "base", "steps", "learned"]
+    assert rows[0] == ["name", "kind", "phrase", "base", "steps", "learned", "preview"]
     assert rows[1] == ["koala", "appearance", "koala", "tiny", "500", "just", "now"]
     assert [row[0] for row in rows[1:]] == ["koala", "swimming", "teddy-bear"]
     assert done.stderr == ""

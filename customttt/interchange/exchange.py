@@ -25,7 +25,7 @@ from typing import Literal, cast, get_args
 
 import torch
 
-from customttt import __version__, backbones, lora
+from customttt import __version__, backbones, lora, previews
 from customttt.backbones import Place
 from customttt.backbones.family import Family
 from customttt.concept import Concept, Kind, Source, check_name
@@ -74,14 +74,18 @@ class Arrival:
 
 
 def export(library: Library, concept: Concept, form: Form, path: Path) -> None:
-    """Write a concept to one file, whole or not at all.
+    """Write a concept to one file, whole or not at all; what it was learned from is never in it.
 
     Raises DamagedError, StoreError, UsageError for a form in which no program could read it, and BaseUnavailableError
     where that cannot be told.
     """
     weights = library.weights(concept.name)  # all files verified
     if form == "customttt":
-        content = _pack(concept, {name: (weights.parent / name).read_bytes() for name in concept.files})
+        files = {name: digest for name, digest in concept.files.items() if name != previews.INPUTS}
+        content = _pack(
+            concept.model_copy(update={"files": files}),
+            {name: (weights.parent / name).read_bytes() for name in files},
+        )
         with placed(path) as aside:
             aside.write_bytes(content)
         return
@@ -257,6 +261,7 @@ def _stranger(
 def _write(files: Mapping[str, bytes], folder: Path) -> None:
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    previews.check(files, folder)
 
 
 def _save(weights: lora.Weights, concept: Concept, folder: Path) -> None:

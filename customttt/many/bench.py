@@ -42,7 +42,7 @@ Order = Learn | Adapt | Render
 def do(shop: Workshop, order: Order) -> None:
     """Do one. Raises what the workshop does."""
     if isinstance(order, Learn):
-        shop.learn(order.plan)
+        shop.preview(order.plan, shop.learn(order.plan))
     elif isinstance(order, Adapt):
         shop.adapt(order.recipe)
     else:

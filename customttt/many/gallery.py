@@ -15,7 +15,6 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import quote
@@ -23,7 +22,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from customttt import machine, media
+from customttt import machine, media, previews
 from customttt.concept import Concept
 from customttt.errors import CustomTTTError, DamagedError, NotFoundError, UsageError
 from customttt.limits import MAX_GALLERY, MAX_NOTE
@@ -33,7 +32,7 @@ from customttt.text import escaped, parsed
 
 ENDINGS = (".mp4", ".gif", ".webp")
 SUMMARY, RUN, SCORES = "grid.json", "compare.json", "scores.json"
-CURVE_POINTS = 100
+_EMPTY = {"damaged": "", "lines": [], "curve": "", "picture": "", "video": "", "inputs": ""}
 Lines = Callable[[VideoRecipe], Sequence[tuple[str, str]]]
 """A recipe for people: names and values."""
 
@@ -100,27 +99,27 @@ def library_page(
     entries: Iterable[tuple[str, Concept | DamagedError]],
     lines: Callable[[Concept], Sequence[tuple[str, str]]],
     title: str,
+    concepts: Path,
+    out: Path,
 ) -> str:
-    """The page of a library: a card for each concept."""
+    """The page of a library, as it is to lie at `out`: a card for each concept, whose folders lie in `concepts`."""
     cards = [
-        {"name": name, "damaged": str(one), "lines": [], "curve": ""}
+        {**_EMPTY, "name": name, "damaged": str(one)}
         if isinstance(one, DamagedError)
-        else {"name": name, "damaged": "", "lines": lines(one), "curve": curve(one.losses)}
+        else card(one, lines(one), lambda file, name=name: _link(concepts / name / file, out))  # type: ignore[misc]
         for name, one in entries
     ]
     return _rendered(title, concepts=cards)
 
 
-def curve(losses: Sequence[float]) -> str:
-    """The points of a line in a box of 100 x 30, each the mean of a stretch of losses."""
-    if len(losses) < 2:
-        return ""
-    count = min(len(losses), CURVE_POINTS)
-    ends = [round(index * len(losses) / count) for index in range(count + 1)]
-    means = [sum(losses[a:b]) / (b - a) for a, b in pairwise(ends)]
-    low, span = min(means), (max(means) - min(means)) or 1.0
-    points = ((100 * index / (count - 1), 28 - 26 * (mean - low) / span) for index, mean in enumerate(means))
-    return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
+def card(concept: Concept, lines: Sequence[tuple[str, str]], link: Callable[[str], str]) -> dict[str, Any]:
+    """What a page shows of a concept; `link` is the address of one of its files."""
+    there = {name: link(name) for name in concept.previews}
+    return {
+        **_EMPTY, "name": concept.name, "lines": lines, "curve": previews.curve(concept.losses),
+        "picture": there.get(previews.PICTURE, ""), "video": there.get(previews.VIDEO, ""),
+        "inputs": there.get(previews.INPUTS, ""),
+    }  # fmt: skip
 
 
 # -- below: how it is found and written
@@ -197,12 +196,17 @@ def _fields(one: Shown, lines: Lines, out: Path) -> dict[str, Any]:
     recipe = one.recipe
     beside = Path(os.path.relpath(one.path, out.parent)).as_posix()
     return {
-        "src": quote(f"./{beside}", safe="/."), "still": one.path.suffix.lower() != ".mp4", "fps": recipe.sample.fps,
+        "src": _link(one.path, out), "still": one.path.suffix.lower() != ".mp4", "fps": recipe.sample.fps,
         "appearance": recipe.appearance.name, "motion": recipe.motion.name, "prompt": recipe.prompt,
         "seed": recipe.seed, "method": one.method, "sentence": recipe.target_prompt,
         "recipe": [*lines(recipe), ("file", escaped(beside))], "scores": dict(one.scores),
         "command": f"customttt compose --recipe {shlex.quote(escaped(f'./{beside}'))} --output again.mp4",
     }  # fmt: skip
+
+
+def _link(path: Path, out: Path) -> str:
+    """The address of a file on the page at `out`."""
+    return quote(f"./{Path(os.path.relpath(path, out.parent)).as_posix()}", safe="/.")
 
 
 def _rendered(title: str, **values: Any) -> str:

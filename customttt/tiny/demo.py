@@ -47,10 +47,12 @@ def run(output: Path, library: Library, report: Report, say: Say) -> Path:
     clip = media.read_clip(INPUTS / "swimming.mp4", own.sample.num_frames, own.sample.fps, own.sample.sides)
     say(f"Learning how this koala looks, from {len(pictures)} pictures.")
     words = Wording(APPEARANCE, "koala", sentence(with_article("koala")))
-    shop.learn(shop.plan(words, pictures, own.appearance), force=True)
+    plan = shop.plan(words, pictures, own.appearance)
+    shop.preview(plan, shop.learn(plan, force=True))
     say("Learning how to swim, from one clip of a dog.")
     words = Wording(MOTION, "swimming", sentence(with_article(CLIP_NOUN), "swimming", CLIP_SCENE))
-    shop.learn(shop.plan(words, clip, own.motion), force=True)
+    plan = shop.plan(words, clip, own.motion)
+    shop.preview(plan, shop.learn(plan, force=True))
     rows: list[tuple[str, Sequence[media.Pixels] | media.Frames]]
     rows = [("the pictures", [picture.pixels for picture in pictures]), ("the clip", clip.frames)]
     media.write_png(output / "contact-sheet.png", sheets.contact_sheet([*rows, *_compose(shop, output)], CELL))
