@@ -1,4 +1,4 @@
-"""Compose one appearance and one motion into a video: adapt, denoise, decode. Knows LoRA weights, no library."""
+"""Compose appearances and motions into a video: adapt, denoise, decode. Knows LoRA weights, no library."""
 
 from __future__ import annotations
 
@@ -17,47 +17,44 @@ from customttt.recipe import VideoRecipe
 from customttt.sampling import denoise_in_phases
 from customttt.video import to_frames
 
-LoraPair = tuple[lora.Weights, lora.Weights]
-
 
 def adapt(
     backbone: Backbone,
-    pair: LoraPair,
+    loras: lora.Loras,
     recipe: VideoRecipe,
     accelerator: Accelerator,
     report: Report = silent,
     rung: int = 0,
-) -> LoraPair:
-    """The two LoRAs after test-time training; with zero steps they are what they were. Does not depend on the seed."""
+) -> lora.Loras:
+    """The LoRAs after test-time training; with zero steps they are what they were. Does not depend on the seed."""
     if recipe.ttt.steps == 0:
-        return pair
+        return loras
     with threads.using(recipe.threads):
         prompts = ttt.Prompts(
-            doings=backbone.embed(recipe.doing_prompts),
-            objects=backbone.embed(recipe.object_prompts),
+            teachers={slot: backbone.embed(texts) for slot, texts in recipe.teacher_prompts.items()},
             student=backbone.embed([recipe.joint_prompt]),
             empty=backbone.embed([""]),
         )
-        appearance, motion, _ = ttt.adapt(
-            backbone, *pair, prompts, recipe.ttt, recipe.sample, accelerator, seed=0, report=report, rung=rung
+        adapted, _ = ttt.adapt(
+            backbone, loras, prompts, recipe.ttt, recipe.sample, accelerator, seed=0, report=report, rung=rung
         )
-    return appearance, motion
+    return adapted
 
 
 @torch.no_grad()
-def render(backbone: Backbone, pair: LoraPair, recipe: VideoRecipe, report: Report = silent) -> Frames:
+def render(backbone: Backbone, loras: lora.Loras, recipe: VideoRecipe, report: Report = silent) -> Frames:
     """The frames of one seed, uint8 (f h w c). Same recipe, same frames, bit for bit on a CPU."""
     with threads.using(recipe.threads):
-        lora.restore(backbone.network, "appearance", pair[0])
-        lora.restore(backbone.network, "motion", pair[1])
+        scales = {slot: one.scale for slot, one in recipe.ingredients.items()}
+        for slot in scales:
+            lora.restore(backbone.network, slot, loras[slot])
         noise = initial_noise(backbone, recipe.sample, recipe.seed)
         prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
-        scales = {"appearance": recipe.appearance.scale, "motion": recipe.motion.scale}
         try:
             with autocast(backbone.device):
                 latents = denoise_in_phases(backbone, noise, prompt, empty, recipe.sample, scales, report)
         finally:
-            lora.remove(backbone.network, "appearance", "motion")
+            lora.remove(backbone.network, *scales)
         return to_frames(backbone.decode(latents), recipe.sample.magnify)
 
 

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from customttt.errors import DamagedError, StoreError, is_full
 
 Weights = dict[str, Tensor]
-PAIR = ("appearance", "motion")
+Loras = dict[str, Weights]
+"""Several, by the names of their adapters: `appearance`, `motion`, and of further subjects `appearance2` and so on."""
 
 
 def target_names(network: nn.Module, prefix: str, endings: tuple[str, ...]) -> list[str]:
@@ -214,16 +215,16 @@ def parse(content: bytes) -> Weights:
         raise DamagedError(str(error)) from error
 
 
-def join(pair: tuple[Weights, Weights]) -> Weights:
-    """An appearance's and a motion's weights as one file holds them: keys begin with `appearance:` or `motion:`."""
-    named = zip(PAIR, pair, strict=True)
-    return {f"{kind}:{key}": weight for kind, weights in named for key, weight in weights.items()}
+def join(loras: Mapping[str, Weights]) -> Weights:
+    """Several LoRAs as one file holds them: keys begin with `appearance:`, `motion:` and so on."""
+    return {f"{slot}:{key}": weight for slot, weights in loras.items() for key, weight in weights.items()}
 
 
-def split(weights: Mapping[str, Tensor]) -> tuple[Weights, Weights]:
-    """The two that `join` put together."""
-    appearance, motion = (
-        {key.removeprefix(f"{kind}:"): weight for key, weight in weights.items() if key.startswith(f"{kind}:")}
-        for kind in PAIR
-    )
-    return appearance, motion
+def split(weights: Mapping[str, Tensor]) -> Loras:
+    """Those that `join` put together; what was in none is left out."""
+    loras: Loras = {}
+    for name, weight in weights.items():
+        slot, colon, key = name.partition(":")
+        if colon:
+            loras.setdefault(slot, {})[key] = weight
+    return loras

@@ -1,41 +1,53 @@
-"""Two concepts for one video: found by name or by a recipe, of one base, and unchanged. No torch."""
+"""The concepts of one video: found by name or by a recipe, of one base, and unchanged. No torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from customttt.concept import Concept, Kind
 from customttt.config import Defaults
 from customttt.errors import BaseUnavailableError, NotFoundError
 from customttt.library import WEIGHTS, Library
-from customttt.recipe import Ingredient, VideoRecipe
+from customttt.recipe import Ingredient, Subject, VideoRecipe, by_slot
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An appearance and a motion of one base, with their verified weights."""
+    """An appearance and a motion of one base, and those of further subjects, with their verified weights."""
 
     appearance: Concept
     motion: Concept
-    weights: tuple[Path, Path]
+    others: tuple[tuple[Concept, Concept | None], ...] = ()
+    """Who has no motion is a bystander."""
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    """By the names of their adapters, as `concepts`."""
 
     @property
     def title(self) -> str:
-        return f"{self.appearance.name}-{self.motion.name}"
+        return "-".join(one.name for one in self.concepts.values())
+
+    @property
+    def concepts(self) -> dict[str, Concept]:
+        """All of them, by the names of their adapters."""
+        return by_slot([(self.appearance, self.motion), *self.others])
 
     def recipe(self, prompt: str, base: str, fingerprint: str, defaults: Defaults, seed: int = 0) -> VideoRecipe:
-        """The recipe of a video of the two by a base's own settings, in the shape that the motion was learned in.
+        """The recipe of a video of them by a base's own settings, in the shape that the first motion was learned in.
 
         Raises UsageError for a prompt that cannot be read, BaseUnavailableError for a base that they do not belong to.
         """
         self.check_base(base, fingerprint)
         ingredients = Ingredient.of(self.appearance), Ingredient.of(self.motion)
         sample = defaults.sample.but(aspect=self.motion.aspect)
-        return VideoRecipe(*ingredients, prompt, base, fingerprint, defaults.ttt, sample, seed)
+        others = tuple(
+            Subject(Ingredient.of(looks), Ingredient.of(moves) if moves else None) for looks, moves in self.others
+        )
+        return VideoRecipe(*ingredients, prompt, base, fingerprint, defaults.ttt, sample, seed, others=others)
 
     def check_base(self, base: str, fingerprint: str) -> None:
-        """Raise BaseUnavailableError unless the two were learned on the base as it is now."""
+        """Raise BaseUnavailableError unless they were learned on the base as it is now."""
         check_base(self.appearance, base, fingerprint)
 
 
@@ -53,9 +65,12 @@ def check_base(concept: Concept, base: str, fingerprint: str) -> None:
     )
 
 
-def named(library: Library, appearance: str, motion: str) -> Pair:
+def named(library: Library, appearance: str, motion: str, others: Sequence[tuple[str, str | None]] = ()) -> Pair:
     """Raises NotFoundError, UsageError for another kind, DamagedError or BaseUnavailableError."""
-    return _pair(library, library.get(appearance, "appearance"), library.get(motion, "motion"))
+    further = [
+        (library.get(one, "appearance"), library.get(moves, "motion") if moves else None) for one, moves in others
+    ]
+    return _pair(library, library.get(appearance, "appearance"), library.get(motion, "motion"), further)
 
 
 def of_recipe(library: Library, recipe: VideoRecipe, video: str = "The video") -> Pair:
@@ -63,8 +78,16 @@ def of_recipe(library: Library, recipe: VideoRecipe, video: str = "The video") -
 
     Raises NotFoundError, which calls the video so, DamagedError or BaseUnavailableError.
     """
-    appearance = _with_weights(library, "appearance", recipe.appearance, recipe.base_fingerprint, video)
-    return _pair(library, appearance, _with_weights(library, "motion", recipe.motion, recipe.base_fingerprint, video))
+
+    def found(kind: Kind, ingredient: Ingredient) -> Concept:
+        return _with_weights(library, kind, ingredient, recipe.base_fingerprint, video)
+
+    (appearance, motion), *others = [
+        (found("appearance", one.appearance), found("motion", one.motion) if one.motion else None)
+        for one in recipe.subjects
+    ]
+    assert motion
+    return _pair(library, appearance, motion, others)
 
 
 def _with_weights(library: Library, kind: Kind, ingredient: Ingredient, fingerprint: str, video: str) -> Concept:
@@ -84,11 +107,15 @@ def _with_weights(library: Library, kind: Kind, ingredient: Ingredient, fingerpr
     )
 
 
-def _pair(library: Library, appearance: Concept, motion: Concept) -> Pair:
-    if appearance.base_fingerprint != motion.base_fingerprint:
-        apart = "another" if appearance.base != motion.base else "another version of that"
-        raise BaseUnavailableError(
-            f"Concept '{motion.name}' was learned on '{motion.base}', '{appearance.name}' on {apart} base, "
-            f"'{appearance.base}'; learn one of them again with the other's --base."
-        )
-    return Pair(appearance, motion, (library.weights(appearance.name), library.weights(motion.name)))
+def _pair(
+    library: Library, appearance: Concept, motion: Concept, others: Sequence[tuple[Concept, Concept | None]] = ()
+) -> Pair:
+    pair = Pair(appearance, motion, tuple(others))
+    for one in pair.concepts.values():
+        if appearance.base_fingerprint != one.base_fingerprint:
+            apart = "another" if appearance.base != one.base else "another version of that"
+            raise BaseUnavailableError(
+                f"Concept '{one.name}' was learned on '{one.base}', '{appearance.name}' on {apart} base, "
+                f"'{appearance.base}'; learn one of them again with the other's --base."
+            )
+    return replace(pair, weights={slot: library.weights(one.name) for slot, one in pair.concepts.items()})

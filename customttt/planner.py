@@ -96,6 +96,7 @@ class Forecast:
 class Adapter:
     """Where a learned LoRA sits, and its rank."""
 
+    kind: Kind
     layers: tuple[int, ...]
     rank: int
 
@@ -117,29 +118,30 @@ def learning(base: str, kind: Kind, config: TrainConfig, frames: int, sides: Sid
 
 
 def composing(
-    base: str, appearance: Adapter, motion: Adapter, config: TTTConfig, sample: SampleConfig, videos: int = 1
+    base: str, adapters: Mapping[str, Adapter], config: TTTConfig, sample: SampleConfig, videos: int = 1
 ) -> Forecast:
-    """Of test-time training and of rendering here. Raises BaseUnavailableError or UsageError."""
+    """Of test-time training of LoRAs, given by name, and of rendering. Raises BaseUnavailableError or UsageError."""
     device = machine.device()
-    ladder = rungs(min(appearance.layers + motion.layers), 1, _sketch(base, device).heaviest)
+    ladder = rungs(min(min(one.layers) for one in adapters.values()), 1, _sketch(base, device).heaviest)
     # a step on which one LoRA rests costs less: rehearsed is one on which both act
     one = config.but(steps=1, reference_steps=1, references=0, learning_rate=1.0, motion_rate=1.0, student_rests=False)
     denoising = denoising_step(base, sample, device)
     rendering = (denoising * sample.num_inference_steps + decoding(base, sample, device)) * videos
-    pairs = min(config.references or config.steps, config.steps)
+    shown = min(config.references or config.steps, config.steps)
 
     def cost(position: int) -> Cost:
         if config.steps == 0:
             return rendering
-        step = adaptation(base, appearance, motion, one, sample, position, device)  # each teacher takes one step
-        return step * config.steps + denoising * 2 * (config.reference_steps * pairs - config.steps) + rendering
+        step = adaptation(base, tuple(adapters.items()), one, sample, position, device)  # each teacher takes one step
+        more = config.reference_steps * shown - config.steps
+        return step * config.steps + denoising * len(adapters) * more + rendering
 
     return _forecast(cost, ladder, device)
 
 
-def lora_bytes(base: str, kind: Kind, adapter: Adapter) -> int:
+def lora_bytes(base: str, adapter: Adapter) -> int:
     """What a learned LoRA takes on the disk. Raises BaseUnavailableError or UsageError."""
-    weights = _weights(base, kind, adapter, machine.device())
+    weights = _weights(base, adapter, machine.device())
     return sum(tensor.nbytes for tensor in weights.values())
 
 
@@ -179,8 +181,7 @@ def lesson(
 @lru_cache
 def adaptation(
     base: str,
-    appearance: Adapter,
-    motion: Adapter,
+    adapters: tuple[tuple[str, Adapter], ...],
     config: TTTConfig,
     sample: SampleConfig,
     position: int,
@@ -188,11 +189,11 @@ def adaptation(
 ) -> Cost:
     """Of as much test-time training as the configuration says, on a rung of the ladder."""
     backbone = _sketch(base, device)
-    pair = _weights(base, "appearance", appearance, device), _weights(base, "motion", motion, device)
+    loras = {slot: _weights(base, one, device) for slot, one in adapters}
     embeds = _embeds(backbone)
-    prompts = ttt.Prompts(doings=embeds, objects=embeds, student=embeds, empty=embeds)
+    prompts = ttt.Prompts(teachers=dict.fromkeys(loras, embeds), student=embeds, empty=embeds)
     return _rehearse(
-        backbone, device, lambda: ttt.adapt(backbone, *pair, prompts, config, sample, STAGE, rung=position)
+        backbone, device, lambda: ttt.adapt(backbone, loras, prompts, config, sample, STAGE, rung=position)
     )
 
 
@@ -275,9 +276,9 @@ def _embeds(backbone: Backbone, count: int = 1) -> Tensor:
 
 
 @lru_cache
-def _weights(base: str, kind: Kind, adapter: Adapter, device: torch.device) -> lora.Weights:
+def _weights(base: str, adapter: Adapter, device: torch.device) -> lora.Weights:
     """Those of a LoRA that was learned there."""
-    backbone = _sketch(base, device)
+    backbone, kind = _sketch(base, device), adapter.kind
     lora.inject(backbone.network, kind, backbone.targets(kind, adapter.layers), rank=adapter.rank)
     named = [(name, parameter) for name, parameter in backbone.network.named_parameters() if ".lora_" in name]
     weights = {name.replace(f".{kind}.", "."): parameter.detach() for name, parameter in named}

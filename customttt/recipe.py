@@ -6,10 +6,10 @@ It is written into the video's own metadata, and `compose --recipe` renders the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from customttt.concept import Concept, Kind
 from customttt.config import SampleConfig, TTTConfig, check_fields, check_seed, digest
@@ -21,6 +21,7 @@ MAX_THREADS = 4096
 LINE_BREAKS = "\n\r\v\f\x85\u2028\u2029"
 NO_TEXT = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls and DEL, but for the tab; separators of lines; overrides of direction; halves of characters."""
+BRACES = re.compile(r"\{([^{}]+)\}")
 DETERMINERS = {"a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "one", "two", "some"}
 VOWEL_SOUND = re.compile(r"(?!uni(?![nm])|ufo|us[aeiu]|eu|one\b)[aeiou]", re.IGNORECASE)
 """How a word begins that wants "an": a unicorn and a UFO do not."""
@@ -77,6 +78,24 @@ def sentence(subject: str, verb: str = "", scene: str = "") -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+def joint_sentence(clauses: Sequence[tuple[str, str]], scene: str = "") -> str:
+    """ "A koala is swimming and a dog is jumping on Mars." from (subject, verb); who do the same share it: "A koala and
+    a dog are running."."""
+    subjects, verbs = zip(*clauses, strict=True)
+    if len(clauses) == 1:
+        return sentence(subjects[0], verbs[0], scene)
+    if len(set(verbs)) > 1:
+        return sentence(listed([f"{subject} is {verb.removeprefix('is ')}" for subject, verb in clauses]), "", scene)
+    shared = verbs[0].removeprefix("is ")
+    return sentence(listed(subjects) + (f" are {shared}" if shared else ""), "", scene)
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def training_prompt(kind: Kind, phrase: str) -> str:
     """What a concept is learned with where nothing else is said: "A koala.", "Something is swimming."."""
     return sentence(with_article(phrase)) if kind == "appearance" else sentence("something", phrase)
@@ -129,6 +148,52 @@ class Ingredient:
         return cls(concept.name, concept.phrase, concept.files["lora.safetensors"], scale)
 
 
+One = TypeVar("One", Ingredient, Concept)
+
+
+def by_slot(pairings: Iterable[tuple[One, One | None]]) -> dict[str, One]:
+    """What goes into a video, by the name of its adapter: `appearance` and `motion` of the first subject, then
+    `appearance2`, `motion2` and so on; a motion that several share has one."""
+    slots: dict[str, One] = {}
+    for number, (appearance, motion) in enumerate(pairings, 1):
+        end = str(number) if number > 1 else ""
+        slots[f"appearance{end}"] = appearance
+        if motion and all(one.name != motion.name for name, one in slots.items() if kind_of(name) == "motion"):
+            slots[f"motion{end}"] = motion
+    return slots
+
+
+def kind_of(slot: str) -> Kind:
+    """Of what goes into a video, by the name of its adapter."""
+    return cast("Kind", slot.rstrip("0123456789"))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject of a video: how it looks and how it moves."""
+
+    appearance: Ingredient
+    motion: Ingredient | None = None
+    """None: a bystander, which does what the prompt says."""
+
+    @property
+    def phrase(self) -> str:
+        """ "a koala"."""
+        return with_article(self.appearance.phrase)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Subject:
+        """Raises UsageError for what is no subject of a recipe."""
+        if not isinstance(data, Mapping):
+            raise UsageError("The recipe has something else where a subject should be.")
+        values = dict(data)
+        for kind in ("appearance", "motion"):
+            if kind == "appearance" or values.get(kind) is not None:
+                check_fields(Ingredient, values[kind])
+                values[kind] = Ingredient(**values[kind])
+        return cls(**values)
+
+
 @dataclass(frozen=True)
 class Rival:
     """A method of `compare` that learned anew from the concepts' pictures and clip; their own LoRAs are not used."""
@@ -143,12 +208,12 @@ class Rival:
 
 @dataclass(frozen=True)
 class VideoRecipe:
-    """One appearance, one motion, one prompt, and how they are put together."""
+    """One appearance, one motion and one prompt, those of further subjects, and how they are put together."""
 
     appearance: Ingredient
     motion: Ingredient
     prompt: str
-    """As typed: a scene ("on Mars"), or a whole sentence with {appearance} and {motion}."""
+    """As typed: a scene ("on Mars"), or a whole sentence with {appearance} and {motion}, or names of ingredients."""
     base: str
     base_fingerprint: str
     ttt: TTTConfig
@@ -158,6 +223,8 @@ class VideoRecipe:
     """Where the video is one's; None: of the two concepts' own LoRAs."""
     threads: int = field(default=0, compare=False)
     """Of the CPU, which decide the last bits; 0: as many as torch takes by itself, or a GPU."""
+    others: tuple[Subject, ...] = ()
+    """Further subjects in the same video; where there are none, a recipe says nothing of them."""
 
     def __post_init__(self) -> None:
         _check_texts(base=self.base, base_fingerprint=self.base_fingerprint)
@@ -172,41 +239,98 @@ class VideoRecipe:
             )
         for shown in get_args(Kind) if self.ttt.steps else ():
             renoised(shown, self.ttt, self.sample)
-        for scale in (self.appearance.scale, self.motion.scale):
+        for scale in (one.scale for one in self.ingredients.values()):
             if not 0 <= scale <= 4:
                 raise UsageError(f"The scale {scale:g} is out of range; a LoRA acts at 0 to 4, 1 as it was learned.")
+        if self.others:
+            self._check_several()
+
+    def _check_several(self) -> None:
+        """Raise UsageError for subjects that cannot be told apart, or of which the prompt does not speak."""
+        names = [one.appearance.name for one in self.subjects]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UsageError(f"'{twice}' is a subject twice; each can be in a video once.")
+        if self.rival:
+            raise UsageError(f"'{self.rival.name}' knows one subject in a video; leave out '{names[1]}'.")
+        if unknown := [name for name in BRACES.findall(self.prompt) if name not in self._words]:
+            raise UsageError(
+                f"The prompt has {{{unknown[0]}}}, which is nothing in this video; it has "
+                f"{listed([f'{{{name}}}' for name in self._words if name not in get_args(Kind)])}."
+            )
+        if not self._is_template:
+            if still := [one.appearance.name for one in self.subjects if one.motion is None]:
+                raise UsageError(
+                    f"What '{still[0]}' does is not said; write the whole sentence, such as \"{self._example}\"."
+                )
+            return
+        said = self.target_prompt.lower()
+        if missing := [one.appearance.name for one in self.subjects if one.appearance.phrase.lower() not in said]:
+            raise UsageError(f"The prompt does not speak of '{missing[0]}'; write {{{missing[0]}}} where it stands.")
 
     @property
-    def subject(self) -> str:
-        return with_article(self.appearance.phrase)
+    def subjects(self) -> tuple[Subject, ...]:
+        return Subject(self.appearance, self.motion), *self.others
+
+    @property
+    def ingredients(self) -> dict[str, Ingredient]:
+        """All that goes into the video, by the names of their adapters."""
+        return by_slot((one.appearance, one.motion) for one in self.subjects)
+
+    @property
+    def _words(self) -> dict[str, str]:
+        """What stands for each name in braces: that of an ingredient, or its kind for the first of each."""
+        words = {}
+        for slot, one in self.ingredients.items():
+            words[one.name] = one.phrase if kind_of(slot) == "motion" else with_article(one.phrase)
+        return words | {"appearance": with_article(self.appearance.phrase), "motion": self.motion.phrase}
+
+    @property
+    def _is_template(self) -> bool:
+        return any(name in self._words for name in BRACES.findall(self.prompt))
+
+    @property
+    def _example(self) -> str:
+        """A template of these ingredients, in which bystanders stand."""
+        clauses = [(f"{{{one.appearance.name}}}", one.motion) for one in self.subjects]
+        parts = [f"{name} is {f'{{{motion.name}}}' if motion else 'standing'}" for name, motion in clauses]
+        return f"{listed(parts)} {self.prompt}".strip()
 
     @property
     def target_prompt(self) -> str:
         """What the video shows: "A koala is swimming on Mars."."""
-        if "{appearance}" in self.prompt or "{motion}" in self.prompt:
-            filled = self.prompt.replace("{appearance}", self.subject).replace("{motion}", self.motion.phrase)
+        if self._is_template:
+            filled = BRACES.sub(lambda match: self._words.get(match[1], match[0]), self.prompt)
             return f"{filled[:1].upper()}{filled[1:]}"
-        return sentence(self.subject, self.motion.phrase, self.prompt)
+        return joint_sentence(self._clauses, self.prompt)
 
     @property
     def joint_prompt(self) -> str:
-        """What the student reads in test-time training: subject and movement, without the scene."""
-        return sentence(self.subject, self.motion.phrase)
+        """What the student reads in test-time training: subjects and movements, without the scene."""
+        return joint_sentence(self._clauses)
 
     @property
-    def doing_prompts(self) -> list[str]:
-        """What the appearance teacher reads: "A koala is <doing>."."""
-        return [sentence(self.subject, doing) for doing in self.ttt.doings]
+    def _clauses(self) -> list[tuple[str, str]]:
+        """Who does what; a bystander does the first of what appearance teachers show."""
+        return [(one.phrase, one.motion.phrase if one.motion else self.ttt.doings[0]) for one in self.subjects]
 
     @property
-    def object_prompts(self) -> list[str]:
-        """What the motion teacher reads: "A <object> is swimming."."""
-        nouns = (self.appearance.phrase,) if self.ttt.subject_moves else self.ttt.objects
-        return [sentence(with_article(noun), self.motion.phrase) for noun in nouns]
+    def teacher_prompts(self) -> dict[str, list[str]]:
+        """What the teacher of each ingredient reads, by the name of its adapter: "A koala is <doing>." of an
+        appearance, "A <object> is swimming." of a motion."""
+        prompts: dict[str, list[str]] = {}
+        for slot, one in self.ingredients.items():
+            if kind_of(slot) == "appearance":
+                subject = with_article(one.phrase)
+                prompts[slot] = [sentence(subject, doing) for doing in self.ttt.doings]
+            else:  # the subject that moves so stands before it
+                nouns = [subject] if self.ttt.subject_moves else map(with_article, self.ttt.objects)
+                prompts[slot] = [sentence(noun, one.phrase) for noun in nouns]
+        return prompts
 
     def adaptation_key(self) -> str:
         """Names the adapted LoRAs: what test-time training depends on, and nothing else (not seed, not scales)."""
-        prompts = [self.joint_prompt, *self.doing_prompts, *self.object_prompts]
+        read = self.teacher_prompts
+        prompts = [self.joint_prompt, *read["appearance"], *read["motion"]]
         parts = [
             FORMAT_VERSION, self.appearance.sha256, self.motion.sha256, self.base_fingerprint, prompts,
             self.ttt.to_dict(), self.sample.num_frames, self.sample.size,
@@ -218,6 +342,8 @@ class VideoRecipe:
             parts.append(self.sample.unconditional_scale)
         if self.ttt.student_rests:
             parts += [self.sample.appearance_from, self.sample.motion_until]
+        for slot, one in list(self.ingredients.items())[2:]:
+            parts.append([slot, one.sha256, read[slot]])
         return digest(parts)
 
     def with_seed(self, seed: int) -> VideoRecipe:
@@ -230,7 +356,10 @@ class VideoRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         settings = {"ttt": self.ttt.to_dict(), "sample": self.sample.to_dict()}
-        return {"customttt": FORMAT_VERSION, **asdict(self), **settings}
+        values = {"customttt": FORMAT_VERSION, **asdict(self), **settings}
+        if not self.others:
+            del values["others"]
+        return values
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VideoRecipe:
@@ -240,6 +369,7 @@ class VideoRecipe:
             raise UsageError("The recipe was not written by this version of customttt; it cannot be rendered again.")
         values.pop("versions", None)
         try:
+            others = tuple(map(Subject.from_dict, _list(values.pop("others", []))))
             check_fields(cls, values)
             for kind in ("appearance", "motion"):
                 check_fields(Ingredient, values[kind])
@@ -248,6 +378,13 @@ class VideoRecipe:
                 check_fields(Rival, values["rival"])
                 values["rival"] = Rival(**values["rival"])
             values |= {"ttt": TTTConfig.from_dict(values["ttt"]), "sample": SampleConfig.from_dict(values["sample"])}
-            return cls(**values)
+            return cls(**values, others=others)
         except (KeyError, TypeError) as error:
             raise UsageError(f"The recipe is incomplete or has unknown parts ({error}).") from error
+
+
+def _list(value: Any) -> list[Any] | tuple[Any, ...]:
+    """Raises UsageError for anything else."""
+    if not isinstance(value, list | tuple):
+        raise UsageError("The recipe's others are no list of subjects.")
+    return value

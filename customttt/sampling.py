@@ -14,7 +14,7 @@ from customttt import diffusion, lora
 from customttt.backbones import Backbone
 from customttt.config import SampleConfig
 from customttt.progress import Progress, Report, silent
-from customttt.recipe import stretches
+from customttt.recipe import kind_of, stretches
 
 
 @torch.no_grad()
@@ -99,9 +99,10 @@ def phases(
     """
     steps = len(path) - 1
     parts = []
-    for kinds, shares in stretches(sample if scales.get("motion") else sample.but(appearance_from=0.0)):
+    moves = any(scale for name, scale in scales.items() if kind_of(name) == "motion")
+    for kinds, shares in stretches(sample if moves else sample.but(appearance_from=0.0)):
         begin, end = (int(share * steps) for share in shares)
         if begin < end:
-            acting: dict[str, float] = {name: scale for name, scale in scales.items() if name in kinds}
+            acting: dict[str, float] = {name: scale for name, scale in scales.items() if kind_of(name) in kinds}
             parts.append((acting, path[begin : end + 1]))
     return parts

@@ -1,4 +1,4 @@
-"""Test-time training: two LoRAs that were learned apart are adapted to each other and to the prompt.
+"""Test-time training: LoRAs that were learned apart are adapted to each other and to the prompt.
 
 CustomTTT (arXiv 2412.15646), pipeline figure and supplement. Two frozen teachers, each a base with one LoRA, show what
 they know; the student, a base with both LoRAs, learns to keep both while it reads the joint prompt:
@@ -9,11 +9,14 @@ they know; the student, a base with both LoRAs, learns to keep both while it rea
              where the student reads the joint prompt,                  "A teddy bear is lifting weights."
 
 The target is the added noise, not the teacher's prediction: the student replays what the teachers made.
+
+With several subjects (ours) each further ingredient has a teacher, and the loss a term, of its own; the student has all
+LoRAs and reads of all subjects. A step takes as much longer as there are more teachers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -27,7 +30,7 @@ from customttt.backbones import Backbone, PromptEmbeds
 from customttt.concept import Kind
 from customttt.config import SampleConfig, TTTConfig
 from customttt.progress import Report, silent
-from customttt.recipe import renoised
+from customttt.recipe import kind_of, renoised
 from customttt.sampling import denoise
 from customttt.thrift import Ladder, Terms
 from customttt.train import add_random_noise, optimize
@@ -37,16 +40,15 @@ from customttt.train import add_random_noise, optimize
 class Prompts:
     """Embeddings of all that teachers and student read."""
 
-    doings: Float[Tensor, "n l d"]
-    objects: Float[Tensor, "m l d"]
+    teachers: Mapping[str, Float[Tensor, "n l d"]]
+    """By the name of an adapter: of an appearance "<doing>" in turns, of a motion "<object>"."""
     student: Float[Tensor, "1 l d"]
     empty: Float[Tensor, "1 l d"]
 
 
 def adapt(
     backbone: Backbone,
-    appearance: lora.Weights,
-    motion: lora.Weights,
+    loras: lora.Loras,
     prompts: Prompts,
     config: TTTConfig,
     sample: SampleConfig,
@@ -55,35 +57,32 @@ def adapt(
     seed: int = 0,
     report: Report = silent,
     rung: int = 0,
-) -> tuple[lora.Weights, lora.Weights, list[float]]:
-    """Train both LoRAs together. Returns (appearance, motion, losses); the inputs stay as they are.
+) -> tuple[lora.Loras, list[float]]:
+    """Train all LoRAs together. Returns (LoRAs, losses); the inputs stay as they are.
 
     `rung` is where on the ladder of `thrift` it begins.
     """
     generator, ladder = torch.Generator().manual_seed(seed), Ladder(backbone, start=rung)
-    lora.restore(backbone.network, "appearance_teacher", appearance)
-    lora.restore(backbone.network, "motion_teacher", motion)
-    students = [
-        (lora.restore(backbone.network, "appearance_student", appearance), config.learning_rate),
-        (lora.restore(backbone.network, "motion_student", motion), config.learning_rate * config.motion_rate),
-    ]
-    spatial = Teacher(backbone, "appearance", prompts.doings, prompts.empty, config, sample, generator)
-    temporal = Teacher(backbone, "motion", prompts.objects, prompts.empty, config, sample, generator)
-    student = Student(backbone, prompts.student, config, sample, generator)
+    students, teachers = [], []
+    for slot, weights in loras.items():
+        lora.restore(backbone.network, f"{slot}_teacher", weights)
+        rate = config.learning_rate * (config.motion_rate if kind_of(slot) == "motion" else 1)
+        students.append((lora.restore(backbone.network, f"{slot}_student", weights), rate))
+        teachers.append(Teacher(backbone, slot, prompts.teachers[slot], prompts.empty, config, sample, generator))
+    student = Student(backbone, tuple(loras), prompts.student, config, sample, generator)
 
     def terms_at(step: int) -> Terms:
-        yield from student.keeps(spatial, step)
-        yield from student.keeps(temporal, step)
+        for teacher in teachers:
+            yield from student.keeps(teacher, step)
 
     try:
         history = optimize(
             students, terms_at, phase="test-time training", steps=config.steps, accelerator=accelerator,
             ladder=ladder, report=report, generator=generator,
         )  # fmt: skip
-        adapted = lora.state(backbone.network, "appearance_student"), lora.state(backbone.network, "motion_student")
-        return *adapted, history
+        return {slot: lora.state(backbone.network, f"{slot}_student") for slot in loras}, history
     finally:
-        names = (f"{kind}_{role}" for kind in ("appearance", "motion") for role in ("teacher", "student"))
+        names = (f"{slot}_{role}" for slot in loras for role in ("teacher", "student"))
         lora.remove(backbone.network, *names)
 
 
@@ -93,14 +92,15 @@ class Teacher:
     def __init__(
         self,
         backbone: Backbone,
-        kind: Kind,
+        slot: str,
         prompts: Float[Tensor, "n l d"],
         empty: Float[Tensor, "1 l d"],
         config: TTTConfig,
         sample: SampleConfig,
         generator: torch.Generator,
     ) -> None:
-        self.backbone, self.kind, self.prompts, self.empty = backbone, kind, prompts, empty
+        self.backbone, self.slot, self.kind = backbone, slot, kind_of(slot)
+        self.prompts, self.empty = prompts, empty
         self.config, self.generator = config, generator
         self.unconditional_scale = sample.unconditional_scale
         self.shape = backbone.latent_shape(sample.num_frames, *sample.sides)
@@ -128,15 +128,16 @@ class Teacher:
     @contextmanager
     def _acting(self) -> Iterator[None]:
         motion = self.backbone.framewise() if self.kind == "appearance" else nullcontext()
-        with lora.active(self.backbone.network, **{f"{self.kind}_teacher": 1.0}), motion:
+        with lora.active(self.backbone.network, **{f"{self.slot}_teacher": 1.0}), motion:
             yield
 
 
 @dataclass(frozen=True)
 class Student:
-    """The base with both LoRAs, reading the joint prompt."""
+    """The base with all LoRAs, reading the joint prompt."""
 
     backbone: Backbone
+    slots: Sequence[str]
     prompt: PromptEmbeds
     config: TTTConfig
     sample: SampleConfig
@@ -147,7 +148,8 @@ class Student:
         shown = teacher.show(step)
         acting, within = self._part(teacher.kind)
         noisy, target, timesteps = add_random_noise(self.backbone, shown, self.generator, within)
-        with lora.active(self.backbone.network, **{f"{kind}_student": 1.0 for kind in acting}):
+        adapters = [f"{slot}_student" for slot in self.slots if kind_of(slot) in acting]
+        with lora.active(self.backbone.network, **dict.fromkeys(adapters, 1.0)):
             if teacher.kind == "appearance":
                 with self.backbone.framewise():
                     yield losses.denoising(self.backbone.predict(noisy, timesteps, self.prompt), target)
@@ -157,7 +159,7 @@ class Student:
                 yield losses.motion(prediction, target, anchor, self.config.debias, self.config.plain)
 
     def _part(self, shown: Kind) -> tuple[frozenset[Kind], tuple[float, float]]:
-        """Which LoRAs act on what that teacher showed, and between which shares of the noise; drawn where there are
+        """Whose LoRAs act on what that teacher showed, and between which shares of the noise; drawn where there are
         several such parts."""
         parts = renoised(shown, self.config, self.sample)
         if len(parts) == 1:

@@ -49,6 +49,14 @@ class Wish:
             recipe,
             appearance=_scaled(recipe.appearance, self.appearance_scale),
             motion=_scaled(recipe.motion, self.motion_scale),
+            others=tuple(
+                replace(
+                    one,
+                    appearance=_scaled(one.appearance, self.appearance_scale),
+                    motion=one.motion and _scaled(one.motion, self.motion_scale),
+                )
+                for one in recipe.others
+            ),
             ttt=recipe.ttt.but(steps=self.ttt_steps),
             sample=recipe.sample.but(
                 num_frames=self.frames,

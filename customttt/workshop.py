@@ -31,7 +31,6 @@ from customttt import (
 )
 from customttt.backbones import Backbone
 from customttt.checkpoint import Keeper
-from customttt.compose import LoraPair
 from customttt.concept import Concept, Kind, check_name
 from customttt.config import Aspect, SampleConfig, TrainConfig
 from customttt.errors import CustomTTTError, DamagedError, LockedError, NotFoundError, StoreError, UsageError
@@ -167,9 +166,9 @@ class Plan:
 
 def forecast(library: Library, pair: pairs.Pair, recipe: VideoRecipe, videos: int = 1) -> Forecast:
     """What so many videos of a recipe will take. Raises BaseUnavailableError, or UsageError for too many frames."""
-    appearance, motion = (planner.Adapter(one.layers, one.rank) for one in (pair.appearance, pair.motion))
+    adapters = {slot: planner.Adapter(one.kind, one.layers, one.rank) for slot, one in pair.concepts.items()}
     steps = 0 if recipe.rival or library.adapted(recipe.adaptation_key()) else recipe.ttt.steps
-    return planner.composing(recipe.base, appearance, motion, recipe.ttt.but(steps=steps), recipe.sample, videos)
+    return planner.composing(recipe.base, adapters, recipe.ttt.but(steps=steps), recipe.sample, videos)
 
 
 def check_taught(library: Library, rival: Rival) -> None:
@@ -327,22 +326,21 @@ class Workshop:
         recipe = pair.recipe(prompt, base.name, base.fingerprint, base.defaults, seed)
         return replace(recipe, threads=threads.number())
 
-    def adapt(self, recipe: VideoRecipe, rung: int = 0) -> LoraPair:
-        """The two LoRAs after test-time training, which is not done twice; with zero steps they are as learned.
+    def adapt(self, recipe: VideoRecipe, rung: int = 0) -> lora.Loras:
+        """The LoRAs after test-time training, which is not done twice; with zero steps they are as learned.
 
         Raises NotFoundError where the library lacks a concept, DamagedError, DivergedError or OutOfMemoryError.
         """
 
-        def learned() -> LoraPair:
-            appearance, motion = pairs.of_recipe(self.library, recipe).weights
-            return lora.load(appearance), lora.load(motion)
+        def learned() -> lora.Loras:
+            return {slot: lora.load(path) for slot, path in pairs.of_recipe(self.library, recipe).weights.items()}
 
         def adapted() -> lora.Weights:
             return lora.join(compose.adapt(self.backbone, learned(), recipe, self.accelerator, self.report, rung))
 
         if recipe.ttt.steps == 0:
             return learned()
-        again = "Test-time training: done for this pair before; its result is used again."
+        again = "Test-time training: done for these before; its result is used again."
         return lora.split(self._once(recipe.adaptation_key(), again, adapted))
 
     def teach(self, rival: Rival, material: Material | None = None) -> Taught:
@@ -360,7 +358,7 @@ class Workshop:
             if material is None:
                 raise _untaught(rival)
             full = self.library.adapted(material.key("full"))
-            subject = Taught.from_weights(lora.load(full)).pair[0] if full else None
+            subject = Taught.from_weights(lora.load(full)).loras["appearance"] if full else None
             return rivals.teach(
                 rival.name, self.backbone, material, self.accelerator, self.report, stage, subject
             ).to_weights()
@@ -383,7 +381,7 @@ class Workshop:
         """The frames of a recipe, uint8 (f h w c); the same again, bit for bit on a CPU. For `taught` see `prepare`."""
         taught = taught or self.prepare(recipe)
         with taught.spoken(self.backbone, recipe.appearance.phrase):
-            return compose.render(self.backbone, taught.pair, recipe, self.report)
+            return compose.render(self.backbone, taught.loras, recipe, self.report)
 
     def write(self, recipe: VideoRecipe, path: Path | str, taught: Taught | None = None) -> dict[str, Any]:
         """Compose a video and `save` it. Returns the recipe as it was written; raises what both do."""

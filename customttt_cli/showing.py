@@ -63,8 +63,7 @@ def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:
         {
             "prompt": recipe.target_prompt,
             **method,
-            "appearance": _ingredient(recipe.appearance),
-            "motion": _ingredient(recipe.motion),
+            **{slot: _ingredient(one) for slot, one in recipe.ingredients.items()},
             "base": f"{recipe.base} (fingerprint {recipe.base_fingerprint})",
             "adapted": adapted,
             "denoised": f"{sample.num_inference_steps} steps, guidance {sample.guidance_scale:g}, seed {recipe.seed}",

@@ -121,10 +121,11 @@ def ours(scene: Scene, what: str, who: str, rung: int) -> Contender:
             config = recipe.appearance.but(steps=steps)
             train.learn_appearance(scene.backbone, pictures, embeds, config, scene.accelerator, report, rung=rung)
         else:
-            prompts = ttt.Prompts(*[scene.embeds] * 4)
+            loras = random_pair(scene)
+            prompts = ttt.Prompts(dict.fromkeys(loras, scene.embeds), scene.embeds, scene.embeds)
             sample = recipe.sample.but(num_frames=scene.latents.shape[2], size=scene.size)
             ttt.adapt(
-                scene.backbone, *random_pair(scene), prompts, recipe.ttt.but(steps=steps), sample, scene.accelerator,
+                scene.backbone, loras, prompts, recipe.ttt.but(steps=steps), sample, scene.accelerator,
                 report=report, rung=rung,
             )  # fmt: skip
         return moments
@@ -140,11 +141,11 @@ def random_pair(scene: Scene) -> Any:
     """LoRA weights of both kinds."""
     from customttt import lora
 
-    pair = []
-    for kind in lora.PAIR:
+    pair = {}
+    for kind in ("appearance", "motion"):
         config = getattr(scene.recipe, kind)
         lora.inject(scene.backbone.network, kind, scene.backbone.targets(kind, config.layers), rank=config.rank)
-        pair.append(lora.state(scene.backbone.network, kind))
+        pair[kind] = lora.state(scene.backbone.network, kind)
         lora.remove(scene.backbone.network, kind)
     return pair
 
@@ -166,7 +167,7 @@ def bare(scene: Scene, what: str) -> Iterator[Callable[[], None]]:
     from customttt.backbones import autocast
 
     backbone, unet = scene.backbone, scene.backbone.network
-    kinds = {MOTION: ("motion",), APPEARANCE: ("appearance",), TTT: lora.PAIR}[what]
+    kinds = {MOTION: ("motion",), APPEARANCE: ("appearance",), TTT: ("appearance", "motion")}[what]
     parameters = []
     for kind in kinds:
         config = getattr(scene.recipe, kind)
@@ -193,7 +194,7 @@ def bare(scene: Scene, what: str) -> Iterator[Callable[[], None]]:
 
     def step() -> None:
         if what == TTT:
-            for kind in lora.PAIR:
+            for kind in ("appearance", "motion"):
                 teach(kind)
         with lora.active(unet, **dict.fromkeys(kinds, 1.0)):
             if what != MOTION:

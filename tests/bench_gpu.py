@@ -269,10 +269,10 @@ class Work:
     def adapt(self, frames: int, size: int) -> dict[str, float]:
         defaults, four = self.backbone.defaults, self.embeds.expand(4, -1, -1)
         config = defaults.ttt.as_published(defaults.sample.guidance_scale).but(steps=3)
-        prompts = ttt.Prompts(doings=four, objects=four, student=self.embeds, empty=self.embeds)
+        loras = {kind: self._lora(kind) for kind in ("appearance", "motion")}
+        prompts = ttt.Prompts(teachers=dict.fromkeys(loras, four), student=self.embeds, empty=self.embeds)
         given = prompts, config, defaults.sample.but(num_frames=frames, size=size), self.bench.accelerator
-        pair = self._lora("appearance"), self._lora("motion")
-        return self.bench.steps(lambda report: ttt.adapt(self.backbone, *pair, *given, report=report))
+        return self.bench.steps(lambda report: ttt.adapt(self.backbone, loras, *given, report=report))
 
     def _lora(self, kind: Any) -> lora.Weights:
         """A LoRA of random weights, as learning leaves it."""
@@ -289,7 +289,8 @@ class Work:
 def count() -> None:
     """Operations, bytes and memory of a step of each kind of AnimateDiff on a GPU, 16 frames of 256 x 256."""
     base, device = "animatediff", torch.device("cuda")
-    pair = [planner.Adapter(config.layers, config.rank) for config in (PAPER.appearance, PAPER.motion)]
+    settings = ("appearance", PAPER.appearance), ("motion", PAPER.motion)
+    pair = tuple((kind, planner.Adapter(kind, config.layers, config.rank)) for kind, config in settings)
     sample = PAPER.sample.but(num_frames=16, size=256)
     adapting = PAPER.ttt.as_published(sample.guidance_scale).but(steps=1)
     costs = {
@@ -297,7 +298,7 @@ def count() -> None:
             base, "appearance", PAPER.appearance.but(steps=1), 1, (256, 256), 0, device
         ),
         "a step of the motion": planner.lesson(base, "motion", PAPER.motion.but(steps=1), 16, (256, 256), 0, device),
-        "an iteration of test-time training": planner.adaptation(base, *pair, adapting, sample, 0, device),
+        "an iteration of test-time training": planner.adaptation(base, pair, adapting, sample, 0, device),
         "a denoising step": planner.denoising_step(base, sample, device),
     }
     for what, cost in costs.items():

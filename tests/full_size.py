@@ -133,7 +133,7 @@ def go_through(base: str, folder: Path, frames: int, size: int, steps: int, cuda
         ttt=recipe.ttt.but(steps=steps),
         sample=recipe.sample.but(num_frames=frames, size=size, num_inference_steps=steps),
     )  # fmt: skip
-    pair = learned[0].weights, learned[1].weights
+    pair = {"appearance": learned[0].weights, "motion": learned[1].weights}
     with phase("test-time training", cuda) as running:
         adapted = compose.adapt(backbone, pair, wish, accelerator, running.report)
     minutes.append((running.pace or 0) * recipe.ttt.steps / 60)
@@ -148,11 +148,11 @@ def judge(base: str, pair: Any, adapted: Any, video: Any, shape: tuple[int, ...]
     """Say of the LoRAs and of the video whether they are what they should be."""
     from published import LORAS
 
-    counts = tuple(sum(weight.numel() for weight in weights.values()) for weights in pair)
-    moved = [
-        max(float((new[key] - old[key]).abs().max()) for key in old) for old, new in zip(pair, adapted, strict=True)
-    ]
-    finite = all(bool(weight.isfinite().all()) for weights in (*pair, *adapted) for weight in weights.values())
+    counts = tuple(sum(weight.numel() for weight in weights.values()) for weights in pair.values())
+    moved = [max(float((adapted[kind][key] - old[key]).abs().max()) for key in old) for kind, old in pair.items()]
+    finite = all(
+        bool(weight.isfinite().all()) for weights in (*pair.values(), *adapted.values()) for weight in weights.values()
+    )
     print(f"LoRA parameters {counts[0]:,} + {counts[1]:,} = {sum(counts):,}")
     print(f"test-time training moved them by at most {moved[0]:.1e} and {moved[1]:.1e}; all finite: {finite}")
     print(f"video {video.shape} {video.dtype}, from {video.min()} to {video.max()}, mean {video.mean():.1f}")

@@ -52,13 +52,13 @@ def test_every_method_is_the_recipe_it_says() -> None:
 def test_switching_lets_one_lora_act_at_a_time(learned: Path, tiny_random_base: Path) -> None:
     backbone = open_base(str(tiny_random_base), torch.device("cpu"))
     library = Library(learned)
-    pair = lora.load(library.weights("koala")), lora.load(library.weights("swimming"))
-    grown = tuple({key: 20 * value for key, value in one.items()} for one in pair)  # so that each can be seen
+    pair = {"appearance": lora.load(library.weights("koala")), "motion": lora.load(library.weights("swimming"))}
+    grown = {kind: {key: 20 * value for key, value in one.items()} for kind, one in pair.items()}  # to be seen
     sample = backbone.defaults.sample.but(num_inference_steps=4)
     recipe = replace(METHODS["direct"].recipe(RECIPE), sample=sample)
 
     def frames(recipe: VideoRecipe) -> media.Frames:
-        return compose.render(backbone, (grown[0], grown[1]), recipe)
+        return compose.render(backbone, grown, recipe)
 
     early = frames(replace(recipe, sample=sample.but(appearance_from=0.1)))  # less than a step of motion
     assert np.array_equal(early, frames(recipe)), "no step is cut off"

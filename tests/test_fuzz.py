@@ -116,7 +116,7 @@ def test_a_recipe_is_taken_as_it_is_or_refused(data: dict[str, Any]) -> None:
     assert again == found
     assert len(found.adaptation_key()) == 64
     assert found.target_prompt
-    assert found.doing_prompts
+    assert found.teacher_prompts
 
 
 @fuzzed

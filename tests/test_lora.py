@@ -214,15 +214,21 @@ def test_a_disk_that_refuses_weights_is_told_with_a_way_out(tmp_path: Path, monk
         lora.save({"a": torch.ones(1)}, tmp_path / "lora.safetensors")
 
 
-def test_two_loras_are_one_file(tmp_path: Path) -> None:
-    pair = {"out.lora_A.weight": torch.ones(1)}, {"out.lora_A.weight": torch.zeros(1), "motion": torch.ones(2)}
-    joined = lora.join(pair)
-    assert list(joined) == ["appearance:out.lora_A.weight", "motion:out.lora_A.weight", "motion:motion"]
+def test_several_loras_are_one_file(tmp_path: Path) -> None:
+    loras = {
+        "appearance": {"out.lora_A.weight": torch.ones(1)}, "appearance2": {"out.lora_A.weight": torch.ones(3)},
+        "motion": {"out.lora_A.weight": torch.zeros(1), "motion": torch.ones(2)},
+    }  # fmt: skip
+    joined = lora.join(loras)
+    assert list(joined) == [
+        "appearance:out.lora_A.weight", "appearance2:out.lora_A.weight", "motion:out.lora_A.weight", "motion:motion"
+    ]  # fmt: skip
     lora.save(joined, tmp_path / "both.safetensors")
     again = lora.split(lora.load(tmp_path / "both.safetensors"))
-    for one, other in zip(pair, again, strict=True):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert again.keys() == loras.keys()
+    for slot, one in loras.items():
+        assert one.keys() == again[slot].keys()
+        assert all(torch.equal(one[key], again[slot][key]) for key in one)
 
 
 # -- real architectures

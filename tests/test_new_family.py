@@ -125,12 +125,12 @@ def test_it_learns_adapts_and_renders(toy: str) -> None:
     assert sorted(looks.weights) == sorted(moves.weights)
     koala, swimming = Ingredient("a", "koala", "x"), Ingredient("b", "swimming", "y")
     recipe = VideoRecipe(koala, swimming, "on Mars", toy, base.fingerprint, OWN.ttt, OWN.sample)
-    pair = compose.adapt(base, (looks.weights, moves.weights), recipe, accelerator)
-    assert compose.render(base, pair, recipe).shape == (5, 16, 16, 3)
-    assert not torch.equal(pair[0]["0.lora_B.weight"], looks.weights["0.lora_B.weight"])
+    adapted = compose.adapt(base, {"appearance": looks.weights, "motion": moves.weights}, recipe, accelerator)
+    assert compose.render(base, adapted, recipe).shape == (5, 16, 16, 3)
+    assert not torch.equal(adapted["appearance"]["0.lora_B.weight"], looks.weights["0.lora_B.weight"])
 
 
 def test_it_is_foretold(toy: str) -> None:
     assert planner.learning(toy, "motion", LEARNING, 5, (16, 16)).memory > 0
-    adapter = planner.Adapter((0, 1), 2)
-    assert planner.composing(toy, adapter, adapter, OWN.ttt, OWN.sample).memory > 0
+    adapters = {kind: planner.Adapter(kind, (0, 1), 2) for kind in ("appearance", "motion")}
+    assert planner.composing(toy, adapters, OWN.ttt, OWN.sample).memory > 0

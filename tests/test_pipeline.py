@@ -48,9 +48,10 @@ def recipe_of(story: Story, **changes: object) -> VideoRecipe:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def pair_of(story: Story) -> compose.LoraPair:
+def pair_of(story: Story) -> lora.Loras:
     library = story[2]
-    return lora.load(library.weights("koala")), lora.load(library.weights("swimming"))
+    named = ("appearance", "koala"), ("motion", "swimming")
+    return {kind: lora.load(library.weights(name)) for kind, name in named}
 
 
 def render(story: Story, recipe: VideoRecipe) -> media.Frames:

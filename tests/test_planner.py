@@ -18,6 +18,7 @@ from customttt.backbones.family import Known
 from customttt.backbones.wan import Wan
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
 from customttt.errors import UsageError
+from customttt.planner import Adapter
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONFIG = TrainConfig(layers=(2,), learning_rate=1.0, steps=1, rank=4, batch_size=4)
@@ -114,11 +115,11 @@ def test_the_lowest_rung_that_fits_is_chosen(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_test_time_training_and_rendering_are_foretold(tiny_random_base: Path) -> None:
-    adapters = planner.Adapter((2, 6), 2), planner.Adapter((2, 5), 2)
+    adapters = {"appearance": Adapter("appearance", (2, 6), 2), "motion": Adapter("motion", (2, 5), 2)}
     sample = SampleConfig(num_frames=4, size=128, num_inference_steps=5)
 
     def composing(config: TTTConfig, videos: int = 1) -> planner.Forecast:
-        return planner.composing(str(tiny_random_base), *adapters, config, sample, videos)
+        return planner.composing(str(tiny_random_base), adapters, config, sample, videos)
 
     rendering = composing(TTTConfig(steps=0))
     assert composing(TTTConfig(steps=0), 3).seconds == pytest.approx(3 * rendering.seconds)
@@ -139,9 +140,10 @@ def test_the_gpu_that_a_known_base_needs_is_what_the_planner_says(monkeypatch: p
     """The least that its largest step can do with, and what CUDA takes for itself, in whole gigabytes."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     known, settings = known_bases()[name], defaults(name)
-    adapters = (planner.Adapter(one.layers, one.rank) for one in (settings.appearance, settings.motion))
+    named = ("appearance", settings.appearance), ("motion", settings.motion)
+    adapters = tuple((kind, Adapter(kind, one.layers, one.rank)) for kind, one in named)
     config, top = settings.ttt.but(steps=1, reference_steps=1), len(planner.rungs(0, 1, sketch(name, CPU).heaviest)) - 1
-    step = planner.adaptation(name, *adapters, config, settings.sample, top, CUDA)
+    step = planner.adaptation(name, adapters, config, settings.sample, top, CUDA)
     least = max(step.memory, planner.decoding(name, settings.sample, CUDA).memory)
     assert isinstance(known, Known)
     assert known.memory == math.ceil(least * planner.MARGIN / 1e9 + 1) * 10**9

@@ -17,8 +17,10 @@ from customttt.errors import UsageError
 from customttt.recipe import (
     Ingredient,
     Rival,
+    Subject,
     VideoRecipe,
     check_prompt,
+    kind_of,
     phrase_of,
     renoised,
     sentence,
@@ -54,9 +56,9 @@ def test_the_target_prompt_is_a_sentence(prompt: str, target: str) -> None:
 def test_the_prompts_of_test_time_training_are_those_of_the_paper() -> None:
     made = recipe()
     assert made.joint_prompt == "A koala is swimming."
-    assert made.doing_prompts[0] == "A koala is standing."
-    assert made.object_prompts[0] == "A man is swimming."
-    assert recipe(ttt=TTTConfig(subject_moves=True)).object_prompts == ["A koala is swimming."]
+    assert made.teacher_prompts["appearance"][0] == "A koala is standing."
+    assert made.teacher_prompts["motion"][0] == "A man is swimming."
+    assert recipe(ttt=TTTConfig(subject_moves=True)).teacher_prompts["motion"] == ["A koala is swimming."]
 
 
 def test_words_are_joined_as_english_does() -> None:
@@ -285,3 +287,90 @@ def test_the_parts_of_the_noise_are_those_of_sampling_where_the_student_rests() 
     assert renoised("motion", resting, rests) == [*alone, (frozenset({"motion"}), (0.75, 1.0))]
     gap = SampleConfig(appearance_from=0.75, motion_until=0.5)
     assert [where for _, where in renoised("motion", resting, gap)] == [(0.0, 0.25), (0.5, 1.0)]
+
+
+DOG, JUMPING = Ingredient("dog", "dog", "c" * 64), Ingredient("jumping", "jumping", "d" * 64)
+CAT, SWIMMING = Ingredient("my-cat", "my cat", "e" * 64), Ingredient("swimming", "swimming", "b" * 64)
+FOX, JUMPER, BYSTANDER = replace(DOG, name="fox"), Subject(DOG, JUMPING), Subject(CAT)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "others", "target"),
+    [
+        ("on Mars", (JUMPER,), "A koala is swimming and a dog is jumping on Mars."),
+        ("", (Subject(DOG, SWIMMING),), "A koala and a dog are swimming."),
+        ("on Mars.", (JUMPER, Subject(CAT, JUMPING)),
+         "A koala is swimming, a dog is jumping and my cat is jumping on Mars."),
+        ("{koala} is {swimming} while {my-cat} sleeps", (BYSTANDER,), "A koala is swimming while my cat sleeps"),
+        ("{appearance} and {dog} are {motion}", (JUMPER,), "A koala and a dog are swimming"),
+        ("{koala} and the dog are {jumping}", (JUMPER,), "A koala and the dog are jumping"),
+    ],
+)  # fmt: skip
+def test_several_subjects_stand_in_one_sentence(prompt: str, others: tuple[Subject, ...], target: str) -> None:
+    assert recipe(prompt, others=others).target_prompt == target
+
+
+def test_ingredients_are_named_by_subject_and_a_shared_motion_is_one() -> None:
+    several = recipe("{koala} {dog} {my-cat} {fox}", others=(Subject(DOG, SWIMMING), BYSTANDER, Subject(FOX, JUMPING)))
+    names = {slot: one.name for slot, one in several.ingredients.items()}
+    assert names == {
+        "appearance": "koala", "motion": "swimming", "appearance2": "dog", "appearance3": "my-cat",
+        "appearance4": "fox", "motion4": "jumping",
+    }  # fmt: skip
+    assert [kind_of(slot) for slot in names] == ["appearance", "motion", *["appearance"] * 3, "motion"]
+    assert list(recipe().ingredients) == ["appearance", "motion"]
+
+
+def test_each_teacher_shows_its_own_ingredient_and_the_student_reads_of_all() -> None:
+    several = recipe("{koala} runs from {dog} and {my-cat}", others=(JUMPER, BYSTANDER))
+    read = {slot: texts[0] for slot, texts in several.teacher_prompts.items()}
+    assert read == {
+        "appearance": "A koala is standing.", "motion": "A man is swimming.", "appearance2": "A dog is standing.",
+        "motion2": "A man is jumping.", "appearance3": "My cat is standing.",
+    }  # fmt: skip
+    assert several.joint_prompt == "A koala is swimming, a dog is jumping and my cat is standing."
+    moves = replace(several, ttt=TTTConfig(subject_moves=True)).teacher_prompts
+    assert (moves["motion"], moves["motion2"]) == (["A koala is swimming."], ["A dog is jumping."])
+
+
+def test_a_recipe_of_several_survives_json_and_one_of_a_single_subject_is_written_as_ever() -> None:
+    several = recipe("{koala} {dog} {my-cat}", others=(JUMPER, BYSTANDER))
+    assert VideoRecipe.from_dict(json.loads(json.dumps(several.to_dict()))) == several
+    assert "others" not in recipe().to_dict()
+
+
+def test_adapted_loras_of_earlier_versions_are_found_again() -> None:
+    assert recipe().adaptation_key() == "5a00f8019a1d3bc1715b2f738aa21acfb31aefdd1843422e23109fbb3b9acb8d"
+
+
+def test_further_subjects_train_again() -> None:
+    other = replace(JUMPER, appearance=replace(DOG, sha256="f" * 64))
+    ones = [recipe(), *(recipe(others=(one,)) for one in (JUMPER, other, Subject(DOG, SWIMMING)))]
+    assert len({one.adaptation_key() for one in ones}) == 4
+    louder = Subject(replace(DOG, scale=0.5), JUMPING)
+    assert recipe(others=(louder,)).adaptation_key() == ones[1].adaptation_key()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"others": (Subject(Ingredient("koala", "bear", "f"), JUMPING),)}, "'koala' is a subject twice"),
+        ({"others": (BYSTANDER,)},
+         r'What \'my-cat\' does is not said; .+ "{koala} is {swimming} and {my-cat} is standing on Mars"'),
+        ({"others": (JUMPER,), "prompt": "{koala} and {cat}"},
+         "{cat}, which is nothing in this video; it has {koala}, {swimming}, {dog} and {jumping}"),
+        ({"others": (JUMPER,), "prompt": "{koala} alone"}, "does not speak of 'dog'; write {dog}"),
+        ({"others": (Subject(replace(DOG, scale=5.0), JUMPING),)}, "scale 5 is out of range"),
+        ({"others": (JUMPER,), "rival": Rival("full", "c"), "ttt": TTTConfig(steps=0)}, "'full' knows one subject"),
+    ],
+    ids=["twice", "still", "unknown", "unnamed", "scale", "rival"],
+)  # fmt: skip
+def test_subjects_that_cannot_be_told_are_refused(change: dict[str, object], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        recipe(**change)
+
+
+@pytest.mark.parametrize("others", [5, "dog", [5], [{}], [{"appearance": {"name": "x"}}], [{"motion": None}], {"a": 1}])
+def test_subjects_that_are_none_are_refused(others: object) -> None:
+    with pytest.raises(UsageError, match=r"^The recipe"):
+        VideoRecipe.from_dict({**recipe().to_dict(), "others": others})

@@ -75,24 +75,24 @@ def test_the_methods_that_learn_anew_are_the_rivals() -> None:
 def test_full_lora_learns_in_every_layer_that_has_the_modules(backbone: Backbone, taught: Mapping[str, Taught]) -> None:
     assert backbone.layers("appearance") == (0, 1, 2, 4, 6, 7, 8)
     assert backbone.layers("motion") == (0, 1, 2, 3, 5, 6, 7, 8)
-    for kind, weights in zip(lora.PAIR, taught["full"].pair, strict=True):
+    for kind, weights in taught["full"].loras.items():
         assert modules(weights) == set(backbone.targets(kind, backbone.layers(kind)))
 
 
 def test_each_rival_wraps_the_attention_that_its_recipe_says(taught: Mapping[str, Taught]) -> None:
-    spatial = {name: modules(one.pair[0]) for name, one in taught.items()}
+    spatial = {name: modules(one.loras["appearance"]) for name, one in taught.items()}
     cross = {name for name in spatial["full"] if ".attn2." in name}
     assert spatial["diffdirector"] == spatial["full"]
     assert spatial["motiondirector"] == spatial["full"] - cross
     assert spatial["dreamvideo"] == cross
-    assert all(modules(one.pair[1]) == modules(taught["full"].pair[1]) for one in taught.values())
+    assert all(modules(one.loras["motion"]) == modules(taught["full"].loras["motion"]) for one in taught.values())
 
 
 def test_the_spatial_lora_of_the_clip_is_thrown_away(backbone: Backbone, taught: Mapping[str, Taught]) -> None:
     temporal = set(backbone.targets("motion", backbone.layers("motion")))
-    assert modules(taught["diffdirector"].pair[1]) == temporal
-    subject = taught["full"].pair[0]
-    assert all(torch.equal(taught["diffdirector"].pair[0][key], subject[key]) for key in subject), (
+    assert modules(taught["diffdirector"].loras["motion"]) == temporal
+    subject = taught["full"].loras["appearance"]
+    assert all(torch.equal(taught["diffdirector"].loras["appearance"][key], subject[key]) for key in subject), (
         "of the pictures only"
     )
     assert not any("looks" in name for name in backbone.network.state_dict())
@@ -104,8 +104,8 @@ def test_the_clip_s_looks_change_what_its_movement_learns(
 ) -> None:  # fmt: skip
     """Else the spatial path would be there for nothing."""
     monkeypatch.setattr(rivals, "MASKED", 1.0)
-    alone = rivals.teach("diffdirector", backbone, material, accelerator).pair[1]
-    assert not all(torch.equal(value, alone[key]) for key, value in taught["diffdirector"].pair[1].items())
+    alone = rivals.teach("diffdirector", backbone, material, accelerator).loras["motion"]
+    assert not all(torch.equal(value, alone[key]) for key, value in taught["diffdirector"].loras["motion"].items())
 
 
 def test_every_rival_has_the_same_steps(backbone: Backbone, material: Material, accelerator: Accelerator) -> None:
@@ -140,7 +140,7 @@ def test_every_rival_learns_on_the_other_family_too(
     other = open_base(str(tiny_random_3d_base), torch.device("cpu"))
     material = material_of(library, other, pictures, clip)
     learned = rivals.teach(name, other, material, accelerator)
-    assert all(any(value.any() for key, value in one.items() if "lora_B" in key) for one in learned.pair)
+    assert all(any(value.any() for key, value in one.items() if "lora_B" in key) for one in learned.loras.values())
 
 
 def test_a_learned_word_changes_only_its_own_embedding(backbone: Backbone) -> None:
@@ -191,13 +191,15 @@ def test_the_word_is_spoken_when_a_video_is_rendered(
 
     def frames(one: Taught) -> media.Frames:
         with one.spoken(backbone, "koala"):
-            return compose.render(backbone, one.pair, plain)
+            return compose.render(backbone, one.loras, plain)
 
     learned = taught["dreamvideo"]
-    grown = tuple({key: 20 * value for key, value in one.items()} for one in learned.pair)  # so that it can be seen
-    loud = Taught((grown[0], grown[1]), torch.linspace(-1, 1, len(backbone.word("koala"))))
+    grown = {  # so that it can be seen
+        kind: {key: 20 * value for key, value in one.items()} for kind, one in learned.loras.items()
+    }
+    loud = Taught(grown, torch.linspace(-1, 1, len(backbone.word("koala"))))
     assert np.array_equal(frames(loud), frames(loud))
-    assert not np.array_equal(frames(loud), frames(Taught(loud.pair)))
+    assert not np.array_equal(frames(loud), frames(Taught(loud.loras)))
 
 
 @pytest.mark.parametrize(

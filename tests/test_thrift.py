@@ -49,14 +49,17 @@ def adapt(backbone: Backbone, rung: int, report: Any, **options: Any) -> Any:
         generator = torch.Generator().manual_seed(1)
         return {key: torch.randn(value.shape, generator=generator) * 0.1 for key, value in weights.items()}
 
-    embeds = [backbone.embed([text]) for text in ("A koala is running.", "A dog is swimming.", "A koala.", "")]
+    running, swimming, *read = [
+        backbone.embed([text]) for text in ("A koala is running.", "A dog is swimming.", "A koala.", "")
+    ]
+    prompts = ttt.Prompts({"appearance": running, "motion": swimming}, *read)
     config = TTTConfig(**{"steps": 2, "learning_rate": 1e-3, "reference_steps": 1, **options})
     sample = SampleConfig(num_frames=backbone.defaults.sample.num_frames, size=64)
-    *pair, losses = ttt.adapt(
-        backbone, fresh("appearance"), fresh("motion"), ttt.Prompts(*embeds), config, sample, Accelerator(cpu=True),
+    loras, losses = ttt.adapt(
+        backbone, {kind: fresh(kind) for kind in prompts.teachers}, prompts, config, sample, Accelerator(cpu=True),
         report=report, rung=rung,
     )  # fmt: skip
-    return lora.join((pair[0], pair[1])), losses
+    return lora.join(loras), losses
 
 
 @contextmanager

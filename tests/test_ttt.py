@@ -25,7 +25,6 @@ SAMPLE = SampleConfig(num_frames=13, size=24, num_inference_steps=10)
 DOINGS, OBJECTS, JOINT, EMPTY = (1, 2), (3, 4, 5), 6, 0
 """Prompts, by their lengths."""
 STUDENT = {"appearance_student": 1.0, "motion_student": 1.0}
-Pair = tuple[lora.Weights, lora.Weights]
 
 
 @dataclass
@@ -63,30 +62,30 @@ def toy() -> Watched:
     return Watched.load(Path(), "toy", "f00d", OWN, CPU)
 
 
-def pair_for(backbone: Backbone) -> Pair:
+def pair_for(backbone: Backbone) -> lora.Loras:
     """LoRAs that can be seen."""
-    generator = torch.Generator().manual_seed(1)
-    targets = (
-        backbone.targets("appearance", backbone.layers("appearance")[:2]),
-        backbone.targets("motion", backbone.layers("motion")[:2]),
-    )
-    made = []
-    for names in targets:
+    generator, made = torch.Generator().manual_seed(1), {}
+    for kind in ("appearance", "motion"):
+        names = backbone.targets(kind, backbone.layers(kind)[:2])
         lora.inject(backbone.network, "new", names, rank=2)
         weights = lora.state(backbone.network, "new")
         lora.remove(backbone.network, "new")
-        made.append({key: torch.randn(value.shape, generator=generator) * 0.1 for key, value in weights.items()})
-    return made[0], made[1]
+        made[kind] = {key: torch.randn(value.shape, generator=generator) * 0.1 for key, value in weights.items()}
+    return made
 
 
 def adapt(
     backbone: Backbone, config: TTTConfig = CONFIG, sample: SampleConfig = SAMPLE, **options: Any
 ) -> tuple[lora.Weights, lora.Weights, list[float]]:
+    """Returns (appearance, motion, losses)."""
+
     def embed(*lengths: int) -> Tensor:
         return backbone.embed(["a" * length for length in lengths])
 
-    prompts = ttt.Prompts(embed(*DOINGS), embed(*OBJECTS), student=embed(JOINT), empty=embed(EMPTY))
-    return ttt.adapt(backbone, *pair_for(backbone), prompts, config, sample, Accelerator(cpu=True), **options)
+    teachers = {"appearance": embed(*DOINGS), "motion": embed(*OBJECTS)}
+    prompts = ttt.Prompts(teachers, student=embed(JOINT), empty=embed(EMPTY))
+    loras, history = ttt.adapt(backbone, pair_for(backbone), prompts, config, sample, Accelerator(cpu=True), **options)
+    return loras["appearance"], loras["motion"], history
 
 
 def same(first: lora.Weights, second: lora.Weights) -> bool:
@@ -163,7 +162,11 @@ def test_every_frame_may_be_the_anchor_of_the_motion(toy: Watched, monkeypatch: 
 
 def test_zero_steps_change_nothing(toy: Watched) -> None:
     appearance, motion, history = adapt(toy, CONFIG.but(steps=0))
-    assert (same(appearance, pair_for(toy)[0]), same(motion, pair_for(toy)[1]), history) == (True, True, [])
+    assert (same(appearance, pair_for(toy)["appearance"]), same(motion, pair_for(toy)["motion"]), history) == (
+        True,
+        True,
+        [],
+    )
 
 
 def test_the_base_is_as_it_was_even_after_an_interruption(toy: Watched) -> None:
@@ -230,7 +233,7 @@ def test_references_of_a_pool_are_made_once_and_drawn_then(toy: Watched, shown: 
 
 
 def test_a_step_that_starts_again_makes_its_reference_anew(toy: Watched) -> None:
-    lora.restore(toy.network, "appearance_teacher", pair_for(toy)[0])
+    lora.restore(toy.network, "appearance_teacher", pair_for(toy)["appearance"])
     prompts, empty = toy.embed(["a", "aa"]), toy.embed([""])
     generator = torch.Generator().manual_seed(0)
     teacher = ttt.Teacher(toy, "appearance", prompts, empty, CONFIG.but(references=2), SAMPLE, generator)
@@ -258,7 +261,7 @@ def test_the_motion_may_learn_at_a_rate_of_its_own(toy: Watched) -> None:
         adapt(toy, CONFIG.but(steps=1, motion_rate=3.0)),
     )
     assert same(slow[0], fast[0])
-    for name, start in before[1].items():
+    for name, start in before["motion"].items():
         assert torch.allclose(fast[1][name] - start, 3 * (slow[1][name] - start), atol=1e-6)
 
 
@@ -306,10 +309,29 @@ def test_both_loras_of_a_real_architecture_are_trained_and_nothing_else(any_base
     before = {name: weight.clone() for name, weight in backbone.network.state_dict().items()}
     originals = pair_for(backbone)
     appearance, motion, history = adapt(backbone, sample=SAMPLE.but(num_frames=5, size=64))
-    for now, then in zip((appearance, motion), originals, strict=True):
+    for now, then in zip((appearance, motion), originals.values(), strict=True):
         assert now.keys() == then.keys()
         assert not any(torch.equal(now[key], then[key]) for key in now)
     assert len(history) == CONFIG.steps
     after = backbone.network.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(weight, before[name]) for name, weight in after.items())
+
+
+def test_with_several_subjects_each_ingredient_has_a_teacher_and_the_student_has_all_loras(toy: Watched) -> None:
+    pair = pair_for(toy)
+    loras = pair | {"appearance2": pair["appearance"], "motion2": pair["motion"]}
+    lengths = dict(zip(loras, (1, 2, 3, 4), strict=True))
+    teachers = {slot: toy.embed(["a" * length]) for slot, length in lengths.items()}
+    prompts = ttt.Prompts(teachers, student=toy.embed(["a" * JOINT]), empty=toy.embed([""]))
+    adapted, history = ttt.adapt(toy, loras, prompts, CONFIG, SAMPLE, Accelerator(cpu=True))
+    students = {f"{slot}_student": 1.0 for slot in loras}
+    expected = []
+    for slot, length in [*lengths.items()] * CONFIG.steps:
+        framewise = slot.startswith("appearance")
+        expected += 2 * [({f"{slot}_teacher": 1.0}, framewise, [length, EMPTY], False)]
+        expected += [(students, framewise, [JOINT], True)]
+    assert [(one.acting, one.framewise, one.prompts, one.learning) for one in toy.diary] == expected
+    assert list(adapted) == list(loras)
+    assert not any(same(adapted[slot], loras[slot]) for slot in loras)
+    assert len(history) == CONFIG.steps

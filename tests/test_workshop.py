@@ -113,7 +113,7 @@ def test_test_time_training_is_done_once_for_all_seeds(
     first = shop.compose(recipe)
     monkeypatch.setattr(compose, "adapt", refuse)
     assert np.array_equal(shop.compose(recipe), first)
-    assert told == ["Test-time training: done for this pair before; its result is used again."]
+    assert told == ["Test-time training: done for these before; its result is used again."]
     assert not np.array_equal(shop.compose(recipe.with_seed(1)), first)
 
 
@@ -164,7 +164,7 @@ def test_diffdirector_takes_the_subject_that_full_has_learned(
     shop.teach(Rival("full", material.key("full")), material)
     monkeypatch.setattr(rivals.RivalLesson, "subject", refuse)
     after = shop.teach(rival, material)
-    for one, other in zip(alone.pair, after.pair, strict=True):
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    for kind, one in alone.loras.items():
+        assert all(torch.equal(one[key], after.loras[kind][key]) for key in one)
     monkeypatch.setattr(rivals, "teach", refuse)
-    assert shop.teach(rival).pair[0].keys() == after.pair[0].keys()
+    assert shop.teach(rival).loras["motion"].keys() == after.loras["motion"].keys()

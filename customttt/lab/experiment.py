@@ -333,14 +333,14 @@ class Study:
         )
         real = replace(recipe, appearance=Ingredient.of(appearance), motion=Ingredient.of(motion))
         began, known = time.process_time(), self.shop.library.adapted(real.adaptation_key())
-        pair = self.shop.adapt(real)
+        loras = self.shop.adapt(real)
         if recipe.ttt.steps and not known:
             self.ledger.put(self._adaptation(cell, arm, recipe), seconds=time.process_time() - began)
-        return rivals.Taught(pair)
+        return rivals.Taught(loras)
 
     def _adaptation(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> str:
         """The name of test-time training in the ledger: all that makes it, known before anything is learned."""
-        prompts = [recipe.joint_prompt, recipe.doing_prompts, recipe.object_prompts]
+        prompts = [recipe.joint_prompt, *recipe.teacher_prompts.values()]
         settings = recipe.ttt.changed(), recipe.sample.changed(), self._configs(arm)
         parts = [recipe.base_fingerprint, recipe.appearance.name, recipe.motion.name, prompts, settings]
         return f"{cell.pairing}-{digest(parts)[:16]}"

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any, get_args
@@ -216,7 +217,7 @@ class Grid:
         return self._recipe(cell, self.concepts)
 
     def _recipe(self, cell: Combination, concepts: Mapping[Kind, Mapping[str, Concept]]) -> VideoRecipe:
-        pair = Pair(concepts["appearance"][cell.appearance], concepts["motion"][cell.motion], (Path(), Path()))
+        pair = Pair(concepts["appearance"][cell.appearance], concepts["motion"][cell.motion])
         recipe = self.change(pair.recipe(cell.prompt, self.base, self.fingerprint, self.defaults))
         return replace(recipe, seed=cell.seed, threads=self.threads)
 
@@ -444,9 +445,12 @@ def _foretold(grid: Grid, missing: Mapping[str, int]) -> Foretold:
     looks = {_adapter(one) for one in grid.concepts["appearance"].values()}
     moves = {(_adapter(one), samples[name]) for name, one in grid.concepts["motion"].items()}
     ttt = grid._pair_recipe(*grid._first).ttt
-    adapting = [planner.composing(grid.base, look, move, ttt, sample, 0) for look in looks for move, sample in moves]
-    pair, still = (next(iter(looks)), next(iter(moves))[0]), ttt.but(steps=0)
-    rendering = [planner.composing(grid.base, *pair, still, sample, 1) for sample in {*samples.values()}]
+    adapting = [
+        planner.composing(grid.base, {"appearance": look, "motion": move}, ttt, sample, 0)
+        for look, (move, sample) in product(looks, moves)
+    ]
+    pair, still = {"appearance": next(iter(looks)), "motion": next(iter(moves))[0]}, ttt.but(steps=0)
+    rendering = [planner.composing(grid.base, pair, still, sample, 1) for sample in {*samples.values()}]
     lessons = [one for one in grid.lessons.values() if not one.known]
     learning = [planner.learning(grid.base, one.kind, one.config, one.frames, one.sides) for one in lessons]
     forecasts = [*rendering, *(adapting if missing[ADAPT] else ()), *learning]
@@ -466,9 +470,9 @@ def _foretold(grid: Grid, missing: Mapping[str, int]) -> Foretold:
 def _disk(grid: Grid, missing: Mapping[str, int], samples: Sequence[SampleConfig]) -> int:
     """Bytes of what is to be learned, of the adapted LoRAs that are kept, and of the videos."""
     new = [one for one in grid.lessons.values() if not one.known]
-    learned = sum(planner.lora_bytes(grid.base, one.kind, Adapter(one.config.layers, one.config.rank)) for one in new)
+    learned = sum(planner.lora_bytes(grid.base, Adapter(one.kind, one.config.layers, one.config.rank)) for one in new)
     pair = sum(
-        max(planner.lora_bytes(grid.base, kind, one) for one in {_adapter(one) for one in grid.concepts[kind].values()})
+        max(planner.lora_bytes(grid.base, one) for one in {_adapter(one) for one in grid.concepts[kind].values()})
         for kind in KINDS
     )
     shown = _mean([one.num_frames * prod(one.sides) * one.magnify**2 for one in samples])
@@ -476,7 +480,7 @@ def _disk(grid: Grid, missing: Mapping[str, int], samples: Sequence[SampleConfig
 
 
 def _adapter(concept: Concept) -> Adapter:
-    return Adapter(concept.layers, concept.rank)
+    return Adapter(concept.kind, concept.layers, concept.rank)
 
 
 def _mean(values: list[float]) -> float:

@@ -264,8 +264,8 @@ class OnRay:
         if isinstance(order, Render) and recipe.ttt.steps and self.library.adapted(recipe.adaptation_key()):
             return [self._put(recipe.adaptation_key(), partial(adapted, self.library, recipe))]
         pair = pairs.of_recipe(self.library, recipe)
-        both = (pair.appearance, pair.motion)
-        return [self._put(f"{one.name} {one.files}", partial(entry, self.library, one.name)) for one in both]
+        concepts = pair.concepts.values()
+        return [self._put(f"{one.name} {one.files}", partial(entry, self.library, one.name)) for one in concepts]
 
     def _put(self, name: str, make: Callable[[], Entry | Adapted]) -> Any:
         if name not in self.goods:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from customttt import learn, lora, losses, train
 from customttt.backbones import Backbone, PromptEmbeds, WordEmbedding
 from customttt.checkpoint import FORGETFUL, Keeper
-from customttt.compose import LoraPair
 from customttt.concept import Concept, Kind
 from customttt.config import Defaults, TrainConfig, digest
 from customttt.diffusion import Latents
@@ -77,9 +76,9 @@ class Material:
 
 @dataclass(frozen=True)
 class Taught:
-    """What a method renders with: two LoRAs, and DreamVideo's word for the subject."""
+    """What a method renders with: LoRAs, and DreamVideo's word for the subject."""
 
-    pair: LoraPair
+    loras: lora.Loras
     word: WordEmbedding | None = None
 
     def spoken(self, backbone: Backbone, noun: str) -> AbstractContextManager[None]:
@@ -88,7 +87,7 @@ class Taught:
 
     def to_weights(self) -> lora.Weights:
         """As one file holds it."""
-        return lora.join(self.pair) | ({} if self.word is None else {"word": self.word})
+        return lora.join(self.loras) | ({} if self.word is None else {"word": self.word})
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> Taught:
@@ -165,9 +164,13 @@ class RivalLesson:
         return weights
 
 
+def _pair(appearance: lora.Weights, motion: lora.Weights, word: WordEmbedding | None = None) -> Taught:
+    return Taught({"appearance": appearance, "motion": motion}, word)
+
+
 def full(lesson: RivalLesson) -> Taught:
     """The paper's "full LoRA": what CustomTTT learns before test-time training, on all layers."""
-    return Taught((lesson.subject(), lesson.movement()))
+    return _pair(lesson.subject(), lesson.movement())
 
 
 def motiondirector(lesson: RivalLesson) -> Taught:
@@ -178,7 +181,7 @@ def motiondirector(lesson: RivalLesson) -> Taught:
     """
     reading = lesson.backbone.cross_attention(lesson.backbone.layers("appearance"))
     spatial = [name for name in lesson.targets("appearance") if name not in reading]
-    return Taught((lesson.subject(spatial), _two_paths(lesson, spatial)))
+    return _pair(lesson.subject(spatial), _two_paths(lesson, spatial))
 
 
 def diffdirector(lesson: RivalLesson) -> Taught:
@@ -189,7 +192,7 @@ def diffdirector(lesson: RivalLesson) -> Taught:
     over: 503 steps, rank 64 from 384 pixels on, no dropout in the temporal LoRA.
     """
     subject = lesson.subject() if lesson.everywhere is None else lesson.everywhere
-    return Taught((subject, _two_paths(lesson, lesson.targets("appearance"))))
+    return _pair(subject, _two_paths(lesson, lesson.targets("appearance")))
 
 
 def dreamvideo(lesson: RivalLesson) -> Taught:
@@ -207,7 +210,7 @@ def dreamvideo(lesson: RivalLesson) -> Taught:
         embeds = lesson.backbone.embed(prompts)
     cross_attention = lesson.backbone.cross_attention(lesson.backbone.layers("appearance"))
     identity = lesson.subject(cross_attention, embeds, steps - int(WORD_SHARE * steps))
-    return Taught((identity, lesson.movement(debias=0.0)), word)
+    return _pair(identity, lesson.movement(debias=0.0), word)
 
 
 RIVALS: Mapping[str, Callable[[RivalLesson], Taught]] = MappingProxyType(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from customttt.recipe import sentence, with_article
+from customttt.recipe import joint_sentence, sentence, with_article
 from customttt.tiny.movements import MOVEMENTS, MOVING
 from customttt.tiny.scenes import SCENES
 from customttt.tiny.world import ABSENT, COLOURS, HATS, HELD_OUT_NOUNS, NOUNS, PATTERNS, PLAIN, Contents, Look
@@ -74,12 +74,7 @@ def _unknown_word(chance: float, syllables: list[int]) -> str:
 
 def pair_sentence(first: str, second: str, movement: str = "", other: str = "", scene: str = "") -> str:
     """ "A koala and a dog are running on Mars.", or "A koala is running and a dog is jumping on Mars."."""
-    if movement == other:
-        words = f"{first} and {second}" + (f" are {movement}" if movement else "")
-    else:
-        words = f"{first} is {movement} and {second} is {other}"
-    text = f"{words} {scene}".strip()
-    return f"{text[0].upper()}{text[1:]}."
+    return joint_sentence([(first, movement), (second, other)], scene)
 
 
 def corpus() -> list[str]:
