@@ -8,6 +8,8 @@ from __future__ import annotations
 
 # -- settings, from wherever they come: the command line, a recipe in a stranger's video, a base's folder
 
+MAX_SUBJECTS = 16
+"""Of one video."""
 MAX_SEED = 2**64 - 1
 """The largest that torch's generators take."""
 MAX_STEPS, MAX_BATCH, MAX_RANK = 1_000_000, 1024, 4096

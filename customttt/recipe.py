@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast, get_args
 from customttt.concept import Concept, Kind
 from customttt.config import SampleConfig, TTTConfig, check_fields, check_seed, digest
 from customttt.errors import UsageError
-from customttt.limits import MAX_PROMPT, MAX_TEXT
+from customttt.limits import MAX_PROMPT, MAX_SUBJECTS, MAX_TEXT
 
 FORMAT_VERSION = 1
 MAX_THREADS = 4096
@@ -248,6 +248,8 @@ class VideoRecipe:
     def _check_several(self) -> None:
         """Raise UsageError for subjects that cannot be told apart, or of which the prompt does not speak."""
         names = [one.appearance.name for one in self.subjects]
+        if len(names) > MAX_SUBJECTS:
+            raise UsageError(f"The video has {len(names):,} subjects; at most {MAX_SUBJECTS} are taken.")
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"'{twice}' is a subject twice; each can be in a video once.")
         if self.rival:

@@ -165,7 +165,11 @@ class Plan:
 
 
 def forecast(library: Library, pair: pairs.Pair, recipe: VideoRecipe, videos: int = 1) -> Forecast:
-    """What so many videos of a recipe will take. Raises BaseUnavailableError, or UsageError for too many frames."""
+    """What so many videos of a recipe will take.
+
+    Raises BaseUnavailableError, or UsageError for too many frames or subjects.
+    """
+    backbones.check_subjects(recipe.base, len(recipe.subjects))
     adapters = {slot: planner.Adapter(one.kind, one.layers, one.rank) for slot, one in pair.concepts.items()}
     steps = 0 if recipe.rival or library.adapted(recipe.adaptation_key()) else recipe.ttt.steps
     return planner.composing(recipe.base, adapters, recipe.ttt.but(steps=steps), recipe.sample, videos)
@@ -315,14 +319,24 @@ class Workshop:
         weights = lora.load(self.library.weights(concept.name))
         return compose.try_out(self.backbone, concept.kind, weights, concept.prompt, sample, seeds, self.report)
 
-    def recipe(self, appearance: str, motion: str, prompt: str = "", seed: int = 0) -> VideoRecipe:
-        """The recipe of a video of two concepts; `dataclasses.replace` changes what it says.
+    def recipe(
+        self,
+        appearance: str,
+        motion: str,
+        prompt: str = "",
+        seed: int = 0,
+        others: Sequence[tuple[str, str | None]] = (),
+    ) -> VideoRecipe:
+        """The recipe of a video of two concepts, and of further subjects: (appearance, motion or None) of each.
 
-        Raises NotFoundError, UsageError for another kind or a bad prompt, DamagedError, or BaseUnavailableError where
-        the two were not learned on this base.
+        `dataclasses.replace` changes what it says.
+
+        Raises NotFoundError, UsageError for another kind, a bad prompt or too many subjects, DamagedError, or
+        BaseUnavailableError where they were not learned on this base.
         """
         base = self.backbone
-        pair = pairs.named(self.library, appearance, motion)
+        backbones.check_subjects(base.name, 1 + len(others))
+        pair = pairs.named(self.library, appearance, motion, others)
         recipe = pair.recipe(prompt, base.name, base.fingerprint, base.defaults, seed)
         return replace(recipe, threads=threads.number())
 

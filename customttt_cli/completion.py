@@ -25,6 +25,14 @@ def concepts(kind: Kind | None = None) -> Callable[[str], Sequence[tuple[str, st
     return offer
 
 
+def subjects(incomplete: str) -> Sequence[str]:
+    """Appearances, and after a colon, motions."""
+    appearance, colon, _ = incomplete.partition(":")
+    if colon:
+        return [f"{appearance}:{name}" for name, _ in concepts("motion")("")]
+    return [name for name, _ in concepts("appearance")("")]
+
+
 def bases() -> Sequence[str]:
     return BASES
 

@@ -1,9 +1,9 @@
-"""The command `compose`: one appearance and one motion, or a video's recipe, become videos."""
+"""The command `compose`: appearances and motions, or a video's recipe, become videos."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +32,7 @@ def compose(
     appearance: Annotated[str | None, options.concept_argument("appearance")] = None,
     motion: Annotated[str | None, options.concept_argument("motion")] = None,
     prompt: options.Scene = "",
+    further: options.Others = None,
     out: _Output = None,
     seed: _Seed = None,
     num: Annotated[int, typer.Option(help="How many videos, of consecutive seeds.")] = 1,
@@ -50,7 +51,10 @@ def compose(
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
-    """Put a learned appearance and a learned motion into one video, adapted to each other by test-time training."""
+    """Put a learned appearance and a learned motion into one video, adapted to each other by test-time training.
+
+    With further subjects, each with a movement of its own: --with dog:jumping.
+    """
     ttt_steps = options.ttt_steps(no_ttt, ttt_steps)
     wish = Wish(
         prompt=prompt, seed=seed, num=num, frames=frames, aspect=aspect, steps=steps, guidance=guidance,
@@ -59,7 +63,8 @@ def compose(
     )  # fmt: skip
     wish.check()
     library = Library()
-    pair, made = _pair(library, appearance, motion, recipe, force)
+    names = None if appearance is None or motion is None else (appearance, motion)
+    pair, made = _pair(library, names, options.others(further), recipe, force)
     paths = render.output_paths(out, pair.title, wish.seeds(made))
     _check_outputs(list(paths.values()), recipe)
     wanted = render.settle(pair, wish, made)
@@ -71,15 +76,19 @@ def compose(
 
 
 def _pair(
-    library: Library, appearance: str | None, motion: str | None, video: Path | None, altered: bool
+    library: Library,
+    names: tuple[str, str] | None,
+    others: Sequence[tuple[str, str | None]],
+    video: Path | None,
+    altered: bool,
 ) -> tuple[Pair, VideoRecipe | None]:
-    """The two concepts, by name or by the recipe in a video, and that recipe."""
+    """The concepts, by name or by the recipe in a video, and that recipe."""
     if video is None:
-        if appearance is None or motion is None:
+        if names is None:
             raise UsageError('Give an appearance and a motion: customttt compose koala swimming "on Mars".')
-        return pairs.named(library, appearance, motion), None
-    if appearance is not None:
-        raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION and PROMPT out.")
+        return pairs.named(library, *names, others), None
+    if names or others:
+        raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION, PROMPT and --with out.")
     made = _read(video, altered)
     return pairs.of_recipe(library, made, f"'{video}'"), made
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -38,6 +38,16 @@ ConceptName = Annotated[
     str, typer.Argument(help="A concept's name.", show_default=False, autocompletion=completion.concepts())
 ]
 Scene = Annotated[str, typer.Argument(help="Where: 'on Mars'. Or a sentence with {appearance} and {motion}.")]
+Others = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        help="A further subject and its movement, dog:jumping; or a subject alone, of which PROMPT is then a whole "
+        "sentence with the names in braces. Can be repeated.",
+        show_default=False,
+        autocompletion=completion.subjects,
+    ),
+]
 _ANY_BASE = f"{', '.join(completion.BASES)}, a folder or a hub id; by default"
 Base = Annotated[
     str | None,
@@ -141,6 +151,17 @@ def _at_home(value: Any, place: bool) -> Any:
         ) from error
     check_length(Path(path))
     return path
+
+
+def others(texts: Sequence[str] | None) -> list[tuple[str, str | None]]:
+    """What `--with` says: (appearance, motion or None), one a subject. Raises UsageError."""
+    found = []
+    for text in texts or ():
+        appearance, colon, motion = text.partition(":")
+        if not appearance or (colon and not motion) or ":" in motion:
+            raise UsageError(f"--with is '{text}'; give an appearance and a motion, dog:jumping, or dog alone.")
+        found.append((appearance, motion or None))
+    return found
 
 
 def ttt_steps(none: bool, steps: int | None) -> int | None:

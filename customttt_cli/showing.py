@@ -58,7 +58,8 @@ def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:
     sample, ttt = recipe.sample, recipe.ttt
     method = {"method": f"{recipe.rival.name}, learned anew from the pictures and the clip"} if recipe.rival else {}
     apart = f", the motion's {ttt.learning_rate * ttt.motion_rate:g}" if ttt.motion_rate != 1 else ""
-    adapted = f"{ttt.steps} steps at learning rate {ttt.learning_rate:g}{apart}" if ttt.steps else "none"
+    teachers = f" of {len(recipe.ingredients)} teachers each" if recipe.others else ""
+    adapted = f"{ttt.steps} steps{teachers} at learning rate {ttt.learning_rate:g}{apart}" if ttt.steps else "none"
     return _aligned(
         {
             "prompt": recipe.target_prompt,

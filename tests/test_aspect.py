@@ -154,7 +154,7 @@ def test_a_grid_foretells_every_shape(tmp_path: Path, monkeypatch: pytest.Monkey
     rendered: set[tuple[int, int]] = set()
 
     def composing(*settings: Any) -> Forecast:
-        rendered.add(settings[4].sides)
+        rendered.add(settings[3].sides)
         return Forecast(1, 2, 1.0, 0, Rung())
 
     monkeypatch.setattr(planner, "composing", composing)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from material import assert_one_sentence, make_pictures, run, snapshot
 
-from customttt import media
+from customttt import backbones, media
 from customttt.concept import Concept
 from customttt.errors import StoreError
 from customttt.library import Library
 from customttt.recipe import VideoRecipe
+from customttt_cli import completion
 
 pytestmark = pytest.mark.usefixtures("learned")
 
@@ -55,6 +56,46 @@ def test_two_names_and_a_scene_become_a_video(here: Path, tiny_random_base: Path
     assert "Test-time training: step 2 of 2, loss" in done.stderr
     assert "Denoising: step 2 of 2" in done.stderr
     assert "customttt show koala-swimming.mp4" in done.stderr
+
+
+def test_several_subjects_become_one_video_which_renders_again(here: Path) -> None:
+    copy("koala", "dog", phrase="dog")
+    copy("swimming", "jumping", phrase="jumping")
+    subjects = ("compose", "koala", "swimming", "on Mars", "--with", "dog:jumping")
+    plan = run(*subjects, "--dry-run")
+    assert "2 steps of 4 teachers each at learning rate" in plan.stdout
+    done = run(*subjects)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "koala-swimming-dog-jumping.mp4\n"
+    recipe = VideoRecipe.from_dict(media.read_recipe(here / done.stdout.strip()))
+    assert recipe.target_prompt == "A koala is swimming and a dog is jumping on Mars."
+    shown = run("show", done.stdout.strip()).stdout
+    assert [line.split()[:2] for line in shown.splitlines() if line.startswith(("appearance", "motion"))] == [
+        ["appearance", "koala"], ["motion", "swimming"], ["appearance2", "dog"], ["motion2", "jumping"]
+    ]  # fmt: skip
+    again = run("compose", "--recipe", done.stdout.strip(), "-o", "again.mp4")
+    assert "used again" in again.stderr
+    first, second = (media.read_frames(here / name)[0] for name in (done.stdout.strip(), "again.mp4"))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_bystander_does_what_the_prompt_says_and_a_movement_may_be_shared(here: Path) -> None:
+    copy("koala", "dog", phrase="dog")
+    copy("koala", "my-cat", phrase="my cat")
+    sentence = "{koala} and {dog} are {swimming} and {my-cat} looks on"
+    shared = ("--with", "dog:swimming", "--with", "my-cat")
+    done = run("compose", "koala", "swimming", sentence, *shared, "--no-ttt", "--motion-scale", 0.5, "-o", "out.mp4")
+    assert done.exit_code == 0, done.output
+    recipe = VideoRecipe.from_dict(media.read_recipe(here / "out.mp4"))
+    assert recipe.target_prompt == "A koala and a dog are swimming and my cat looks on"
+    assert {slot: one.scale for slot, one in recipe.ingredients.items()} == {
+        "appearance": 1, "motion": 0.5, "appearance2": 1, "appearance3": 1,
+    }  # fmt: skip
+
+
+def test_the_shell_offers_a_further_subject_and_then_its_movement() -> None:
+    assert list(completion.subjects("")) == ["koala"]
+    assert list(completion.subjects("koala:sw")) == ["koala:swimming"]
 
 
 @pytest.mark.parametrize("option", ["--output=~/mars.mp4", "-o~/mars.mp4"])
@@ -213,6 +254,26 @@ def _damaged_manifest() -> list[str]:
     return ["koala", "swimming"]
 
 
+def _with_another(prompt: str, other: str) -> list[str]:
+    copy("koala", "dog", phrase="dog")
+    return ["koala", "swimming", prompt, "--with", other]
+
+
+def _another_subject_of_another_base() -> list[str]:
+    copy("koala", "dog", base="animatediff", base_fingerprint="f00d")
+    return ["koala", "swimming", "--with", "dog:swimming"]
+
+
+def test_more_subjects_than_a_base_draws_are_told_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = backbones.identify("tiny")
+    for name in ("koala", "dog", "cat"):
+        copy("koala", f"tiny-{name}", phrase=name, base="tiny", base_fingerprint=fingerprint)
+    copy("swimming", "diving", base="tiny", base_fingerprint=fingerprint)
+    monkeypatch.setattr("customttt.planner.composing", fail)
+    done = run("compose", "tiny-koala", "diving", "--with", "tiny-dog:diving", "--with", "tiny-cat:diving")
+    assert_one_sentence(done, 2, "has 3 subjects, and tiny has learned to draw 2")
+
+
 @pytest.mark.parametrize(
     ("prepare", "code", "words"),
     [
@@ -241,6 +302,17 @@ def _damaged_manifest() -> list[str]:
         (lambda: ["koala", "swimming", "-o", "/proc/x/video.mp4"], 11, ("/proc/x",)),
         (lambda: ["koala", "swimming", "-o", ".", "--num", "2"], 2, ("need a name",)),
         (lambda: ["koala", "swimming", "--recipe", "x.mp4"], 2, ("leave APPEARANCE",)),
+        (lambda: ["--with", "koala", "--recipe", "x.mp4"], 2, ("leave APPEARANCE",)),
+        (lambda: ["koala", "swimming", "--with", "koala:swimming"], 2, ("'koala' is a subject twice",)),
+        (lambda: ["koala", "swimming", "--with", "dog:"], 2, ("--with is 'dog:'", "dog:jumping")),
+        (lambda: ["koala", "swimming", "--with", ":swimming"], 2, ("--with is ':swimming'",)),
+        (lambda: ["koala", "swimming", "--with", "a:b:c"], 2, ("--with is 'a:b:c'",)),
+        (lambda: ["koala", "swimming", "--with", "dog:swimming"], 3, ("'dog'",)),
+        (lambda: ["koala", "swimming", "--with", "swimming"], 2, ("'swimming' is a motion",)),
+        (_another_subject_of_another_base, 10, ("'dog' was learned on 'animatediff'", "'koala' on another base")),
+        (lambda: _with_another("on Mars", "dog"), 2, ("What 'dog' does is not said", "{koala} is {swimming}")),
+        (lambda: _with_another("{koala} {cat}", "dog"), 2, ("The prompt has {cat}",)),
+        (lambda: _with_another("{koala} alone", "dog"), 2, ("does not speak of 'dog'",)),
         (lambda: ["--recipe", "nowhere.mp4"], 3, ("nowhere.mp4",)),
     ],
 )  # fmt: skip

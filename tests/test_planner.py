@@ -123,7 +123,11 @@ def test_test_time_training_and_rendering_are_foretold(tiny_random_base: Path) -
 
     rendering = composing(TTTConfig(steps=0))
     assert composing(TTTConfig(steps=0), 3).seconds == pytest.approx(3 * rendering.seconds)
-    adapting = composing(TTTConfig(steps=30))
+    several = adapters | {f"{slot}2": one for slot, one in adapters.items()}
+    thrice, adapting = TTTConfig(steps=30, references=3), composing(TTTConfig(steps=30))
+    more = planner.composing(str(tiny_random_base), several, thrice, sample)
+    growth = (more.seconds - rendering.seconds) / (composing(thrice).seconds - rendering.seconds)
+    assert 1.9 < growth < 2.6, "the cost grows with the number of teachers, and a little with the LoRAs that all have"
     assert adapting.memory > rendering.memory
     assert adapting.seconds > composing(TTTConfig(steps=30, references=3)).seconds > rendering.seconds
 

@@ -22,15 +22,15 @@ from customttt.backbones.interface import (
     precision,
 )
 from customttt.config import Defaults
-from customttt.errors import BaseUnavailableError
+from customttt.errors import BaseUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from customttt.backbones.family import Family, Known
 
 __all__ = [
-    "Backbone", "Place", "PromptEmbeds", "WordEmbedding", "autocast", "check_at_hand", "choose_base", "computing",
-    "defaults", "families", "family_of", "identify", "is_local", "is_square", "known_bases", "locate", "open_base",
-    "own_settings", "places", "precision", "pull", "sketch",
+    "Backbone", "Place", "PromptEmbeds", "WordEmbedding", "autocast", "check_at_hand", "check_subjects", "choose_base",
+    "computing", "defaults", "families", "family_of", "identify", "is_local", "is_square", "known_bases", "locate",
+    "open_base", "own_settings", "places", "precision", "pull", "sketch",
 ]  # fmt: skip
 
 PREFERRED, FALLBACK = "animatediff", "tiny"
@@ -169,6 +169,16 @@ def families() -> tuple[type[Family], ...]:
 def known_bases() -> dict[str, Known]:
     """The bases that have a name."""
     return {known.name: known for family in families() for known in family.KNOWN}
+
+
+def check_subjects(base: str, number: int) -> None:
+    """Raise UsageError for more subjects in one video than a base is known to draw."""
+    known = known_bases().get(base)
+    if known and 0 < known.subjects < number:
+        raise UsageError(
+            f"The video has {number} subjects, and {base} has learned to draw {known.subjects}; leave out "
+            f"{number - known.subjects} of them, or use concepts of another base."
+        )
 
 
 def _network_configs() -> list[str]:

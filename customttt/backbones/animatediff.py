@@ -63,7 +63,7 @@ class AnimateDiff(UNetFamily):
     KNOWN = (
         Known(
             "tiny", "the embedded model: a small world of emoji", "Apache-2.0, OFL-1.1", folder=TINY_PATH / "weights",
-            architecture_name="customttt-tiny", square=True,
+            architecture_name="customttt-tiny", square=True, subjects=2,
         ),
         Known(
             "animatediff", "Stable Diffusion 1.5 + AnimateDiff v3, the paper's", "CreativeML OpenRAIL-M, Apache-2.0",

@@ -45,6 +45,8 @@ class Known:
     """In the words of `modelspec.architecture`, where it is not its family's."""
     square: bool = False
     """Whether it was trained on squares alone, and makes nothing else."""
+    subjects: int = 0
+    """How many it has learned to draw in one video; 0: nobody has measured it."""
     memory: int = 0
     """Bytes of a GPU that learning and test-time training can do with; 0: any CPU will do.
 
