@@ -54,8 +54,9 @@ ARCHITECTURE = {
 }  # fmt: skip
 """Of the 1.3B: 30 blocks, 1536 wide; all else in its transformer/config.json is diffusers' default."""
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-HOME = hub.Repository("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", parts=PARTS)
-"""No commit is pinned yet: none could be looked up where this was written. Pin one as soon as the hub is at hand."""
+HOME = hub.Repository("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "0fad780a534b6463e45facd96134c9f345acfa5b", parts=PARTS)
+"""The commit is read in public code of others: ten projects pin it or have it in their cache, none has another, and one
+lists its 19 files at 28,928,887,859 bytes, which is what the parts below add up to."""
 
 
 def recipe(blocks: int, frame_rate: int) -> Defaults:
