@@ -54,7 +54,7 @@ def inject(
     for _, layer in _layers(network):  # peft gives them the precision of the base, in which an update of 1e-5 is lost
         for matrices in (layer.lora_A, layer.lora_B):
             if adapter in matrices:
-                matrices[adapter].to(layer.weight.device, torch.float32)
+                matrices[adapter].to(getattr(network, "device", layer.weight.device), torch.float32)
         if isinstance(layer, LoraLinear):
             layer.forward = partial(_forward, layer)
     return parameters(network, adapter)

@@ -288,7 +288,7 @@ def _weights(base: str, adapter: Adapter, device: torch.device) -> lora.Weights:
 
 def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[], object], decoder: bool = False) -> Cost:
     """What `work` on a sketch would take."""
-    resident = [backbone.network]
+    resident = [backbone.network if device.type == "cpu" else backbone.resident]
     if decoder or device.type == "cpu":  # elsewhere it is on the device only while it works
         resident.append(backbone.vae)
     if device.type == "cpu" and (text_encoder := getattr(backbone, "text_encoder", None)):

@@ -18,7 +18,7 @@ from customttt.backbones import Backbone
 from customttt.checkpoint import FORGETFUL, Keeper, randomness, set_randomness
 from customttt.concept import Kind
 from customttt.config import TrainConfig
-from customttt.errors import DivergedError, OutOfMemoryError
+from customttt.errors import DivergedError, OutOfMemoryError, UsageError
 from customttt.lion import Lion
 from customttt.progress import Progress, Report, silent
 from customttt.thrift import Ladder, Terms
@@ -112,6 +112,18 @@ def add_random_noise(
     return schedule.add_noise(latents, noise, timesteps), schedule.target(latents, noise, timesteps), timesteps
 
 
+def noise_of(backbone: Backbone, kind: Kind, asked: tuple[float, float]) -> tuple[float, float]:
+    """The part of these shares of the noise in which a LoRA of `kind` can act. Raises UsageError if there is none."""
+    low, high = backbone.noise(kind)
+    within = max(low, asked[0]), min(high, asked[1])
+    if within[0] >= within[1]:
+        raise UsageError(
+            f"The {kind} is to be learned from {asked[0]:g} to {asked[1]:g} of the noise; on {backbone.name} its LoRA "
+            f"acts from {low:g} to {high:g} alone."
+        )
+    return within
+
+
 def target_linears(backbone: Backbone, kind: Kind, config: TrainConfig) -> list[str]:
     """Names of the linears that a LoRA of this kind wraps: those of the configuration, in its layers."""
     return [name for name in backbone.targets(kind, config.layers) if name.endswith(config.linears)]
@@ -134,10 +146,11 @@ def learn_appearance(
     ladder of `thrift` it begins.
     """
     generator, ladder = torch.Generator().manual_seed(config.seed), Ladder(backbone, config.batch_size, rung)
+    within = noise_of(backbone, "appearance", config.noise)
 
     def terms_at(_: int) -> Terms:
         pick = torch.randint(0, len(latents), (config.batch_size,), generator=generator)
-        noisy, target, timesteps = add_random_noise(backbone, latents[pick], generator, config.noise)
+        noisy, target, timesteps = add_random_noise(backbone, latents[pick], generator, within)
         embeds = prompt_embeds[pick]
         with backbone.framewise():
             for part, share in ladder.parts():
@@ -165,10 +178,11 @@ def learn_motion(
     """Temporal LoRA of one movement from one clip, with the debiased loss. Returns (weights, losses)."""
     generator, ladder = torch.Generator().manual_seed(config.seed), Ladder(backbone, config.batch_size, rung)
     embeds = prompt_embeds.expand(config.batch_size, -1, -1)
+    within = noise_of(backbone, "motion", config.noise)
 
     def terms_at(_: int) -> Terms:
         copies = latents.expand(config.batch_size, -1, -1, -1, -1)
-        noisy, target, timesteps = add_random_noise(backbone, copies, generator, config.noise)
+        noisy, target, timesteps = add_random_noise(backbone, copies, generator, within)
         anchor = int(torch.randint(0, latents.shape[2], (), generator=generator))
         for part, share in ladder.parts():
             prediction = backbone.predict(noisy[part], timesteps[part], embeds[part])

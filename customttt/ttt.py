@@ -162,6 +162,10 @@ class Student:
         """Whose LoRAs act on what that teacher showed, and between which shares of the noise; drawn where there are
         several such parts."""
         parts = renoised(shown, self.config, self.sample)
+        if shown == "appearance":  # a still picture teaches its own kind alone
+            low, high = self.backbone.noise(shown)
+            clipped = [(acting, (max(low, begin), min(high, end))) for acting, (begin, end) in parts]
+            parts = [(acting, (begin, end)) for acting, (begin, end) in clipped if begin < end]
         if len(parts) == 1:
             return parts[0]
         lengths = torch.tensor([high - low for _, (low, high) in parts])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,32 @@ def build_tiny_random_wan(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def build_tiny_random_experts(folder: Path, one: Path) -> Path:
+    """The same with a second transformer, from a base of `one`: each for a part of the noise, as in Wan 2.2's A14B."""
+    shutil.copytree(one, folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        wan_transformer().save_pretrained(folder / "transformer_2")
+    parts = {name: ["diffusers", "WanTransformer3DModel"] for name in ("transformer", "transformer_2")}
+    (folder / "model_index.json").write_text(json.dumps({"boundary_ratio": 0.875, **parts}))
+    return folder
+
+
+def build_tiny_random_5b(folder: Path, one: Path) -> Path:
+    """The same as Wan 2.2's 5B: a residual codec of patches, 4 x 16 x 16 with 48 channels."""
+    shutil.copytree(one, folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        wan_transformer(in_channels=48, out_channels=48).save_pretrained(folder / "transformer")
+        AutoencoderKLWan(
+            base_dim=4, decoder_base_dim=4, z_dim=48, dim_mult=[1, 1, 1, 1], num_res_blocks=1, in_channels=12,
+            out_channels=12, is_residual=True, patch_size=2, scale_factor_spatial=16, latents_mean=[0.1] * 48,
+            latents_std=[1.5] * 48,
+        ).save_pretrained(folder / "vae")  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps({"expand_timesteps": True}))
+    return folder
+
+
 VOCABULARY = 64
 TEXT_WIDTH = 16
 
@@ -104,9 +131,9 @@ def wan_vae() -> AutoencoderKLWan:
     return AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
 
 
-def wan_transformer() -> WanTransformer3DModel:
+def wan_transformer(**options: Any) -> WanTransformer3DModel:
     """Wan's transformer in small."""
     return WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, text_dim=TEXT_WIDTH, freq_dim=16, ffn_dim=32, num_layers=9,
-        rope_max_seq_len=32,
+        rope_max_seq_len=32, **options,
     )  # fmt: skip

@@ -69,6 +69,14 @@ def tiny_random_wan_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_random_wan(tmp_path_factory.mktemp("base") / "tiny-random-wan")
 
 
+@pytest.fixture(scope="session")
+def tiny_random_experts_base(tiny_random_wan_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for transformers of two experts."""
+    from bases import build_tiny_random_experts
+
+    return build_tiny_random_experts(tmp_path_factory.mktemp("base") / "tiny-random-experts", tiny_random_wan_base)
+
+
 @pytest.fixture(scope="session", params=["tiny_random_base", "tiny_random_3d_base", "tiny_random_wan_base"])
 def any_base(request: pytest.FixtureRequest) -> Path:
     """A base of every family, one after the other."""

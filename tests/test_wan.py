@@ -238,9 +238,6 @@ def test_a_clip_that_would_be_cut_is_never_encoded(wan: Backbone) -> None:
 
 def test_other_kinds_of_wan_are_refused_in_one_sentence(tiny_random_wan_base: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_random_wan_base, tmp_path / "base"))
-    (folder / "transformer_2").mkdir()
-    with pytest.raises(BaseUnavailableError, match="two networks"):
-        open_base(str(folder), CPU)
     config = json.loads((folder / "transformer" / "config.json").read_text())
     (folder / "transformer" / "config.json").write_text(json.dumps({**config, "in_channels": 36}))
     for ask in (places, lambda base: open_base(base, CPU)):
@@ -258,11 +255,3 @@ def test_a_transformer_is_pulled_by_its_hub_id(
     assert {"transformer/config.json", "scheduler/scheduler_config.json"} <= set(standin.downloaded)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert isinstance(open_base("owner/wan", CPU), Wan)
-
-
-def test_a_transformer_of_two_networks_is_not_pulled(standin: Hub, tiny_random_wan_base: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(tiny_random_wan_base, tmp_path / "base"))
-    shutil.copytree(folder / "transformer", folder / "transformer_2")
-    standin.repositories["owner/wan"] = folder
-    assert_one_sentence(run("bases", "pull", "owner/wan"), 10, "'owner/wan' has two networks", "such as wan")
-    assert not [name for name in standin.downloaded if name.endswith(".safetensors")]

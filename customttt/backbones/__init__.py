@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,8 @@ def is_square(base: str) -> bool:
 def places(base: str) -> dict[str, Place]:
     """What a LoRA can wrap in a base's network, by name, read without loading weights. Raises BaseUnavailableError."""
     origin = locate(base)
-    return family_of(origin).places(_config(origin), origin.folder, base)
+    family = family_of(origin)
+    return family.places(_config(origin), _outline(origin, family), base)
 
 
 def open_base(base: str, device: torch.device) -> Backbone:
@@ -72,14 +74,14 @@ def open_base(base: str, device: torch.device) -> Backbone:
 
 
 def sketch(base: str, device: torch.device) -> Backbone:
-    """A base as it would be on `device`, with all shapes and no weights, on the meta device; the hub is not asked.
+    """A base as it would be on `device`, with all shapes and no weights, on the meta device.
 
-    Raises BaseUnavailableError.
+    The hub is asked for configurations alone, and not where a base has a name. Raises BaseUnavailableError.
     """
     origin = locate(base)
     family = family_of(origin)
     config = origin.known.architecture if origin.known and origin.known.architecture else _config(origin)
-    return family.sketch(config, origin.folder, base, _defaults(origin, family), device)
+    return family.sketch(config, _outline(origin, family), base, _defaults(origin, family), device)
 
 
 def check_at_hand(base: str) -> None:
@@ -104,11 +106,22 @@ def _repositories(origin: Origin, family: type[Family]) -> tuple[hub.Repository,
     """What is downloaded: of a base without a name, the parts that its family has."""
     if origin.known:
         return origin.repositories
-    return tuple(replace(repository, parts=family.PARTS) for repository in origin.repositories)
+    return tuple(replace(one, parts=family.PARTS, extra=family.EXTRA_PARTS) for one in origin.repositories)
+
+
+def _outline(origin: Origin, family: type[Family]) -> Path | None:
+    """A folder in which at least a base's configurations are; None where its architecture is known without."""
+    if origin.folder or origin.known or not family.CONFIGS:
+        return origin.folder
+    repository = origin.repositories[0]
+    paths = [hub.fetch_config(repository, (name,)) for name in family.CONFIGS]
+    with suppress(BaseUnavailableError):  # a repository need not have it
+        hub.fetch_config(repository, (hub.INDEX,))
+    return paths[0].parents[1]
 
 
 def _whole(folder: Path, family: type[Family]) -> Path:
-    if part := hub.missing_part(folder, family.PARTS):
+    if part := hub.missing_part(folder, family.PARTS, family.EXTRA_PARTS):
         raise BaseUnavailableError(f"No base model in {folder}: {part} is missing; give a diffusers folder.")
     return folder
 

@@ -67,6 +67,10 @@ class Family(ABC):
     """Its bases that have a name."""
     PARTS: ClassVar[tuple[str, ...]] = hub.PARTS
     """Folders that a base must have."""
+    EXTRA_PARTS: ClassVar[tuple[str, ...]] = ()
+    """Folders that belong to a base where it has them."""
+    CONFIGS: ClassVar[tuple[str, ...]] = ()
+    """Configurations without which the shapes of a base are not known, beside its network's."""
     ARCHITECTURES: ClassVar[Mapping[Kind, str]]
     """What a LoRA of each kind is for, in the words of `modelspec.architecture`."""
     KOHYA_BASE: ClassVar[str] = ""
@@ -118,6 +122,13 @@ class Family(ABC):
                 f"Videos of {width} x {height} pixels cannot be made: {self.name} knows squares alone. "
                 "Use --aspect 1:1, or another base."
             )
+
+    @property
+    def resident(self) -> nn.Module:
+        return self.network  # type: ignore[no-any-return]
+
+    def noise(self, kind: Kind) -> tuple[float, float]:  # noqa: ARG002
+        return 0.0, 1.0
 
     # -- what only `influence` and rivals of the method ask for; a family may go without
 

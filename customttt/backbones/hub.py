@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, getproxies, urlopen
 
@@ -33,6 +34,8 @@ from customttt.errors import BaseUnavailableError
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 """Folders of a base in diffusers format, unless its family says otherwise; its scheduler may be missing."""
 SUFFIXES = {".json", ".txt", ".safetensors"}
+INDEX = "model_index.json"
+"""What a pipeline of diffusers says of its parts."""
 PATIENCE = 3.0
 """Seconds that the hub has to answer at all."""
 
@@ -49,6 +52,8 @@ class Repository:
     """A commit; None is the newest."""
     parts: tuple[str, ...] = PARTS
     """Folders of which the files are needed; "" is the root."""
+    extra: tuple[str, ...] = ()
+    """Folders that are needed, too, where it has them, and which model_index.json tells."""
 
     def __str__(self) -> str:
         return f"{self.id}@{self.revision or 'main'}"
@@ -58,9 +63,9 @@ def nobody(_name: str, _here: int, _total: int) -> None:
     """Tell nobody."""
 
 
-def missing_part(folder: Path, parts: Iterable[str] = PARTS) -> str | None:
-    """The first thing that a base's folder lacks, None where it is whole."""
-    for part in parts:
+def missing_part(folder: Path, parts: Iterable[str] = PARTS, extra: Iterable[str] = ()) -> str | None:
+    """The first thing that a base's folder lacks, None where it is whole; `extra` may be missing, but not halves."""
+    for part in (*parts, *(part for part in extra if has_part(folder, part))):
         home = folder / part
         if part == "tokenizer":
             if not ((home / "vocab.json").is_file() or (home / "tokenizer.json").is_file()):
@@ -71,6 +76,21 @@ def missing_part(folder: Path, parts: Iterable[str] = PARTS) -> str | None:
             if not _has_weights(home):
                 return f"{part}/*.safetensors".lstrip("/")
     return None
+
+
+def index(folder: Path) -> dict[str, Any]:
+    """A folder's model_index.json; empty where it has none that can be read."""
+    path = folder / INDEX
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def has_part(folder: Path, part: str) -> bool:
+    """Whether a base has a part, which may not be here yet: its index then names its library and its class."""
+    named = index(folder).get(part)
+    return (folder / part).is_dir() or (isinstance(named, list) and any(named))
 
 
 def _has_weights(folder: Path) -> bool:
@@ -92,7 +112,7 @@ def cached(repository: Repository) -> Path | None:
     if config is None:
         return None
     folder = config.parents[1] if first else config.parent
-    return None if missing_part(folder, repository.parts) else folder
+    return None if missing_part(folder, repository.parts, repository.extra) else folder
 
 
 def _cached_file(repository: Repository, name: str) -> Path | None:
@@ -229,13 +249,11 @@ def _get(repository: Repository, name: str) -> str:
 def _download(repository: Repository, notify: Notify) -> None:
     info = HfApi().model_info(repository.id, revision=repository.revision, files_metadata=True, timeout=10)
     listed = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    if "transformer_2/config.json" in listed and "transformer" in repository.parts:
-        raise BaseUnavailableError(
-            f"'{repository.id}' has two networks, one for much noise and one for little, of which only one would be "
-            "used; give a base of one, such as wan."
-        )
-    sizes = {name: listed[name] for name in needed(listed, repository.parts)}
-    _check_safetensors(repository, sizes)
+    parts = (*repository.parts, *(part for part in repository.extra if f"{part}/config.json" in listed))
+    sizes = {name: listed[name] for name in needed(listed, parts)}
+    if repository.extra and INDEX in listed:
+        sizes[INDEX] = listed[INDEX]
+    _check_safetensors(repository.id, parts, sizes)
     missing = [name for name in sizes if _cached_file(repository, name) is None]
     total, here = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in missing)
     _check_space(repository.id, total - here)
@@ -245,12 +263,12 @@ def _download(repository: Repository, notify: Notify) -> None:
         here += sizes[name]
 
 
-def _check_safetensors(repository: Repository, names: Collection[str]) -> None:
+def _check_safetensors(repository: str, parts: Iterable[str], names: Collection[str]) -> None:
     having = {name.rpartition("/")[0] for name in names if name.endswith(".safetensors")}
-    for part in repository.parts:
+    for part in parts:
         if part not in ("tokenizer", "scheduler") and part not in having:
             raise BaseUnavailableError(
-                f"'{repository.id}' has no {part}/*.safetensors, and formats that hold programs are not read."
+                f"'{repository}' has no {part}/*.safetensors, and formats that hold programs are not read."
             )
 
 
@@ -265,7 +283,7 @@ def needed(names: Collection[str], parts: Collection[str]) -> list[str]:
 
 
 def _unwanted(name: str) -> bool:
-    return "non_ema" in name or ".fp16-" in name or name == "model_index.json"
+    return "non_ema" in name or ".fp16-" in name or name == INDEX
 
 
 def _check_space(name: str, size: int) -> None:

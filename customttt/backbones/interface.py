@@ -58,6 +58,10 @@ class Backbone(Protocol):
         """The numbers of the blocks, those first that keep the most for a backward pass."""
 
     @property
+    def resident(self) -> nn.Module:
+        """What of the network is on a GPU at one time: all of it, unless parts take turns."""
+
+    @property
     def prompt_shape(self) -> tuple[int, int]:
         """(l, d) of a prompt's embeddings."""
 
@@ -78,6 +82,9 @@ class Backbone(Protocol):
 
     def predict(self, noisy_latents: Latents, timesteps: Timesteps, prompt_embeds: PromptEmbeds) -> Latents:
         """The network's output, which `schedule` reads."""
+
+    def noise(self, kind: Kind) -> tuple[float, float]:
+        """Between which shares of the noise (0 clean, 1 noise) a LoRA of `kind` can act at all."""
 
     def framewise(self) -> AbstractContextManager[None]:
         """While this lasts, `predict` sees every frame as a picture by itself: nothing that mixes frames acts."""

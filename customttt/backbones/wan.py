@@ -1,7 +1,8 @@
 """The Wan family: one transformer over space and time (arXiv 2503.20314), text read by UMT5, a codec of whole clips.
 
-`blocks.N` is layer N. Nothing in it is spatial or temporal alone, so appearance and motion may learn in the same
-linears; they are told apart by what they learn from, single pictures or clips, and by the layers they are given.
+`blocks.N` is layer N, of both experts where there are two (Wan 2.2's A14B). Nothing in it is spatial or temporal alone,
+so appearance and motion may learn in the same linears; they are told apart by what they learn from, single pictures or
+clips, and by the layers they are given. With two experts, each has its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from transformers.utils import logging as text_logging
 
 from customttt import lora
 from customttt.backbones import hub
+from customttt.backbones.experts import EXPERTS, Experts
 from customttt.backbones.family import Family, Known, load_part, read_as, read_config, unavailable, visiting
 from customttt.backbones.interface import Place, PromptEmbeds, WordEmbedding, computing, precision
 from customttt.concept import Kind
@@ -54,6 +56,8 @@ ARCHITECTURE = {
 }  # fmt: skip
 """Of the 1.3B: 30 blocks, 1536 wide; all else in its transformer/config.json is diffusers' default."""
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+BOUNDARY = 0.875
+"""Share of the noise from which on the first of two experts works, where a base does not say: that of T2V-A14B."""
 HOME = hub.Repository("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "0fad780a534b6463e45facd96134c9f345acfa5b", parts=PARTS)
 """The commit is read in public code of others: ten projects pin it or have it in their cache, none has another, and one
 lists its 19 files at 28,928,887,859 bytes, which is what the parts below add up to."""
@@ -85,6 +89,8 @@ class Wan(Family):
     FOLDER = "transformer"
     NETWORKS = ("WanTransformer3DModel",)
     PARTS = PARTS
+    EXTRA_PARTS = (EXPERTS["appearance"],)
+    CONFIGS = ("vae/config.json", "text_encoder/config.json")
     ARCHITECTURES = MappingProxyType({"appearance": "wan2.1", "motion": "wan2.1"})
     KOHYA_BASE = "wan2.1"
     KNOWN = (
@@ -108,12 +114,19 @@ class Wan(Family):
         return recipe(config.get("num_layers", 40), 24 if config.get("in_channels") == 48 else 16)
 
     @classmethod
-    def places(cls, config: Mapping[str, Any], folder: Path | None, base: str) -> dict[str, Place]:  # noqa: ARG003
-        """The linears of all blocks, by name, in the order of the network; each may be of either kind."""
+    def places(cls, config: Mapping[str, Any], folder: Path | None, base: str) -> dict[str, Place]:
+        """The linears of all blocks, by name, in the order of the network; each of either kind, but in an expert."""
         network: Any = _bare(config, base)
-        return {
-            name: Place(None, int(name.split(".")[1]), tuple(network.get_submodule(name).weight.shape))
+        shapes = {
+            name: (int(name.split(".")[1]), tuple(network.get_submodule(name).weight.shape))
             for name in lora.target_names(network, "blocks.", LINEARS)
+        }
+        if not _has_experts(folder):
+            return {name: Place(None, *place) for name, place in shapes.items()}
+        return {
+            f"{expert}.{name}": Place(kind, *place)
+            for kind, expert in EXPERTS.items()
+            for name, place in shapes.items()
         }
 
     @classmethod
@@ -121,9 +134,11 @@ class Wan(Family):
         """Load a folder in diffusers format. Raises BaseUnavailableError."""
         logging.disable_progress_bar()  # of reading shards: this package prints nothing
         text_logging.disable_progress_bar()
-        _check_kind(read_config(folder / "transformer" / "config.json"), name, folder)
+        names = ["transformer", *(cls.EXTRA_PARTS if _has_experts(folder) else ())]
+        for part in names:
+            _check_kind(read_config(folder / part / "config.json"), name)
         with unavailable(name):
-            network = load_part(WanTransformer3DModel, folder / "transformer", precision(device))
+            networks = [load_part(WanTransformer3DModel, folder / part, precision(device)) for part in names]
             vae = load_part(AutoencoderKLWan, folder / "vae", torch.float32)  # as diffusers' examples have it
             text = folder / "text_encoder"
             text_encoder = UMT5EncoderModel.from_pretrained(
@@ -131,9 +146,9 @@ class Wan(Family):
             )
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
             schedule = _schedule(folder)
-        for part in (network, vae, text_encoder):
-            part.requires_grad_(False).eval()
-        _narrow_norms(network.to(device), device)
+        for module in (*networks, vae, text_encoder):
+            module.requires_grad_(False).eval()
+        network = _put_together(networks, folder, schedule, device, device)
         return cls(
             name=name, fingerprint=fingerprint, network=network, vae=vae, text_encoder=text_encoder,
             tokenizer=tokenizer, schedule=schedule, defaults=defaults, device=device,
@@ -148,22 +163,39 @@ class Wan(Family):
         with unavailable(name), torch.device("meta"):
             vae = AutoencoderKLWan.from_config(read_config(path) if path else {})
             text_encoder = _bare_text_encoder(folder)
-        network = nn.Module.to(_bare(config, name), precision(device))  # diffusers' own warns of what stays wide
-        _narrow_norms(network, device)
+        number, schedule, meta = 1 + _has_experts(folder), FlowSchedule(), torch.device("meta")
+        networks = [nn.Module.to(_bare(config, name), precision(device)) for _ in range(number)]  # diffusers' own warns
+        network = _put_together(networks, folder, schedule, device, meta)
         return cls(
             name=name, fingerprint="", network=network.requires_grad_(False).eval(), vae=vae.requires_grad_(False),
-            text_encoder=text_encoder, tokenizer=None, schedule=FlowSchedule(), defaults=defaults,
-            device=torch.device("meta"),
+            text_encoder=text_encoder, tokenizer=None, schedule=schedule, defaults=defaults, device=meta,
         )  # fmt: skip
 
     @property
+    def networks(self) -> dict[Kind, Any]:
+        """Where a LoRA of each kind is learned: in the network, or in its expert."""
+        if isinstance(self.network, Experts):
+            return {kind: self.network.get_submodule(expert) for kind, expert in EXPERTS.items()}
+        return dict.fromkeys(EXPERTS, self.network)
+
+    @property
+    def resident(self) -> nn.Module:
+        return self.networks["motion"]  # type: ignore[no-any-return]
+
+    def noise(self, kind: Kind) -> tuple[float, float]:
+        if not isinstance(self.network, Experts):
+            return 0.0, 1.0
+        return (self.network.share, 1.0) if kind == "motion" else (0.0, self.network.share)
+
+    @property
     def blocks(self) -> list[list[nn.Module]]:
-        return [[block] for block in self.network.blocks]
+        different = dict.fromkeys(self.networks.values())
+        return [list(blocks) for blocks in zip(*(network.blocks for network in different), strict=True)]
 
     @property
     def heaviest(self) -> list[int]:
         """All keep the same."""
-        return list(reversed(range(len(self.network.blocks))))
+        return list(reversed(self.layers("motion")))
 
     @property
     def prompt_shape(self) -> tuple[int, int]:
@@ -232,16 +264,17 @@ class Wan(Family):
         return replaced([self.network], lambda network: partial(_framewise, network.forward))
 
     def layers(self, kind: Kind) -> tuple[int, ...]:  # noqa: ARG002 each learns in all
-        return tuple(range(len(self.network.blocks)))
+        return tuple(range(len(self.resident.blocks)))  # type: ignore[arg-type]
 
     def targets(self, kind: Kind, layers: Sequence[int]) -> list[str]:
         able = self.layers(kind)
         if bad := [layer for layer in layers if layer not in able]:
             raise UsageError(f"Layer {bad[0]} does not exist; the layers of {self.name} are 0 to {able[-1]}.")
+        expert = f"{EXPERTS[kind]}." if isinstance(self.network, Experts) else ""
         return [
             name
             for layer in sorted(set(layers))
-            for name in lora.target_names(self.network, f"blocks.{layer}.", LINEARS)
+            for name in lora.target_names(self.network, f"{expert}blocks.{layer}.", LINEARS)
         ]
 
     def cross_attention(self, layers: Sequence[int]) -> list[str]:
@@ -259,11 +292,12 @@ class Wan(Family):
         num_frames: int,  # noqa: ARG002 a clip reads its prompt once
     ) -> Iterator[None]:
         with torch.no_grad(), ExitStack() as hooks:
-            starred = self.network.condition_embedder.text_embedder(starred_embeds.to(self.network.dtype))
-            for layer, block in enumerate(self.network.blocks):
-                rows = [row for row, layers in enumerate(layer_sets) if layer in layers]
-                handle = block.attn2.register_forward_pre_hook(_swapping(rows, starred))
-                hooks.callback(handle.remove)
+            for network in dict.fromkeys(self.networks.values()):
+                starred = network.condition_embedder.text_embedder(starred_embeds.to(self.network.dtype))
+                for layer, block in enumerate(network.blocks):
+                    rows = [row for row, layers in enumerate(layer_sets) if layer in layers]
+                    handle = block.attn2.register_forward_pre_hook(_swapping(rows, starred))
+                    hooks.callback(handle.remove)
             yield
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -304,7 +338,7 @@ class Wan(Family):
 def _native(key: str) -> str:
     """One of our keys under the names of Wan's own code: `blocks.0.self_attn.q.lora_A.weight`."""
     module, _, role = key.partition(".lora_")
-    head, number, linear = module.split(".", 2)
+    head, number, linear = module[module.index("blocks.") :].split(".", 2)
     return f"{head}.{number}.{NATIVE[linear]}.lora_{role}"
 
 
@@ -329,15 +363,27 @@ def _narrow_norms(network: Any, device: torch.device) -> None:
             attention.norm_k.to(computing(device))
 
 
-def _check_kind(config: Mapping[str, Any], base: str, folder: Path | None = None) -> None:
-    """Raise BaseUnavailableError for a Wan that is not one network which makes videos of text alone."""
+def _has_experts(folder: Path | None) -> bool:
+    return folder is not None and hub.has_part(folder, EXPERTS["appearance"])
+
+
+def _put_together(
+    networks: Sequence[Any], folder: Path | None, schedule: FlowSchedule, target: torch.device, device: torch.device
+) -> Any:
+    """One network on its device, or two as experts, in the precision that they have on `target`."""
+    for network in networks:
+        _narrow_norms(network if len(networks) > 1 else network.to(device), target)
+    if len(networks) == 1:
+        return networks[0]
+    share = (hub.index(folder) if folder else {}).get("boundary_ratio") or BOUNDARY
+    much, little = networks
+    return Experts(much, little, share, schedule.noisiest, device)
+
+
+def _check_kind(config: Mapping[str, Any], base: str) -> None:
+    """Raise BaseUnavailableError for a Wan that does not make videos of text alone."""
     if config.get("image_dim") or config.get("in_channels", 16) != config.get("out_channels", 16):
         raise BaseUnavailableError(f"Base {base!r} makes videos of a picture; give one that makes them of text.")
-    if folder and (folder / "transformer_2").is_dir():
-        raise BaseUnavailableError(
-            f"Base {base!r} has two networks, one for much noise and one for little, of which only one would be used; "
-            "give a base of one, such as wan."
-        )
 
 
 def _schedule(folder: Path) -> FlowSchedule:

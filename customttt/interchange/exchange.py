@@ -89,14 +89,17 @@ def export(library: Library, concept: Concept, form: Form, path: Path) -> None:
         with placed(path) as aside:
             aside.write_bytes(content)
         return
-    renamed = _renamed(lora.load(weights), concept, form)
+    own = lora.load(weights)
+    renamed, metadata = _renamed(own, concept, form), _metadata(concept, form)
+    if expert := keys.expert(own):
+        metadata["modelspec.description"] += f", in {expert} of its two experts"
     with placed(path) as aside:
-        lora.save(renamed, aside, **_metadata(concept, form))
+        lora.save(renamed, aside, **metadata)
 
 
 def _renamed(weights: lora.Weights, concept: Concept, form: Form) -> lora.Weights:
     if form == "diffusers":
-        return {f"{keys.network(weights)}.{key}": weight for key, weight in weights.items()}
+        return {keys.of_diffusers(key): weight for key, weight in weights.items()}
     family = backbones.family_of(backbones.locate(concept.base))
     renamed = {_spelt(family, key, concept, form): weight for key, weight in weights.items()}
     downs = [key for key in renamed if key.endswith(".lora_down.weight")]  # not in the spellings without an alpha
@@ -199,6 +202,9 @@ def _weights(parcel: Parcel, home: Home, kind: Kind | None) -> tuple[lora.Weight
     Raises DamagedError or UsageError.
     """
     places = home.places
+    if keys.are_twins(places):
+        kind = kind or _kind(parcel, {None})
+        places = {module: place for module, place in places.items() if place.kind == kind}
     with refusing(f"'{parcel.file}' cannot be imported for the base '{home.base}'"):
         named = keys.named(parcel.tensors, places, kind) if isinstance(parcel.tensors, list) else parcel.tensors
         kept, left = keys.sift(named, places)

@@ -50,7 +50,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, to
 _ROLES = {"A": "A", "down": "A", "B": "B", "up": "B", None: "alpha"}
 _PREFIXES = re.compile(
     r"(?:(?:base_model_model|diffusion_model|lora_unet|lycoris|model|module|motion_module|unet"
-    r"|(?:lora_)?transformer(?=_blocks_\d))_){0,4}"
+    r"|(?:lora_)?transformer(?:_2)?(?=_blocks_\d))_){0,4}"
 )
 _TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoder(?:_\d)?\.|text_model\.)")
 _BLOCK = re.compile(r"(?P<block>[a-z]+_block(?:s_\d+)?)_(?P<inside>(?P<branch>[a-z_]+?)_\d.*)")
@@ -61,6 +61,7 @@ _SPELLINGS = {
     "attention_blocks_0": "attn1",
     "attention_blocks_1": "attn2",
 }
+_EXPERT = re.compile(r"transformer(_2)?\.(?=blocks\.)")
 _NATIVE = re.compile(r"(?P<block>blocks_\d+)_(?:(?P<attention>self|cross)_attn_(?P<leaf>[qkvo])|ffn_(?P<linear>[02]))")
 """A linear of a transformer in the flat spelling of Wan's own code."""
 _LISTS: tuple[tuple[Kind, str], ...] = (
@@ -252,9 +253,20 @@ def _filled(weight: Tensor, axis: int, rank: int) -> Tensor:
     return torch.cat([weight, weight.new_zeros(shape)], axis)
 
 
-def network(weights: Collection[str]) -> str:
-    """What diffusers calls the network that has these modules; it puts the word before each of them."""
-    return "transformer" if any(key.startswith("blocks.") for key in weights) else "unet"
+def of_diffusers(key: str) -> str:
+    """One of our keys as diffusers has it: after the name of the network, which is the same for both of two experts."""
+    bare = _EXPERT.sub("", key)
+    return f"{'transformer' if bare.startswith('blocks.') else 'unet'}.{bare}"
+
+
+def expert(weights: Collection[str]) -> str:
+    """In which of two experts weights under our keys act, as diffusers calls it; empty where the base has not two."""
+    return next((match[0].rstrip(".") for match in map(_EXPERT.match, weights) if match), "")
+
+
+def are_twins(places: Mapping[str, Place]) -> bool:
+    """Whether the base has two experts, whose linears other programs call alike: a file holds a LoRA of one of them."""
+    return len({_flat(module) for module in places}) < len(places)
 
 
 def wrapped(weights: Mapping[str, Tensor]) -> Iterator[str]:

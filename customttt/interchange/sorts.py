@@ -26,7 +26,9 @@ _OTHERS = (
     (r"\.lora_mid\.weight$|[._]resnets[._]\d+[._]\w*conv|[._](down|up)samplers[._]", "a LoCon (of convolutions, too)"),
 )
 """(in a key, what the file is)."""
-_WRAPPED = r"(?:(?:base_model\.model|module|model|diffusion_model|transformer|unet)\.|lora_unet_|lora_transformer_)*"
+_WRAPPED = (
+    r"(?:(?:base_model\.model|module|model|diffusion_model|transformer(?:_2)?|unet)\.|lora_unet_|lora_transformer_)*"
+)
 _BASES = (
     (r"lora_te2_|text_encoder_2\.", "Stable Diffusion XL or another base of two text encoders"),
     (rf"{_WRAPPED}(input_blocks|middle_block|output_blocks)[._]", "Stable Diffusion XL, or under names like its own"),

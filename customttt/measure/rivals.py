@@ -24,6 +24,7 @@ from customttt.checkpoint import FORGETFUL, Keeper
 from customttt.concept import Concept, Kind
 from customttt.config import Defaults, TrainConfig, digest
 from customttt.diffusion import Latents
+from customttt.errors import UsageError
 from customttt.media import Clip, Picture
 from customttt.progress import Report, silent
 from customttt.recipe import training_prompt
@@ -227,6 +228,11 @@ def _two_paths(lesson: RivalLesson, spatial: Sequence[str]) -> lora.Weights:
     Both paths see the same noise, and the frame passes the motion modules, as in the public code.
     """
     backbone, config = lesson.backbone, lesson.config("motion")
+    if backbone.noise("motion") != backbone.noise("appearance"):
+        raise UsageError(
+            f"On {backbone.name} an appearance and a motion never act at the same noise, as two paths must; leave "
+            "motiondirector and diffdirector out."
+        )
     generator = torch.Generator().manual_seed(config.seed)
     latents = lesson.clip.expand(config.batch_size, -1, -1, -1, -1)
     embeds = lesson.clip_embeds.expand(config.batch_size, -1, -1)
