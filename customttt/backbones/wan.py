@@ -63,7 +63,7 @@ HOME = hub.Repository("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "0fad780a534b6463e45fa
 lists its 19 files at 28,928,887,859 bytes, which is what the parts below add up to."""
 
 
-def recipe(blocks: int, frame_rate: int) -> Defaults:
+def recipe(blocks: int, frame_rate: int = 16, size: int = 480) -> Defaults:
     """Settings for a transformer of so many blocks. What is published and what is a guess:
 
     Published: 50 steps at guidance 5 and 16 frames a second (diffusers' `WanPipeline`; the model's page advises
@@ -71,14 +71,14 @@ def recipe(blocks: int, frame_rate: int) -> Defaults:
     Guesses of ours, which nobody has measured on this base yet [O]: Lion at a fifth of AdamW's rate (arXiv 2302.06675
     says 3 to 10 times less); appearance in the even blocks and motion in the odd ones, as DreamRunner does on another
     transformer (arXiv 2411.16657), so that the two never share a linear; 33 frames, two seconds, in which trainers put
-    clips; a square of 480.
+    clips; a square of 480, or of the 704 lines that the 5B was trained with.
     """
     even, odd = tuple(range(0, blocks, 2)), tuple(range(1, blocks, 2))
     return Defaults(
         appearance=TrainConfig(layers=even, learning_rate=4e-5),
         motion=TrainConfig(layers=odd or even, learning_rate=4e-5),
         ttt=TTTConfig(reference_guidance=5.0),
-        sample=SampleConfig(num_frames=33, num_inference_steps=50, guidance_scale=5.0, size=480, fps=frame_rate),
+        sample=SampleConfig(num_frames=33, num_inference_steps=50, guidance_scale=5.0, size=size, fps=frame_rate),
     )
 
 
@@ -95,7 +95,7 @@ class Wan(Family):
     KOHYA_BASE = "wan2.1"
     KNOWN = (
         Known(
-            "wan", "Wan 2.1 T2V 1.3B, a diffusion transformer", "Apache-2.0", defaults=recipe(30, 16),
+            "wan", "Wan 2.1 T2V 1.3B, a diffusion transformer", "Apache-2.0", defaults=recipe(30),
             repositories=(HOME,), architecture=ARCHITECTURE,
             # Everything is in float32 there: 1,418,996,800 parameters of transformer, 5,680,910,336 of text encoder
             # and 126,892,531 of VAE; 0.02 GB of tokenizer. Computed, not looked up.
@@ -110,8 +110,9 @@ class Wan(Family):
 
     @classmethod
     def recipe(cls, config: Mapping[str, Any]) -> Defaults:
-        """By its depth; the one that reads 48 channels, Wan 2.2's 5B, makes 24 frames a second."""
-        return recipe(config.get("num_layers", 40), 24 if config.get("in_channels") == 48 else 16)
+        """By its depth; the one of 48 channels, Wan 2.2's 5B, makes 24 frames a second of 704 lines."""
+        own = {"frame_rate": 24, "size": 704} if config.get("in_channels") == 48 else {}
+        return recipe(config.get("num_layers", 40), **own)
 
     @classmethod
     def places(cls, config: Mapping[str, Any], folder: Path | None, base: str) -> dict[str, Place]:
