@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from customttt.media import Clip, Size
 
 LOOK_SIZE, LOOK_FPS = 64, 8.0
+NOTICED = 0.1
+"""Share by which a movement may become faster or slower before it is said (ours)."""
 
 
 class LessonInput(Protocol):
@@ -69,14 +72,22 @@ class Movement:
         own = backbones.defaults(base).sample
         sample = workshop.for_clip(base, own, self.path, self.aspect)
         clip = self._read(sample.num_frames, sample.fps, sample.sides)
-        frames = count(len(clip.frames), "frame")
-        return clip, f"{frames} at {clip.fps:.3g} a second, {measures(sample.sides)}"
+        frames = f"{count(len(clip.frames), 'frame')} at {clip.fps:.3g} a second"
+        return clip, f"{frames}{_pace(clip.fps, sample.fps)}, {measures(sample.sides)}"
 
     def _read(self, num_frames: int, fps: float, size: int | Size) -> Clip:
         from customttt import media
 
         wanted = num_frames if self.frames is None else self.frames
         return media.read_clip(self.path, wanted, fps, size, self.start, self.end)
+
+
+def _pace(learned: float, shown: float) -> str:
+    """What becomes of the speed of a movement whose frames are shown at another rate than they were taken at."""
+    faster = shown / learned
+    if abs(math.log(faster)) < NOTICED:
+        return ""
+    return f", which videos show at {shown:g}: the movement becomes {faster:.2g} times as fast"
 
 
 def tell_passed_over(paths: Sequence[Path]) -> None:

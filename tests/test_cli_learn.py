@@ -13,10 +13,13 @@ from pathlib import Path
 
 import material
 import pytest
+from footage import encode, moving
 from material import assert_one_sentence, run, snapshot
 
 from customttt import backbones
 from customttt.library import Library
+from customttt.media import Clip
+from customttt_cli.sources import Movement
 
 
 def test_the_path_of_the_concept_is_all_of_stdout(home: Path, tiny_random_base: Path, pictures: Path) -> None:
@@ -422,3 +425,22 @@ def test_ctrl_c_saves_nothing_and_nothing_else_is_printed(tiny_random_base: Path
     assert [line for line in lines if not line.startswith(known)] == []
     assert run("list").stdout == ""
     assert run("verify").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "told"),
+    [
+        (16, 12, ""),
+        (30, 24, ""),
+        (8, 12, ", which videos show at 16: the movement becomes 2 times as fast"),  # its own frames, each once
+        (30, 6, ", which videos show at 16: the movement becomes 0.67 times as fast"),  # shorter than 5 / 16 s
+    ],
+)
+def test_a_clip_keeps_its_speed_or_it_is_said(
+    tiny_random_wan_base: Path, tmp_path: Path, rate: int, count: int, told: str
+) -> None:
+    clip = encode(tmp_path / "clip.mp4", moving(count, 64, 64), rate)
+    inputs, summary = Movement(clip, 0.0, None, None).read(str(tiny_random_wan_base))
+    assert isinstance(inputs, Clip)
+    assert summary.endswith(f" a second{told}, 32 x 32")
+    assert (inputs.fps == pytest.approx(16, rel=0.1)) == (not told)
