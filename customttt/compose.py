@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
-from customttt import diffusion, lora, threads, ttt
+from customttt import diffusion, lora, regions, threads, ttt
 from customttt.backbones import Backbone, autocast
 from customttt.concept import Kind
 from customttt.config import SampleConfig
@@ -51,7 +51,7 @@ def render(backbone: Backbone, loras: lora.Loras, recipe: VideoRecipe, report: R
         noise = initial_noise(backbone, recipe.sample, recipe.seed)
         prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
         try:
-            with autocast(backbone.device):
+            with autocast(backbone.device), regions.kept_apart(backbone, recipe):
                 latents = denoise_in_phases(backbone, noise, prompt, empty, recipe.sample, scales, report)
         finally:
             lora.remove(backbone.network, *scales)

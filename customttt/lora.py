@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from customttt.errors import DamagedError, StoreError, is_full
+from customttt.errors import DamagedError, StoreError, UsageError, is_full
 
 Weights = dict[str, Tensor]
 Loras = dict[str, Weights]
@@ -74,7 +74,10 @@ def _forward(layer: Any, hidden: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]
         for matrix in (layer.lora_A[name].weight, layer.lora_B[name].weight):
             inner = F.linear(inner, matrix.to(out.dtype))
         scale = layer.scaling[name]
-        out = out + (inner if scale == 1 else inner * scale)
+        inner = inner if scale == 1 else inner * scale
+        if (mask := getattr(layer, "masks", {}).get(name)) is not None:  # of one video, where there are several
+            inner = (inner.unflatten(0, (-1, len(mask))) * mask.to(inner)).flatten(0, 1)
+        out = out + inner
     return out
 
 
@@ -116,6 +119,33 @@ def weaker(network: nn.Module, factor: float) -> Iterator[None]:
     acting = {name: layer.scaling[name] for layer in layers for name in layer.active_adapters if name in layer.lora_A}
     with active(network, **{name: factor * scale for name, scale in acting.items()}):
         yield
+
+
+@contextmanager
+def masked(network: nn.Module, masks: Mapping[str, Mapping[str, Float[Tensor, "r n 1"]]]) -> Iterator[None]:
+    """While this lasts, what adapters add is multiplied: masks by the name of a linear, then by that of an adapter.
+
+    A mask is that of one video: its r rows of n tokens, as that linear sees them. Raises UsageError for a LoRA of
+    another program that wraps a convolution.
+    """
+    layers: list[tuple[Any, Mapping[str, Tensor]]] = []
+    for name, layer in _layers(network):
+        if name in masks:
+            if not isinstance(layer, LoraLinear):
+                raise UsageError(f"A LoRA wraps {name}, which is a convolution and cannot be kept to a place.")
+            layers.append((layer, masks[name]))
+    try:
+        for layer, some in layers:
+            layer.masks = some
+        yield
+    finally:
+        for layer, _ in layers:
+            del layer.masks
+
+
+def wrapped(network: nn.Module) -> list[str]:
+    """Names of the linears that have adapters."""
+    return [name for name, _ in _layers(network)]
 
 
 @contextmanager

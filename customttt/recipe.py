@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
+from types import MappingProxyType
 from typing import Any, TypeVar, cast, get_args
 
 from customttt.concept import Concept, Kind
@@ -21,6 +22,11 @@ MAX_THREADS = 4096
 LINE_BREAKS = "\n\r\v\f\x85\u2028\u2029"
 NO_TEXT = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls and DEL, but for the tab; separators of lines; overrides of direction; halves of characters."""
+PLACES: Mapping[str, tuple[float, float, float, float]] = MappingProxyType({
+    "left": (0, 1 / 2, 0, 1), "right": (1 / 2, 1, 0, 1), "top": (0, 1, 0, 1 / 2), "bottom": (0, 1, 1 / 2, 1),
+    "left-third": (0, 1 / 3, 0, 1), "middle": (1 / 3, 2 / 3, 0, 1), "right-third": (2 / 3, 1, 0, 1),
+})  # fmt: skip
+"""Where a subject may be, as shares of the frame: from left to right, and from top to bottom."""
 BRACES = re.compile(r"\{([^{}]+)\}")
 DETERMINERS = {"a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "one", "two", "some"}
 VOWEL_SOUND = re.compile(r"(?!uni(?![nm])|ufo|us[aeiu]|eu|one\b)[aeiou]", re.IGNORECASE)
@@ -175,6 +181,12 @@ class Subject:
     appearance: Ingredient
     motion: Ingredient | None = None
     """None: a bystander, which does what the prompt says."""
+    place: str = ""
+    """One of PLACES, where alone its LoRAs act; empty: wherever nobody else is placed."""
+
+    def __post_init__(self) -> None:
+        if self.place and self.place not in PLACES:
+            raise UsageError(f"The place {self.place[:40]!r} is unknown; there are {listed([*PLACES])}.")
 
     @property
     def phrase(self) -> str:
@@ -187,6 +199,8 @@ class Subject:
         if not isinstance(data, Mapping):
             raise UsageError("The recipe has something else where a subject should be.")
         values = dict(data)
+        if not isinstance(values.get("place", ""), str):
+            raise UsageError("The recipe has a place that is no text.")
         for kind in ("appearance", "motion"):
             if kind == "appearance" or values.get(kind) is not None:
                 check_fields(Ingredient, values[kind])
@@ -225,6 +239,8 @@ class VideoRecipe:
     """Of the CPU, which decide the last bits; 0: as many as torch takes by itself, or a GPU."""
     others: tuple[Subject, ...] = ()
     """Further subjects in the same video; where there are none, a recipe says nothing of them."""
+    place: str = ""
+    """That of the first subject; see `Subject`."""
 
     def __post_init__(self) -> None:
         _check_texts(base=self.base, base_fingerprint=self.base_fingerprint)
@@ -244,6 +260,13 @@ class VideoRecipe:
                 raise UsageError(f"The scale {scale:g} is out of range; a LoRA acts at 0 to 4, 1 as it was learned.")
         if self.others:
             self._check_several()
+        for one, other in combinations([subject for subject in self.subjects if subject.place], 2):
+            (left, right, top, bottom), (left2, right2, top2, bottom2) = PLACES[one.place], PLACES[other.place]
+            if max(left, left2) < min(right, right2) and max(top, top2) < min(bottom, bottom2):
+                raise UsageError(
+                    f"The places of '{one.appearance.name}' ({one.place}) and '{other.appearance.name}' "
+                    f"({other.place}) overlap; give them places apart."
+                )
 
     def _check_several(self) -> None:
         """Raise UsageError for subjects that cannot be told apart, or of which the prompt does not speak."""
@@ -271,7 +294,7 @@ class VideoRecipe:
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
-        return Subject(self.appearance, self.motion), *self.others
+        return Subject(self.appearance, self.motion, self.place), *self.others
 
     @property
     def ingredients(self) -> dict[str, Ingredient]:
@@ -351,6 +374,14 @@ class VideoRecipe:
     def with_seed(self, seed: int) -> VideoRecipe:
         return replace(self, seed=seed)
 
+    def placed(self, places: Mapping[str, str]) -> VideoRecipe:
+        """With subjects, by name, in these places. Raises UsageError for who is not there, and as a recipe does."""
+        names = [one.appearance.name for one in self.subjects]
+        if unknown := [name for name in places if name not in names]:
+            raise UsageError(f"'{unknown[0]}' is no subject of this video; a place can be given to {listed(names)}.")
+        others = tuple(replace(one, place=places.get(one.appearance.name, one.place)) for one in self.others)
+        return replace(self, place=places.get(names[0], self.place), others=others)
+
     def as_published(self) -> VideoRecipe:
         """With the paper's test-time training in place of the base's own, and both LoRAs acting throughout."""
         ttt = self.ttt.as_published(self.sample.guidance_scale)
@@ -359,9 +390,7 @@ class VideoRecipe:
     def to_dict(self) -> dict[str, Any]:
         settings = {"ttt": self.ttt.to_dict(), "sample": self.sample.to_dict()}
         values = {"customttt": FORMAT_VERSION, **asdict(self), **settings}
-        if not self.others:
-            del values["others"]
-        return values
+        return {name: value for name, value in values.items() if value or name not in ("others", "place")}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VideoRecipe:

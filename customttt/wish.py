@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from customttt.config import SampleConfig, TTTConfig, check_seed, parse_aspect
 from customttt.errors import UsageError
@@ -27,6 +28,8 @@ class Wish:
     appearance_scale: float | None = None
     motion_scale: float | None = None
     published: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Of subjects, by name; see `recipe.PLACES`."""
 
     def check(self) -> None:
         """Raise UsageError for values that no base could use."""
@@ -35,7 +38,9 @@ class Wish:
         for seed in (self.seed or 0, (self.seed or 0) + self.num - 1):
             check_seed(seed, "--seed")
         anything = Ingredient("x", "x", "")
-        self.again(VideoRecipe(anything, anything, self.prompt, "", "", TTTConfig(), SampleConfig()))
+        replace(self, places={}).again(
+            VideoRecipe(anything, anything, self.prompt, "", "", TTTConfig(), SampleConfig())
+        )
 
     def seeds(self, recipe: VideoRecipe | None) -> range:
         """One seed a video."""
@@ -44,7 +49,7 @@ class Wish:
 
     def again(self, recipe: VideoRecipe) -> VideoRecipe:
         """A recipe with what was given in place of what stands in it."""
-        recipe = recipe.as_published() if self.published else recipe
+        recipe = (recipe.as_published() if self.published else recipe).placed(self.places)
         return replace(
             recipe,
             appearance=_scaled(recipe.appearance, self.appearance_scale),

@@ -33,6 +33,7 @@ def compose(
     motion: Annotated[str | None, options.concept_argument("motion")] = None,
     prompt: options.Scene = "",
     further: options.Others = None,
+    place: options.Places = None,
     out: _Output = None,
     seed: _Seed = None,
     num: Annotated[int, typer.Option(help="How many videos, of consecutive seeds.")] = 1,
@@ -59,7 +60,7 @@ def compose(
     wish = Wish(
         prompt=prompt, seed=seed, num=num, frames=frames, aspect=aspect, steps=steps, guidance=guidance,
         ttt_steps=ttt_steps, appearance_scale=appearance_scale, motion_scale=motion_scale, base=base,
-        published=published,
+        published=published, places=options.places(place),
     )  # fmt: skip
     wish.check()
     library = Library()

@@ -14,18 +14,29 @@ from customttt import concept
 from customttt.config import Aspect, SampleConfig, parse_aspect
 from customttt.errors import UsageError
 from customttt.library import check_length
+from customttt.recipe import PLACES, listed
 from customttt_cli import completion
 
 AUTO = "auto"
 """The value of --layers that stands for what `influence` found."""
 
-PLACES = ("base", "thing")
+PATHS_OR_NAMES = ("base", "thing")
 """Names of options and arguments that may be a path or another name."""
 
 
 class Kind(StrEnum):
     APPEARANCE = "appearance"
     MOTION = "motion"
+
+
+Places = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--place",
+        help=f"Where a subject is, koala:left, where alone its LoRAs act: {listed([*PLACES])}. Can be repeated.",
+        show_default=False,
+    ),
+]
 
 
 def concept_argument(kind: concept.Kind) -> Any:
@@ -132,7 +143,7 @@ def at_home(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def run(**given: Any) -> Any:
-        return command(**{name: _at_home(value, name in PLACES) for name, value in given.items()})
+        return command(**{name: _at_home(value, name in PATHS_OR_NAMES) for name, value in given.items()})
 
     return run
 
@@ -151,6 +162,19 @@ def _at_home(value: Any, place: bool) -> Any:
         ) from error
     check_length(Path(path))
     return path
+
+
+def places(texts: Sequence[str] | None) -> dict[str, str]:
+    """What `--place` says: places by the names of subjects. Raises UsageError."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, _, place = text.partition(":")
+        if place not in PLACES:
+            raise UsageError(f"--place is '{text}'; give a subject and one of {listed([*PLACES])}, such as koala:left.")
+        if name in found:
+            raise UsageError(f"--place gives '{name}' two places; give one.")
+        found[name] = place
+    return found
 
 
 def others(texts: Sequence[str] | None) -> list[tuple[str, str | None]]:

@@ -65,6 +65,7 @@ def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:
             "prompt": recipe.target_prompt,
             **method,
             **{slot: _ingredient(one) for slot, one in recipe.ingredients.items()},
+            **_places(recipe),
             "base": f"{recipe.base} (fingerprint {recipe.base_fingerprint})",
             "adapted": adapted,
             "denoised": f"{sample.num_inference_steps} steps, guidance {sample.guidance_scale:g}, seed {recipe.seed}",
@@ -127,6 +128,12 @@ def forecast_fields(forecast: Forecast) -> dict[str, Any]:
         "recomputed_blocks": sorted(forecast.rung.recomputed),
         "chunk": forecast.rung.chunk,
     }
+
+
+def _places(recipe: VideoRecipe) -> dict[str, str]:
+    """Who is where, if anybody has a place."""
+    told = [f"{one.appearance.name} {one.place or 'wherever nobody else is'}" for one in recipe.subjects]
+    return {"places": ", ".join(told)} if any(one.place for one in recipe.subjects) else {}
 
 
 def _ingredient(one: Ingredient) -> str:

@@ -130,7 +130,7 @@ class Family(ABC):
     def noise(self, kind: Kind) -> tuple[float, float]:  # noqa: ARG002
         return 0.0, 1.0
 
-    # -- what only `influence` and rivals of the method ask for; a family may go without
+    # -- what only `influence`, rivals of the method and places of subjects ask for; a family may go without
 
     @property
     def readers(self) -> tuple[int, ...]:
@@ -140,6 +140,9 @@ class Family(ABC):
         raise self._unable()
 
     def cross_attention(self, layers: Sequence[int]) -> list[str]:  # noqa: ARG002
+        raise self._unable()
+
+    def spread(self, linear: str, mask: Tensor) -> Tensor | None:  # noqa: ARG002
         raise self._unable()
 
     def word(self, noun: str) -> WordEmbedding:  # noqa: ARG002

@@ -114,6 +114,9 @@ class Backbone(Protocol):
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(c, f, h, w) of the latents of one video of so many pixels. Raises UsageError for one that it cannot do."""
 
+    def spread(self, linear: str, mask: Float[Tensor, "f h w"]) -> Float[Tensor, "r n 1"] | None:
+        """A mask of latents over the rows of tokens of one video in a linear; None where the prompt goes through it."""
+
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         """(tokens of the prompt, most that the text encoder reads)."""
 

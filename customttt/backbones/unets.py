@@ -18,7 +18,9 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import logging
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import lora
@@ -250,6 +252,16 @@ class UNetFamily(Family):
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.check_sides(height, width, factor)
         return self.network.config.in_channels, num_frames, height // factor, width // factor
+
+    def spread(self, linear: str, mask: Float[Tensor, "f h w"]) -> Float[Tensor, "r n 1"] | None:
+        spatial = f".{self.BRANCHES['appearance']}." in linear
+        if spatial and ".attn2." in linear and linear.endswith(("to_k", "to_v")):
+            return None
+        layer = next((number for number, name in enumerate(LAYERS) if linear.startswith(f"{name}.")), 0)
+        for _ in range(min(layer, 3, len(LAYERS) - 1 - layer)):  # how often the frame was halved on the way there
+            mask = F.avg_pool2d(mask, 2, ceil_mode=True)
+        positions = mask.flatten(1)[..., None]
+        return positions if spatial else positions.transpose(0, 1)
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         return len(self.tokenizer(prompt).input_ids), self.tokenizer.model_max_length

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.utils import logging
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from transformers.utils import logging as text_logging
 
@@ -321,6 +322,11 @@ class Wan(Family):
                 f"Frames are {number}; {self.name} takes one and then {step} at a time, such as {number - over} "
                 f"or {number - over + step}."
             )
+
+    def spread(self, linear: str, mask: Float[Tensor, "f h w"]) -> Float[Tensor, "r n 1"] | None:
+        if ".attn2." in linear and linear.endswith(("to_k", "to_v")):
+            return None
+        return F.avg_pool2d(mask, self.networks["motion"].config.patch_size[1:]).flatten()[None, :, None]
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         return len(self.tokenizer(prompt).input_ids), TOKENS
