@@ -29,6 +29,7 @@ from customttt import diffusion, lora, losses
 from customttt.backbones import Backbone, PromptEmbeds
 from customttt.concept import Kind
 from customttt.config import SampleConfig, TTTConfig
+from customttt.errors import UsageError
 from customttt.progress import Report, silent
 from customttt.recipe import kind_of, renoised
 from customttt.sampling import denoise
@@ -166,6 +167,11 @@ class Student:
             low, high = self.backbone.noise(shown)
             clipped = [(acting, (max(low, begin), min(high, end))) for acting, (begin, end) in parts]
             parts = [(acting, (begin, end)) for acting, (begin, end) in clipped if begin < end]
+        if not parts:
+            raise UsageError(
+                f"The {shown} reference is noised again where no LoRA acts on it: on {self.backbone.name} that is from "
+                f"{low:g} to {high:g}."
+            )
         if len(parts) == 1:
             return parts[0]
         lengths = torch.tensor([high - low for _, (low, high) in parts])

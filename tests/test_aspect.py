@@ -13,13 +13,14 @@ from footage import animate, encode, ffmpeg, moving
 from material import assert_one_sentence, run
 from test_recipe import recipe
 
-from customttt import media, workshop
+from customttt import backbones, media, pairs, workshop
 from customttt.backbones import open_base
 from customttt.concept import Concept
 from customttt.config import Aspect, SampleConfig, parse_aspect
 from customttt.errors import UsageError
 from customttt.library import Library
 from customttt.recipe import VideoRecipe
+from customttt_cli import relearn
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,10 @@ def test_a_wide_clip_makes_wide_videos(tiny_random_wan_base: Path, pictures: Pat
     assert (koala.format_version, koala.aspect) == (1, None)
     assert (swimming.format_version, swimming.aspect) == (2, (2, 1))  # 64 x 32, as near as multiples of 64 come
     assert Concept.from_json(swimming.to_json()) == swimming
+    pair = pairs.named(Library(), "koala", "swimming")
+    own = backbones.defaults(koala.base)
+    material = relearn.read(pair, pair.recipe("", koala.base, koala.base_fingerprint, own), [pictures], clip)
+    assert (material.pictures[0].pixels.shape, material.clip.frames.shape) == ((32, 32, 3), (5, 32, 64, 3))
     shapes = {}
     for name, options in {"own": (), "tall": ("--aspect", "9:16", "--no-ttt")}.items():
         done = run("compose", "koala", "swimming", "-o", tmp_path / f"{name}.mp4", *options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from test_wan import difference, noise, pipeline
 from torch import Tensor
 from travel import safetensors
 
-from customttt import backbones, lora, planner, sampling, train
+from customttt import backbones, lora, planner, sampling, train, ttt
 from customttt.backbones import Backbone, open_base, places
 from customttt.backbones.experts import EXPERTS
 from customttt.backbones.wan import Wan
 from customttt.concept import Kind
+from customttt.config import TTTConfig
 from customttt.errors import BaseUnavailableError, UsageError
 from customttt.library import WEIGHTS, Library
 
@@ -58,6 +60,15 @@ def test_diffusers_own_pipeline_draws_the_same_video(wan: Backbone, tiny_random_
     assert 1 < sum(timestep >= 875 for timestep in path) < 6
     embeds = wan.embed([prompt]), wan.embed([""])
     assert difference(sampling.denoise(wan, started, *embeds, guidance_scale=4.0, path=path), expected) < 1e-5
+
+
+@torch.no_grad()
+def test_a_batch_may_be_of_both_sides_of_the_boundary(wan: Backbone) -> None:
+    timesteps = torch.tensor([100.0, 900.0, 875.0, 500.0])
+    noisy = torch.randn(4, *wan.latent_shape(5, 32, 32), generator=torch.Generator().manual_seed(0))
+    embeds = wan.embed(["A koala.", "mars", "A man.", "running"])
+    alone = [wan.predict(noisy[[row]], timesteps[[row]], embeds[[row]]) for row in range(4)]
+    torch.testing.assert_close(wan.predict(noisy, timesteps, embeds), torch.cat(alone))
 
 
 def test_each_kind_has_an_expert_and_acts_at_its_noise_alone(wan: Backbone, tiny_random_experts_base: Path) -> None:
@@ -99,6 +110,23 @@ def test_learning_stays_at_the_noise_of_the_expert(wan: Backbone, kind: Kind, mo
     other = (0.0, 0.5) if kind == "motion" else (0.9, 1.0)
     with pytest.raises(UsageError, match="its LoRA acts from"):
         learn(wan, latents, embeds, config.but(noise=other), Accelerator(cpu=True))
+
+
+def test_test_time_training_teaches_each_expert_its_own(wan: Backbone) -> None:
+    """Pictures only where the appearance acts, clips at all noise: here where the motion does."""
+    loras = {kind: weights_for(wan, kind) for kind in EXPERTS}
+    embeds = wan.embed(["A koala is swimming."])
+    prompts = ttt.Prompts(teachers=dict.fromkeys(loras, embeds), student=embeds, empty=embeds)
+    config = TTTConfig(
+        steps=2, learning_rate=1e-3, reference_steps=1, reference_guidance=1.0, renoise_motion=(0.9, 1.0)
+    )
+    adapt = partial(ttt.adapt, wan, loras, prompts, sample=wan.defaults.sample, accelerator=Accelerator(cpu=True))
+    adapted, _ = adapt(config=config)
+    for kind, before in loras.items():
+        assert before.keys() == adapted[kind].keys()
+        assert not any(torch.equal(before[key], adapted[kind][key]) for key in before)
+    with pytest.raises(UsageError, match=r"that is from 0 to 0\.875"):
+        adapt(config=config.but(renoise_appearance=(0.9, 1.0)))
 
 
 def test_the_whole_main_job_runs_on_two_experts_and_its_concepts_travel(

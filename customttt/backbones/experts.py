@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from customttt.backbones.interface import PromptEmbeds
 from customttt.concept import Kind
 from customttt.diffusion import Latents, Timesteps
 
@@ -42,17 +43,23 @@ class Experts(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.transformer.dtype  # type: ignore[return-value]
 
-    def forward(self, latents: Latents, timesteps: Timesteps, *embeds: Any) -> Any:
-        """Of the expert for these timesteps, which are all of one side of the boundary."""
-        expert = self._of(timesteps)
-        self._fetch(expert)
-        return expert(latents, timesteps, *embeds)
-
-    def _of(self, timesteps: Timesteps) -> nn.Module:
-        if timesteps.is_meta:  # a rehearsal, in which nobody knows the noise: the one that learns
+    def forward(self, latents: Latents, timesteps: Timesteps, embeds: PromptEmbeds) -> Any:
+        """Of the expert for each timestep; `sample` of what is returned is the prediction."""
+        if timesteps.is_meta:  # a rehearsal, in which nobody knows the noise: of the one that learns
             learns = any(parameter.requires_grad for parameter in self.transformer_2.parameters())
-            return self.transformer_2 if learns else self.transformer
-        return self.transformer if timesteps[0] >= self.boundary else self.transformer_2
+            return (self.transformer_2 if learns else self.transformer)(latents, timesteps, embeds)
+        much = timesteps >= self.boundary
+        if much.all() or not much.any():
+            return self._by(self.transformer if much[0] else self.transformer_2, latents, timesteps, embeds)
+        first = self._by(self.transformer, latents[much], timesteps[much], embeds[much])
+        second = self._by(self.transformer_2, latents[~much], timesteps[~much], embeds[~much])
+        order = torch.cat([much.nonzero()[:, 0], (~much).nonzero()[:, 0]]).argsort()
+        first.sample = torch.cat([first.sample, second.sample])[order]
+        return first
+
+    def _by(self, expert: nn.Module, *given: Any) -> Any:
+        self._fetch(expert)
+        return expert(*given)
 
     def _fetch(self, wanted: nn.Module) -> None:
         """Have an expert on the device, and what is frozen of the other in main memory."""
