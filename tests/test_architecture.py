@@ -36,10 +36,10 @@ ORDER = """
     many many.engine many.crews many.wanted many.bench many.rays many.grid many.gallery
     tiny.movements tiny.scenes tiny.world tiny.captions tiny.models tiny.judge tiny.known tiny.demo
     lab lab.optimizer lab.codec lab.pretrain lab.spoil lab.judge_training lab.lessons lab.demo_inputs lab.score
-    lab.arms lab.experiment lab.report lab.study
+    lab.arms lab.experiment lab.report lab.study lab.several
 """.split()  # noqa: SIM905
 """Every file, by its name below `customttt`; a package's own name is its `__init__`."""
-SCRIPTS = {"pretrain.py", "judge_training.py", "score.py", "study.py"}
+SCRIPTS = {"pretrain.py", "judge_training.py", "score.py", "study.py", "several.py"}
 
 
 def name_of(path: Path) -> str:
