@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import foretold
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from standin import Hub
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
-from customttt import lora, sampling, train
+from customttt import backbones, lora, sampling, train
 from customttt.backbones import Backbone, defaults, known_bases, open_base, places
 from customttt.backbones.wan import ARCHITECTURE, LINEARS, TEXT, TEXT_PRECISION, Wan
 from customttt.errors import BaseUnavailableError, UsageError
@@ -156,6 +157,18 @@ def test_the_published_transformer_and_its_loras_have_the_published_sizes(monkey
     ]
     assert len(found) == 30 * len(LINEARS)
     assert sizes == [21_872_640, 21_872_640]
+
+
+@pytest.mark.parametrize(
+    ("parts", "counts"),
+    [(foretold.FIVE_B, (4_999_787_712, 704_688_668)), (foretold.A14B, (2 * 14_288_491_584, 126_892_531))],
+    ids=["5B", "A14B"],
+)
+def test_wan_2_2_has_the_published_sizes(
+    tmp_path: Path, parts: dict[str, dict[str, Any]], counts: tuple[int, int]
+) -> None:
+    sketch = backbones.sketch(foretold.write(tmp_path / "base", parts), CPU)
+    assert tuple(sum(one.numel() for one in part.parameters()) for part in (sketch.network, sketch.vae)) == counts
 
 
 def test_the_text_encoder_visits_layer_by_layer_and_is_read_alike(wan: Backbone) -> None:
