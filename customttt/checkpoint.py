@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from customttt import lora, threads
 from customttt.errors import CustomTTTError, DamagedError, LockedError, StoreError
 from customttt.limits import MAX_MANIFEST
+from customttt.progress import StoppedError, never
 from customttt.text import parsed
 
 EVERY_SECONDS = 10.0
@@ -47,6 +48,8 @@ class Keeper:
     settings: Mapping[str, Any] = field(default_factory=dict)
     failed: Callable[[CustomTTTError], object] = lambda error: None  # noqa: ARG005
     """Told why a state could not be kept."""
+    stop: Callable[[], bool] = never
+    """Asked before every step whether to end here."""
     saved: float = field(default_factory=time.monotonic)
     steps: int = 0
     """Steps that are safe on the disk."""
@@ -79,7 +82,13 @@ class Keeper:
     def offer(
         self, parameters: list[nn.Parameter], optimizer: Any, randomness: Mapping[str, Tensor], losses: list[float]
     ) -> None:
-        """Keep the state before a step whose loss is known to be finite, if the last was kept long enough ago."""
+        """Keep the state before a step whose loss is known to be finite, if the last was kept long enough ago.
+
+        Raises StoppedError, once it is kept, where it was asked to stop.
+        """
+        if self.stop():
+            self.save(parameters, optimizer, randomness, losses)
+            raise StoppedError
         if time.monotonic() - self.saved >= EVERY_SECONDS:
             self.save(parameters, optimizer, randomness, losses)
 

@@ -70,14 +70,33 @@ def try_out(
 ) -> list[Frames]:
     """Videos of what one LoRA alone makes of a prompt, one a seed."""
     lora.restore(backbone.network, kind, weights)
-    noise = torch.cat([initial_noise(backbone, sample, seed) for seed in seeds])
-    prompts, empty = (backbone.embed([text] * len(seeds)) for text in (prompt, ""))
     try:
-        with autocast(backbone.device):
-            latents = denoise_in_phases(backbone, noise, prompts, empty, sample, {kind: 1.0}, report)
+        latents = _drawn(backbone, kind, prompt, sample, seeds, report)
     finally:
         lora.remove(backbone.network, kind)
     return [to_frames(backbone.decode(one)) for one in torch.split(latents, 1)]
+
+
+@torch.no_grad()
+def glance(backbone: Backbone, kind: Kind, prompt: str, sample: SampleConfig) -> Frames:
+    """A video of what a LoRA makes of a prompt while it is being learned, which goes on as if nobody had looked."""
+    network, learning = backbone.network, backbone.network.training
+    network.eval()
+    try:
+        with torch.random.fork_rng():
+            return to_frames(backbone.decode(_drawn(backbone, kind, prompt, sample, (0,))))
+    finally:
+        network.train(learning)
+
+
+def _drawn(
+    backbone: Backbone, kind: Kind, prompt: str, sample: SampleConfig, seeds: Sequence[int], report: Report = silent
+) -> diffusion.Latents:
+    """Latents of one seed after the other, by the one LoRA that is in the network."""
+    noise = torch.cat([initial_noise(backbone, sample, seed) for seed in seeds])
+    prompts, empty = (backbone.embed([text] * len(seeds)) for text in (prompt, ""))
+    with autocast(backbone.device):
+        return denoise_in_phases(backbone, noise, prompts, empty, sample, {kind: 1.0}, report)
 
 
 def initial_noise(backbone: Backbone, sample: SampleConfig, seed: int) -> diffusion.Latents:

@@ -6,6 +6,8 @@ What the commands, the lab and Python users call. Nothing is printed here: steps
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +41,7 @@ from customttt.library import Library
 from customttt.measure import rivals
 from customttt.measure.rivals import Material, Taught
 from customttt.planner import Forecast
-from customttt.progress import Progress, Report, Say, silent
+from customttt.progress import Progress, Report, Say, never, silent
 from customttt.recipe import Rival, VideoRecipe, check_prompt, phrase_of, training_prompt
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -47,6 +49,8 @@ PROMPTS: Mapping[Kind, str] = MappingProxyType(
     {"appearance": '"A koala." "A tiger."', "motion": '"A dog is jumping." "A dog is running."'}
 )
 """What `influence` may be asked of each kind."""
+GLANCE_SECONDS = 20.0
+"""Between two glances at what is being learned, at least."""
 PREVIEW_STEPS = 10
 """Of denoising a preview, ours: on `tiny`, 25 show the same and take 2.5 times as long."""
 
@@ -198,6 +202,13 @@ def save(path: Path, frames: media.Frames, recipe: VideoRecipe) -> dict[str, Any
     return made
 
 
+def _preview_sample(plan: Plan, own: SampleConfig) -> SampleConfig:
+    """How a preview is sampled: a picture of an appearance, of a motion a video as long and wide as its clip."""
+    frames = len(plan.inputs.frames) if isinstance(plan.inputs, media.Clip) else 1
+    aspect = learn.aspect_of(plan.inputs, own)
+    return own.but(num_frames=frames, num_inference_steps=PREVIEW_STEPS, aspect=aspect)
+
+
 # -- with a base
 
 
@@ -211,6 +222,10 @@ class Workshop:
     report: Report = silent
     say: Say = silent
     kept: Callable[[], object] = lambda: None
+    stop: Callable[[], bool] = never
+    """Asked at every step of learning; where it says so, the step is kept and `learn` raises StoppedError."""
+    glance: Callable[[media.Frames], object] | None = None
+    """Shown every so often what is being learned: a picture or a video, uint8 (f h w c)."""
 
     @classmethod
     def open(
@@ -271,14 +286,15 @@ class Workshop:
         """Learn a concept and store it, with `force` in place of another of its name; what is there is not learned.
 
         An interrupted run goes on, with `resume` although its steps or its learning rate changed; `rung` is where on
-        the ladder of `thrift` it begins. Raises UsageError, AlreadyExistsError, DamagedError, DivergedError,
-        OutOfMemoryError, LockedError or StoreError.
+        the ladder of `thrift` it begins. Raises StoppedError where it was asked to stop, and UsageError,
+        AlreadyExistsError, DamagedError, DivergedError, OutOfMemoryError, LockedError or StoreError.
         """
         if not force and (known := plan.learned(self.library)):
             return known
         self.library.check_free(plan.words.name, force)
         keeper = self._keeper(plan.key, plan.unfinished(self.library, resume)[0], plan.changeable)
-        with_what = plan.words, plan.config, self.accelerator, self.report, keeper, rung
+        report = self._glancing(plan) if self.glance else self.report
+        with_what = plan.words, plan.config, self.accelerator, report, keeper, rung
         if isinstance(plan.inputs, media.Clip):
             learned = learn.motion(self.backbone, plan.inputs, *with_what)
         else:
@@ -293,11 +309,11 @@ class Workshop:
         `shown` is what its LoRA alone makes of its training prompt; by default it is made here, one frame for an
         appearance, and a video for a motion. What prevents it is told, and costs the preview alone.
         """
-        moving = isinstance(plan.inputs, media.Clip)
         inputs = plan.inputs.frames if isinstance(plan.inputs, media.Clip) else [one.pixels for one in plan.inputs]
         try:
             if shown is None:
-                shown = self.try_out(concept, len(inputs) if moving else 1, (0,), PREVIEW_STEPS)[0]
+                sample = _preview_sample(plan, self.backbone.defaults.sample)
+                shown = self.try_out(concept, sample.num_frames, (0,), sample.num_inference_steps)[0]
         except torch.OutOfMemoryError:
             self._warn("The preview was left out: there is not enough memory for it.")
         fps = self.backbone.defaults.sample.fps
@@ -428,7 +444,27 @@ class Workshop:
                 told.append(str(error))
                 self._warn(f"No checkpoint was kept, and learning goes on without: {error}")
 
-        return Keeper(kept, keep, changeable, failed)
+        return Keeper(kept, keep, changeable, failed, self.stop)
+
+    def _glancing(self, plan: Plan) -> Report:
+        """A report that shows what is being learned; it takes a tenth of the time at most."""
+        glance, backbone, sample = self.glance, self.backbone, _preview_sample(plan, self.backbone.defaults.sample)
+        assert glance is not None
+        due = time.monotonic() + GLANCE_SECONDS
+
+        def report(progress: Progress) -> None:
+            nonlocal due
+            self.report(progress)
+            if progress.note or progress.step == progress.total or time.monotonic() < due:
+                return
+            began = time.monotonic()
+            try:
+                glance(compose.glance(backbone, plan.kind, plan.words.prompt, sample))
+            except torch.OutOfMemoryError:  # learning itself may fit
+                began = -math.inf
+            due = time.monotonic() + max(GLANCE_SECONDS, 9 * (time.monotonic() - began))
+
+        return report
 
     def _warn(self, text: str) -> None:
         self.report(Progress("", 0, 0, note=text))

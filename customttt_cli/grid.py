@@ -15,7 +15,7 @@ from customttt.errors import IncompleteError, UsageError
 from customttt.library import Library
 from customttt.many import wanted as files
 from customttt.many.wanted import Settings, Wanted
-from customttt.progress import Progress
+from customttt.progress import Progress, duration
 from customttt.wish import Wish
 from customttt_cli import options, output
 from customttt_cli.sources import count
@@ -178,7 +178,7 @@ def _plan_lines(made: Grid, foretold: Foretold, workers: int) -> Iterator[str]:
         return
     needed = f"{output.gigabytes(foretold.memory)} of the {output.gigabytes(foretold.free)} that are free"
     each = f", for each of {workers} workers" if workers > 1 else ""
-    yield f"Memory: {needed}{each}; time: about {output.duration(foretold.total / workers)}."
+    yield f"Memory: {needed}{each}; time: about {duration(foretold.total / workers)}."
     yield f"Disk: about {output.gigabytes(foretold.disk)}."
 
 

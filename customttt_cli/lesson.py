@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from customttt.concept import Concept, Kind
 from customttt.errors import DamagedError, NotFoundError
 from customttt.library import Library
+from customttt.progress import duration
 from customttt.recipe import check_prompt
 from customttt_cli import output, render, showing, trial
 from customttt_cli.sources import LessonInput
@@ -138,9 +139,7 @@ def _carry_out(library: Library, lesson: Lesson, plan: Plan, rung: int) -> None:
     with output.progress() as report:
         concept = replace(shop, report=report).learn(plan, lesson.resume, lesson.force, rung)
     output.stored()
-    output.say(
-        f"Learned '{concept.name}' in {output.duration(concept.seconds)}; loss {showing.losses(concept.losses)}."
-    )
+    output.say(f"Learned '{concept.name}' in {duration(concept.seconds)}; loss {showing.losses(concept.losses)}.")
     shown = trial.try_out(shop, concept, plan.inputs.frames) if isinstance(plan.inputs, Clip) else None
     with output.progress() as report:
         concept = replace(shop, report=report).preview(plan, concept, shown)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from customttt.progress import Meter
 from customttt.text import escaped
 
 if TYPE_CHECKING:
@@ -164,15 +165,6 @@ def confirm(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def duration(seconds: float) -> str:
-    """`85` as "1 min 25 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def gigabytes(size: int) -> str:
     """`3670000000` as "3.7 GB"."""
     return f"{size / 1e9:.{1 if size < 1e10 else 0}f} GB"
@@ -181,25 +173,6 @@ def gigabytes(size: int) -> str:
 def downloaded(file: str, here: int, total: int) -> None:
     """How much of a file from the hub is here."""
     say(f"{file}: {gigabytes(here)} of {gigabytes(total)} are here.")
-
-
-class Meter:
-    """What can be said about a step: loss, speed, time left. Every phase is timed for itself."""
-
-    def __init__(self) -> None:
-        self.began = self.last = time.monotonic()
-        self.phase, self.before = "", 0
-
-    def note(self, progress: Progress) -> str:
-        now = time.monotonic()
-        if progress.step == 1 or progress.phase != self.phase:  # a phase began when the one before it ended
-            self.began, self.phase = self.last, progress.phase
-            self.before = progress.step - 1  # of an interrupted run
-        self.last = now
-        speed = (progress.step - self.before) / max(now - self.began, 1e-6)
-        loss = [] if progress.loss is None else [f"loss {progress.loss:.4f}"]
-        left = duration((progress.total - progress.step) / speed if progress.left is None else progress.left)
-        return ", ".join([*loss, f"{speed:.3g} steps/s", f"{left} left"])
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from customttt.concept import Concept
+from customttt.progress import duration
 from customttt.recipe import Ingredient, VideoRecipe
-from customttt_cli.output import duration, gigabytes
+from customttt_cli.output import gigabytes
 from customttt_cli.sources import count, measures
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from customttt import checkpoint, compose, learn, media, pairs
+from customttt import checkpoint, compose, learn, media, pairs, workshop
 from customttt.backbones import Backbone, open_base
 from customttt.errors import AlreadyExistsError, BaseUnavailableError, NotFoundError, UsageError
 from customttt.library import WEIGHTS, Library
 from customttt.measure import rivals
 from customttt.measure.rivals import Material
-from customttt.progress import Progress
+from customttt.progress import Progress, StoppedError
 from customttt.recipe import Rival
 from customttt.workshop import Workshop
 
@@ -168,3 +168,25 @@ def test_diffdirector_takes_the_subject_that_full_has_learned(
         assert all(torch.equal(one[key], after.loras[kind][key]) for key in one)
     monkeypatch.setattr(rivals, "teach", refuse)
     assert shop.teach(rival).loras["motion"].keys() == after.loras["motion"].keys()
+
+
+def test_a_stopped_run_keeps_its_last_step_and_being_looked_at_changes_nothing(
+    shop: Workshop, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the clock: it is kept when it is stopped, and goes on to the bits of a run that nobody watched."""
+    monkeypatch.setattr(workshop, "GLANCE_SECONDS", 0.0)
+    monkeypatch.setattr(workshop.time, "monotonic", lambda: 0.0)
+    done: list[int] = []
+    seen: list[media.Frames] = []
+    watched = replace(
+        shop, report=lambda progress: done.append(progress.step), glance=seen.append, stop=lambda: len(done) == 3
+    )
+    with pytest.raises(StoppedError):
+        watched.learn_motion("swimming", clip, steps=6)
+    assert done == [1, 2, 3]
+    assert [one.shape for one in seen] == [(4, 64, 64, 3)] * 3
+    assert not np.array_equal(seen[0], seen[2])
+    on = replace(watched, stop=lambda: False).learn_motion("swimming", clip, steps=6)
+    assert done[3:6] == [4, 5, 6]
+    whole = replace(shop, library=Library(tmp_path / "other")).learn_motion("swimming", clip, steps=6)
+    assert on.files == whole.files
