@@ -108,6 +108,11 @@ class Plan:
     def kind(self) -> Kind:
         return learn.kind_of(self.inputs)
 
+    def check(self) -> None:
+        """Raise UsageError for words that cannot be read."""
+        check_prompt(self.words.phrase, "The phrase")
+        check_prompt(self.words.prompt)
+
     @property
     def key(self) -> str:
         """What its run is kept under."""
@@ -278,9 +283,9 @@ class Workshop:
 
     def plan(self, words: Wording, inputs: Inputs, config: TrainConfig) -> Plan:
         """What `learn` is to learn; raises UsageError for words that cannot be read."""
-        check_prompt(words.phrase, "The phrase")
-        check_prompt(words.prompt)
-        return Plan(words, inputs, self.backbone.name, self.backbone.fingerprint, config)
+        plan = Plan(words, inputs, self.backbone.name, self.backbone.fingerprint, config)
+        plan.check()
+        return plan
 
     def learn(self, plan: Plan, resume: bool = False, force: bool = False, rung: int = 0) -> Concept:
         """Learn a concept and store it, with `force` in place of another of its name; what is there is not learned.

@@ -22,6 +22,7 @@ from customttt_cli import (
     learn,
     library,
     output,
+    ui,
 )
 from customttt_cli.guard import Guarded
 from customttt_cli.options import at_home
@@ -74,6 +75,7 @@ app.command("learn-motion", rich_help_panel=LEARN, epilog=learn.MOTION_EXAMPLE)(
 app.command("compose", rich_help_panel=COMPOSE, epilog=compose.EXAMPLE)(compose.compose)
 app.command("grid", rich_help_panel=COMPOSE, epilog=grid.EXAMPLE)(grid.grid)
 app.command("gallery", rich_help_panel=COMPOSE, epilog=gallery.EXAMPLE)(gallery.gallery)
+app.command("ui", rich_help_panel=COMPOSE, epilog=ui.EXAMPLE)(ui.ui)
 app.command("demo", rich_help_panel=COMPOSE, epilog=demo.EXAMPLE)(demo.demo)
 app.command("list", rich_help_panel=LIBRARY, epilog=library.LIST_EXAMPLE)(library.list_concepts)
 app.command("ls", hidden=True, epilog=library.LIST_EXAMPLE)(library.list_concepts)

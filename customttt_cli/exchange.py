@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from customttt.concept import check_name
-from customttt.errors import AlreadyExistsError, BaseUnavailableError, NotFoundError, UsageError
+from customttt.errors import AlreadyExistsError, NotFoundError, UsageError
 from customttt.library import Library
 from customttt_cli import options, output
-
-if TYPE_CHECKING:
-    from customttt.interchange.exchange import Home
-    from customttt.interchange.parcel import Parcel
 
 EXPORT_EXAMPLE = "Example: customttt export koala --format kohya --output koala.safetensors"
 IMPORT_EXAMPLE = "Example: customttt import koala.safetensors --name my-koala --base tiny"
@@ -82,34 +78,15 @@ def import_concept(
         from customttt.interchange import exchange, parcel
     opened = parcel.read(file, allow_pickle)
     library.check_free(name or opened.name, force)
-    arrival = exchange.admit(opened, _home(opened, base), name, kind.value if kind else None)
+    home, why = exchange.home_of(opened, base)
+    output.say(f"Base: {home.base} ({why})")
+    if opened.concept and home.fingerprint != opened.concept.base_fingerprint:
+        output.warn(
+            f"'{opened.concept.name}' was learned on '{opened.concept.base}', and is imported for another base."
+        )
+    arrival = exchange.admit(opened, home, name, kind.value if kind else None)
     added = arrival.add_to(library, force)
     for note in arrival.notes:
         output.warn(note)
     output.say(f"Imported the {added.kind} '{added.name}': \"{added.phrase}\", rank {added.rank}.")
     output.result(str(library.path(added.name)))
-
-
-def _home(parcel: Parcel, asked: str | None) -> Home:
-    """The base that was asked for, else the one that a concept was learned on, else this machine's.
-
-    Raises BaseUnavailableError where a concept was learned on another version of its base, and none was asked for.
-    """
-    from customttt import backbones
-    from customttt.interchange.exchange import Home
-
-    known = parcel.concept
-    if known and not asked:
-        base, why = known.base, f"'{known.name}' was learned on it"
-    else:
-        base, why = backbones.choose_base(asked)
-    fingerprint = backbones.identify(base)
-    if known and not asked and fingerprint != known.base_fingerprint:
-        raise BaseUnavailableError(
-            f"'{parcel.file}' was learned on another '{base}' than the one here; "
-            f"add --base {base} to import it for this one all the same."
-        )
-    output.say(f"Base: {base} ({why})")
-    if known and fingerprint != known.base_fingerprint:
-        output.warn(f"'{known.name}' was learned on '{known.base}', and is imported for another base.")
-    return Home(base, fingerprint, backbones.places(base))

@@ -173,6 +173,25 @@ def _pack(concept: Concept, files: Mapping[str, bytes]) -> bytes:
 # -- in
 
 
+def home_of(parcel: Parcel, asked: str | None) -> tuple[Home, str]:
+    """The base that was asked for, else the one that a concept was learned on, else this machine's; and why that one.
+
+    Raises BaseUnavailableError where a concept was learned on another version of its base, and none was asked for.
+    """
+    known = parcel.concept
+    if known and not asked:
+        base, why = known.base, f"'{known.name}' was learned on it"
+    else:
+        base, why = backbones.choose_base(asked)
+    fingerprint = backbones.identify(base)
+    if known and not asked and fingerprint != known.base_fingerprint:
+        raise BaseUnavailableError(
+            f"'{parcel.file}' was learned on another '{base}' than the one here; "
+            f"add --base {base} to import it for this one all the same."
+        )
+    return Home(base, fingerprint, backbones.places(base)), why
+
+
 def admit(parcel: Parcel, home: Home, name: str | None = None, kind: Kind | None = None) -> Arrival:
     """A parcel as a concept of a base.
 

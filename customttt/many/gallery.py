@@ -32,7 +32,8 @@ from customttt.text import escaped, parsed
 
 ENDINGS = (".mp4", ".gif", ".webp")
 SUMMARY, RUN, SCORES = "grid.json", "compare.json", "scores.json"
-_EMPTY = {"damaged": "", "lines": [], "curve": "", "picture": "", "video": "", "inputs": ""}
+EMPTY: Mapping[str, Any] = {"damaged": "", "lines": [], "curve": "", "picture": "", "video": "", "inputs": ""}
+"""A card without anything."""
 Lines = Callable[[VideoRecipe], Sequence[tuple[str, str]]]
 """A recipe for people: names and values."""
 
@@ -104,7 +105,7 @@ def library_page(
 ) -> str:
     """The page of a library, as it is to lie at `out`: a card for each concept, whose folders lie in `concepts`."""
     cards = [
-        {**_EMPTY, "name": name, "damaged": str(one)}
+        {**EMPTY, "name": name, "damaged": str(one)}
         if isinstance(one, DamagedError)
         else card(one, lines(one), lambda file, name=name: _link(concepts / name / file, out))  # type: ignore[misc]
         for name, one in entries
@@ -116,7 +117,7 @@ def card(concept: Concept, lines: Sequence[tuple[str, str]], link: Callable[[str
     """What a page shows of a concept; `link` is the address of one of its files."""
     there = {name: link(name) for name in concept.previews}
     return {
-        **_EMPTY, "name": concept.name, "lines": lines, "curve": previews.curve(concept.losses),
+        **EMPTY, "name": concept.name, "lines": lines, "curve": previews.curve(concept.losses),
         "picture": there.get(previews.PICTURE, ""), "video": there.get(previews.VIDEO, ""),
         "inputs": there.get(previews.INPUTS, ""),
     }  # fmt: skip

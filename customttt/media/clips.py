@@ -38,6 +38,32 @@ class Clip:
     sha256: str  # of the file
 
 
+@dataclass(frozen=True)
+class FilmStrip:
+    """Frames of a whole clip, to choose a part of it by."""
+
+    frames: Frames
+    times: list[float]
+    """When each begins, in seconds."""
+    seconds: float
+    """Of the clip, or of as much of it as is decoded (MAX_SECONDS)."""
+
+
+def read_strip(path: Path | str, number: int, side: int) -> FilmStrip:
+    """At most so many frames evenly over a clip, `side` pixels high, in its shape. Raises what `read_clip` does."""
+    path = Path(path)
+    with decoding(path):
+        reel = open_reel(path)
+        times = reel.times(0.0, MAX_SECONDS, MAX_COUNTED)
+        if not times:
+            raise MediaError(f"'{path.name}' has no frames; give a video.")
+        picks = [round(float(pick)) for pick in np.linspace(0, len(times) - 1, min(len(times), number))]
+        width, height = reel.shown()
+        frames = reel.frames(0.0, times, picks, (side, max(1, round(side * width / height))))
+        last = (times[-1] - times[0]) / max(len(times) - 1, 1)
+        return FilmStrip(frames, [times[pick] for pick in picks], times[-1] + last)
+
+
 def read_clip(
     path: Path | str,
     num_frames: int,

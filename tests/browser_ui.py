@@ -1,0 +1,241 @@
+"""Use `customttt ui` in a real browser: `python tests/browser_ui.py --out FOLDER`, with gradio, playwright, a Chromium.
+
+It starts the page on a base with random weights, drops pictures and a clip, some with hostile names, learns, stops,
+goes on, looks on from a second tab, composes, renames, exports, imports and removes; and takes screenshots at 1,400
+and 400 pixels, light and dark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bases import build_tiny_random
+from browser import HOSTILE, check
+from material import make_clip, make_pictures
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+from customttt.library import Library
+
+START = """
+from customttt import workshop
+workshop.GLANCE_SECONDS = 2.0
+from customttt_cli.__main__ import main
+main()
+"""
+TEMPLATES = "{{7*7}} ${7*7}"
+STEPS, PATIENCE = 300, 240_000
+
+
+@contextmanager
+def running(out: Path, base: Path) -> Iterator[str]:
+    """The page, in a process of its own; its address."""
+    environment = {**os.environ, "CUSTOMTTT_HOME": str(out / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", START, "ui", "--base", str(base), "--output", str(out / "videos")]
+    with (out / "said.txt").open("w") as said:
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, env=environment, text=True)
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.send_signal(signal.SIGTERM)
+            check(server.wait(60) == 128 + signal.SIGTERM, "the page ends by SIGTERM")
+
+
+def tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).filter(visible=True).click()
+
+
+def choose(page: Page, field: str, value: str) -> None:
+    page.locator(f"#{field} input").click()
+    page.get_by_role("option", name=value, exact=True).click()
+
+
+def told(page: Page, where: str, words: str) -> Locator:
+    found = page.locator(f"#{where}", has_text=words)
+    found.wait_for(timeout=60_000)
+    return found
+
+
+def card(page: Page, words: str, state: str) -> Locator:
+    found = page.locator(f"#tasks article.ct-{state}", has_text=words).first
+    found.wait_for(timeout=PATIENCE)
+    return found
+
+
+def learn(page: Page, kind: str, name: str, steps: int = STEPS) -> None:
+    page.get_by_label("What to call the").filter(visible=True).fill(name)
+    if not page.get_by_label("Steps; empty").filter(visible=True).count():
+        page.get_by_text("More", exact=True).filter(visible=True).click()
+    page.get_by_label("Steps; empty").filter(visible=True).fill(str(steps))
+    page.locator(f"#learn-{kind}").click()
+
+
+def subjects(page: Page, files: list[Path]) -> None:
+    """Drop pictures, refuse names, learn, stop, go on."""
+    page.set_input_files("#files-appearance input[type=file]", [str(one) for one in files])
+    told(page, "taken-appearance", "Taken: 4 pictures of 64 x 64.")
+    check(page.locator("#taken-appearance img").count() == 4, "four pictures are shown as they are taken")
+    check(page.get_by_text("onerror").count() > 0, "a hostile file name and caption are text")
+    told(page, "taken-appearance", "notes.md (")
+    check(True, "what is no picture is named")
+    for name in ("../x", HOSTILE):
+        learn(page, "appearance", name)
+        told(page, "told-appearance", "cannot be a concept's name")
+    check(True, "../x and an element are no names")
+    page.get_by_label("Noun, if").fill(f"koala {HOSTILE} {TEMPLATES}")
+    learn(page, "appearance", "koala")
+    card(page, "'koala'", "running")
+    page.locator("#tasks polyline").first.wait_for(timeout=PATIENCE)
+    page.locator("#made img").first.wait_for(timeout=PATIENCE)
+    check(True, "a curve of losses and a preview while it learns")
+    page.locator("#tasks button", has_text="Stop").click()
+    at = card(page, "'koala'", "stopped").locator("p").first.inner_text()
+    check(f"of {STEPS}" in at and f"step {STEPS} " not in at, f"stopped: {at}")
+
+
+def movements(page: Page, clip: Path) -> None:
+    tab(page, "Learn a movement")
+    page.set_input_files("#files-motion input[type=file]", str(clip))
+    told(page, "part-motion", "Taken: 4 frames")
+    check(page.locator("#taken-motion img").count() == 10, "ten frames of the film strip")
+    page.get_by_label("number input for Start").fill("1.5")
+    page.get_by_label("number input for Start").press("Tab")
+    page.locator("#taken-motion .ct-out").first.wait_for(timeout=60_000)
+    check(page.locator("#taken-motion .ct-out").count() >= 4, "what lies before the start is pale")
+    learn(page, "motion", "swimming", 4)
+
+
+def look_on(browser: Browser, at: str) -> None:
+    """A second tab sees the same desk, and goes on with what was stopped; then it is closed."""
+    page = browser.new_page()
+    page.goto(at)
+    card(page, "'koala'", "stopped").locator("button").click()
+    card(page, "'koala'", "running")
+    page.close()
+
+
+def composing(page: Page) -> None:
+    tab(page, "Compose")
+    choose(page, "appearance", "koala")
+    choose(page, "motion", "swimming")
+    page.locator("#prompt textarea").fill(f"on {HOSTILE} {TEMPLATES}")
+    page.locator("#number input[type=number]").fill("3")
+    page.locator("#number input[type=number]").press("Tab")
+    page.locator("#compose").click()
+    card(page, "is swimming", "done")
+    playing = "[...document.querySelectorAll('#made video')].filter(v => v.readyState > 1 && !v.paused).length >= 3"
+    page.locator("#made video").first.scroll_into_view_if_needed()
+    page.wait_for_function(playing, timeout=60_000)
+    check(True, "three videos play side by side")
+    check(page.get_by_text(TEMPLATES).count() > 0, "templates are text")
+
+
+def house(page: Page, out: Path) -> None:
+    tab(page, "Library")
+    page.locator("#library article", has_text="koala").first.wait_for(timeout=60_000)
+    check(page.locator("#library article").count() == 2, "two concepts in the library")
+    check(page.locator("#library video").count() == 1, "a video of the motion")
+    choose(page, "chosen", "koala")
+    page.locator("#new-name input, #new-name textarea").fill("../x")
+    press(page, "Rename")
+    told(page, "told-library", "cannot be a concept's name")
+    page.locator("#new-name input, #new-name textarea").fill("bear")
+    press(page, "Rename")
+    told(page, "told-library", "'koala' is 'bear' now.")
+    choose(page, "chosen", "bear")
+    press(page, "Export")
+    told(page, "told-library", "Exported 'bear'.")
+    link = page.locator("#exported a").first.get_attribute("href") or ""
+    (out / "bear.customttt").write_bytes(page.request.get(link).body())
+    press(page, "Remove ...")
+    told(page, "told-library", "Exported")
+    page.get_by_text("Remove 'bear' for good?").wait_for()
+    check(len(Library(out / "home").concepts()) == 2, "nothing is removed before it is agreed to")
+    press(page, "Remove for good")
+    told(page, "told-library", "'bear' was removed.")
+    page.set_input_files("#import-file input[type=file]", str(out / "bear.customttt"))
+    page.locator("#import-file", has_text="bear").first.wait_for()
+    press(page, "Import")
+    told(page, "told-library", "Imported the appearance 'bear'.")
+
+
+def screenshots(browser: Browser, at: str, out: Path, files: list[Path], clip: Path) -> None:
+    for width in (1400, 400):
+        for scheme in ("light", "dark"):
+            page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()  # type: ignore[arg-type]
+            page.goto(at)
+            page.set_input_files("#files-appearance input[type=file]", [str(one) for one in files])
+            page.locator("#taken-appearance img").first.wait_for(timeout=60_000)
+            for name in ("Learn a subject", "Learn a movement", "Compose", "Library"):
+                if page.get_by_role("tab", name=name).filter(visible=True).count():
+                    tab(page, name)
+                else:
+                    page.locator(".overflow-menu button").first.click()
+                    page.locator(".overflow-dropdown button", has_text=name).click()
+                if name == "Learn a movement":
+                    page.set_input_files("#files-motion input[type=file]", str(clip))
+                    page.locator("#part-motion img").first.wait_for(timeout=60_000)
+                page.wait_for_timeout(1500)
+                page.screenshot(path=out / f"{name.split()[-1]}-{width}-{scheme}.png", full_page=True)
+                wide = page.evaluate("document.documentElement.scrollWidth")
+                check(wide <= width, f"{name} {width} {scheme}: nothing sticks out ({wide})")
+            page.context.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--chromium", default=shutil.which("chromium"))
+    given = parser.parse_args()
+    out = given.out.absolute()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    base = build_tiny_random(out / "base")
+    folder, clip = make_pictures(out / "imgs", 4), make_clip(out / "clip.mp4", 24)
+    hostile = folder / "<img src=x onerror=alert(1)>.jpg"
+    (folder / "0.jpg").rename(hostile)
+    (folder / "1.txt").write_text(f"A koala {HOSTILE} {TEMPLATES}\n")
+    (folder / "notes.md").write_text("No picture.\n")
+    files = sorted(folder.iterdir())
+    with sync_playwright() as playwright, running(out, base) as at:
+        browser = playwright.chromium.launch(executable_path=given.chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        asked: list[str] = []
+        wrong: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        page.goto(at)
+        page.locator("#learn-appearance").wait_for(timeout=90_000)
+        subjects(page, files)
+        movements(page, clip)
+        look_on(browser, at)
+        card(page, "'koala'", "done")
+        card(page, "'swimming'", "done")
+        losses = Library(out / "home").get("koala").losses
+        check(len(losses) == STEPS, "stopped and gone on from another tab, which was closed, it is learned whole")
+        composing(page)
+        house(page, out)
+        check(page.title() == "customttt", "no name has become a script")
+        check(page.locator("img[src=x]").count() == 0, "nor an element")
+        screenshots(browser, at, out, files, clip)
+        strangers = [url for url in asked if not url.startswith((at, "data:", "blob:"))]
+        check(not strangers, f"nothing is asked of anyone else {strangers}")
+        check(not wrong, f"no error: {wrong}")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
