@@ -17,7 +17,7 @@ from customttt.library import Library
 from customttt.progress import Progress
 from customttt.ui import desk as desks
 from customttt.ui import parts
-from customttt.ui.desk import Desk, Task
+from customttt.ui.desk import Desk, DeskTask
 from customttt.ui.studio import Asked, Studio
 from customttt.wish import Wish
 from customttt.workshop import Plan
@@ -42,7 +42,7 @@ def until(condition: Callable[[], object]) -> None:
 def test_tasks_are_done_one_after_the_other_and_a_failure_stops_no_other(desk: Desk) -> None:
     order: list[int] = []
 
-    def work(task: Task) -> str:
+    def work(task: DeskTask) -> str:
         order.append(task.number)
         if task.number == 2:
             raise MediaError("No picture.")
@@ -64,7 +64,7 @@ def test_tasks_are_done_one_after_the_other_and_a_failure_stops_no_other(desk: D
 def test_a_task_is_stopped_at_its_next_step_and_goes_on(desk: Desk) -> None:
     steps: list[int] = []
 
-    def work(task: Task) -> str:
+    def work(task: DeskTask) -> str:
         for step in range(len(steps) + 1, 501):
             task.note_or_stop(Progress("learning", step, 500, loss=1 / step))
             steps.append(step)
@@ -94,7 +94,7 @@ def test_too_many_tasks_are_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_nothing_that_is_shown_is_an_element_or_a_template() -> None:
-    task = Task(1, HOSTILE, lambda _: "", state="failed", said=HOSTILE, files=[(Path(HOSTILE), HOSTILE)])
+    task = DeskTask(1, HOSTILE, lambda _: "", state="failed", said=HOSTILE, files=[(Path(HOSTILE), HOSTILE)])
     task.note(Progress(HOSTILE, 1, 2, loss=0.5))
     pixels = np.zeros((8, 8, 3), np.uint8)
     shown = [
@@ -125,7 +125,7 @@ def test_a_form_learns_stops_goes_on_and_composes(
     found, _ = studio.pictures([str(one) for one in sorted(pictures.iterdir())])
     glances: list[int] = []
 
-    def glance(task: Task) -> bool:
+    def glance(task: DeskTask) -> bool:
         """Stops it as soon as it has shown something."""
         if task.files and not glances:
             glances.append(len(task.losses))

@@ -20,12 +20,12 @@ END_SECONDS = 30.0
 
 
 @dataclass
-class Task:
+class DeskTask:
     """Something that takes long, and where it stands."""
 
     number: int
     title: str
-    work: Callable[[Task], str]
+    work: Callable[[DeskTask], str]
     """Does it, and returns a sentence about what came of it."""
     state: State = "waiting"
     said: str = ""
@@ -64,7 +64,7 @@ class Desk:
     """The tasks of one page; every tab sees the same. Use it in a `with`, which ends them."""
 
     def __init__(self) -> None:
-        self.tasks: list[Task] = []
+        self.tasks: list[DeskTask] = []
         self._turn = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, daemon=True, name="customttt-desk")
@@ -82,13 +82,13 @@ class Desk:
             self._turn.notify_all()
         self._thread.join(END_SECONDS)
 
-    def add(self, title: str, work: Callable[[Task], str]) -> Task:
+    def add(self, title: str, work: Callable[[DeskTask], str]) -> DeskTask:
         """Let something be done when its turn comes. Raises UsageError where too much waits already."""
         with self._turn:
             if len(self.tasks) >= MAX_TASKS:
                 raise UsageError(f"There are {MAX_TASKS} tasks on the page already; clear those that have ended.")
             number = max((task.number for task in self.tasks), default=0) + 1
-            self.tasks.append(Task(number, title, work))
+            self.tasks.append(DeskTask(number, title, work))
             self._turn.notify_all()
             return self.tasks[-1]
 
@@ -116,7 +116,7 @@ class Desk:
         with self._turn:
             self.tasks[:] = [task for task in self.tasks if task.state in ("waiting", "running", "stopping")]
 
-    def _find(self, number: int) -> Task:
+    def _find(self, number: int) -> DeskTask:
         for task in self.tasks:
             if task.number == number:
                 return task
@@ -136,7 +136,7 @@ class Desk:
                 task.said, task.state = said, state
 
 
-def _done(task: Task) -> tuple[str, State]:
+def _done(task: DeskTask) -> tuple[str, State]:
     """Do a task: what came of it."""
     task._meter = Meter()
     try:

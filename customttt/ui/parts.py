@@ -18,7 +18,7 @@ from customttt.concept import Concept
 from customttt.errors import DamagedError
 from customttt.many import gallery
 from customttt.media import FilmStrip, Pixels
-from customttt.ui.desk import Task
+from customttt.ui.desk import DeskTask
 
 ADDRESS = "/gradio_api/file="
 """Where Gradio's server gives out files that it may."""
@@ -33,7 +33,7 @@ def said(text: str, bad: bool = False) -> str:
     return _rendered("said.html", text=text, bad=bad)
 
 
-def tasks(those: Iterable[Task]) -> str:
+def tasks(those: Iterable[DeskTask]) -> str:
     """What waits, runs and has ended, the newest first, with a button each to stop or to go on."""
     shown = [
         {
@@ -45,7 +45,7 @@ def tasks(those: Iterable[Task]) -> str:
     return _rendered("tasks.html", tasks=shown)
 
 
-def made(those: Iterable[Task]) -> str:
+def made(those: Iterable[DeskTask]) -> str:
     """The pictures and videos of all tasks side by side, those of the newest first."""
     shown = [
         {"title": task.title, "files": [_shown(path, text) for path, text in task.files]}

@@ -21,7 +21,7 @@ from customttt.library import Library
 from customttt.many import grid
 from customttt.progress import Report, duration
 from customttt.recipe import VideoRecipe, phrase_of, training_prompt
-from customttt.ui.desk import Desk, Task
+from customttt.ui.desk import Desk, DeskTask
 from customttt.wish import Wish
 from customttt.workshop import Plan, Workshop
 
@@ -95,7 +95,7 @@ class Studio:
         sample = workshop.for_clip(name, backbones.defaults(name).sample, file)
         return media.read_clip(file, sample.num_frames, sample.fps, sample.sides, start, end)
 
-    def learn(self, asked: Asked, inputs: Inputs) -> Task:
+    def learn(self, asked: Asked, inputs: Inputs) -> DeskTask:
         """Let a concept be learned. Raises, before it waits, whatever would stop it."""
         base = self._base(asked.base)
         check_name(asked.name)
@@ -111,7 +111,7 @@ class Studio:
             backbones.check_at_hand(base)
         return self.desk.add(f"Learn the {asked.kind} '{asked.name}'", partial(self._learn, plan, asked.force))
 
-    def _learn(self, plan: Plan, force: bool, task: Task) -> str:
+    def _learn(self, plan: Plan, force: bool, task: DeskTask) -> str:
         shop = self._opened(plan.base, task, task.note)
 
         def glance(frames: media.Frames) -> None:
@@ -138,14 +138,14 @@ class Studio:
         known = backbones.identify(base), backbones.defaults(base)
         return replace(wish.again(pair.recipe(wish.prompt, base, *known)), threads=self.cores)
 
-    def compose(self, appearance: str, motion: str, wish: Wish) -> Task:
+    def compose(self, appearance: str, motion: str, wish: Wish) -> DeskTask:
         """Let a video be made for each seed. Raises, before it waits, whatever would stop it."""
         recipe = self.recipe(appearance, motion, wish)
         backbones.check_at_hand(recipe.base)
         media.check_output(self.videos / "video.mp4")
         return self.desk.add(recipe.target_prompt, partial(self._compose, recipe, wish.seeds(recipe)))
 
-    def _compose(self, recipe: VideoRecipe, seeds: Sequence[int], task: Task) -> str:
+    def _compose(self, recipe: VideoRecipe, seeds: Sequence[int], task: DeskTask) -> str:
         shop = self._opened(recipe.base, task, task.note_or_stop)
         taught = shop.prepare(recipe)
         task.files = []
@@ -179,7 +179,7 @@ class Studio:
     def _base(self, asked: str) -> str:
         return backbones.choose_base(asked or self.base)[0]
 
-    def _opened(self, base: str, task: Task, report: Report) -> Workshop:
+    def _opened(self, base: str, task: DeskTask, report: Report) -> Workshop:
         """The base, which stays open until another is needed."""
         threads.use(self.cores)  # of this thread: torch counts them for each
         if base not in self._open:
