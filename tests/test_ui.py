@@ -93,8 +93,11 @@ def test_too_many_tasks_are_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch)
         desk.add("two", lambda _: "")
 
 
-def test_nothing_that_is_shown_is_an_element_or_a_template() -> None:
-    task = DeskTask(1, HOSTILE, lambda _: "", state="failed", said=HOSTILE, files=[(Path(HOSTILE), HOSTILE)])
+def test_nothing_that_is_shown_is_an_element_or_a_template(tmp_path: Path) -> None:
+    file = tmp_path / HOSTILE
+    file.write_bytes(b"")
+    gone = tmp_path / "gone.mp4"  # as where a concept was renamed
+    task = DeskTask(1, HOSTILE, lambda _: "", state="failed", said=HOSTILE, files=[(file, HOSTILE), (gone, "gone")])
     task.note(Progress(HOSTILE, 1, 2, loss=0.5))
     pixels = np.zeros((8, 8, 3), np.uint8)
     shown = [
@@ -102,6 +105,7 @@ def test_nothing_that_is_shown_is_an_element_or_a_template() -> None:
         parts.pictures([(HOSTILE, pixels, (HOSTILE,))]),
         parts.library([(HOSTILE, DamagedError(HOSTILE))], Path(HOSTILE)),
     ]  # fmt: skip
+    assert "gone" not in shown[2]
     for html in shown:
         assert "<img src=x" not in html
         assert "&lt;img src=x" in html

@@ -46,13 +46,12 @@ def tasks(those: Iterable[DeskTask]) -> str:
 
 
 def made(those: Iterable[DeskTask]) -> str:
-    """The pictures and videos of all tasks side by side, those of the newest first."""
+    """The pictures and videos of all tasks side by side, those of the newest first; some may be gone meanwhile."""
     shown = [
-        {"title": task.title, "files": [_shown(path, text) for path, text in task.files]}
+        {"title": task.title, "files": [_shown(path, text) for path, text in task.files if path.is_file()]}
         for task in reversed(list(those))
-        if task.files
     ]
-    return _rendered("made.html", tasks=shown)
+    return _rendered("made.html", tasks=[one for one in shown if one["files"]])
 
 
 def library(entries: Iterable[tuple[str, Concept | DamagedError]], concepts: Path) -> str:
