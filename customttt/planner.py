@@ -288,12 +288,9 @@ def _weights(base: str, adapter: Adapter, device: torch.device) -> lora.Weights:
 
 def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[], object], decoder: bool = False) -> Cost:
     """What `work` on a sketch would take."""
-    resident = [backbone.network if device.type == "cpu" else backbone.resident]
-    if decoder or device.type == "cpu":  # elsewhere it is on the device only while it works
-        resident.append(backbone.vae)
-    if device.type == "cpu" and (text_encoder := getattr(backbone, "text_encoder", None)):
-        resident.append(text_encoder)
-    counter = CostCounter(resident)
+    everything = [backbone.network, backbone.vae, getattr(backbone, "text_encoder", None)]
+    resident = everything if device.type == "cpu" else backbone.on_gpu(decoder)
+    counter = CostCounter([module for module in resident if module is not None])
     widened = decoder or computing(device) == precision(device)  # the decoder works in full precision
     with Autocast(None if widened else computing(device)), counter:
         work()

@@ -176,7 +176,9 @@ def test_a_stranger_s_file_goes_to_the_expert_of_the_kind_that_is_told(
 def test_only_the_expert_that_works_counts_on_a_gpu(tiny_random_experts_base: Path, tiny_random_wan_base: Path) -> None:
     both, one = (backbones.sketch(str(base), CPU) for base in (tiny_random_experts_base, tiny_random_wan_base))
     assert len(list(both.network.parameters())) == 2 * len(list(one.network.parameters()))
-    assert len(list(both.resident.parameters())) == len(list(one.resident.parameters()))
+    (working,), (alone,) = both.on_gpu(), one.on_gpu()
+    assert len(list(working.parameters())) == len(list(alone.parameters()))
+    assert both.on_gpu(decoding=True) == [both.vae]
     config = both.defaults.appearance.but(steps=1)
     costs = [
         planner.lesson(str(base), "appearance", config, 1, (32, 32), 0, CPU).flops

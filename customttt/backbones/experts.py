@@ -57,12 +57,18 @@ class Experts(nn.Module):
         first.sample = torch.cat([first.sample, second.sample])[order]
         return first
 
+    def to(self, device: torch.device | str) -> Experts:  # type: ignore[override]
+        """What is frozen of both to main memory; to the device they come one by one, when they are needed."""
+        if torch.device(device).type == "cpu":
+            self._fetch(None)
+        return self
+
     def _by(self, expert: nn.Module, *given: Any) -> Any:
         self._fetch(expert)
         return expert(*given)
 
-    def _fetch(self, wanted: nn.Module) -> None:
-        """Have an expert on the device, and what is frozen of the other in main memory."""
+    def _fetch(self, wanted: nn.Module | None) -> None:
+        """Have an expert on the device, and what is frozen of the others in main memory."""
         if self.device.type in ("cpu", "meta"):
             return
         for expert in sorted((self.transformer, self.transformer_2), key=lambda one: one is wanted):

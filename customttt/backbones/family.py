@@ -123,9 +123,8 @@ class Family(ABC):
                 "Use --aspect 1:1, or another base."
             )
 
-    @property
-    def resident(self) -> nn.Module:
-        return self.network  # type: ignore[no-any-return]
+    def on_gpu(self, decoding: bool = False) -> list[nn.Module]:
+        return [self.network, self.vae] if decoding else [self.network]
 
     def noise(self, kind: Kind) -> tuple[float, float]:  # noqa: ARG002
         return 0.0, 1.0
@@ -197,6 +196,19 @@ def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
         yield
     finally:
         network.to(home)
+
+
+@contextmanager
+def resting(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """In main memory while something else needs a GPU; on the device again afterwards."""
+    if device.type != "cuda":
+        yield
+        return
+    network.to("cpu")
+    try:
+        yield
+    finally:
+        network.to(device)
 
 
 @contextmanager

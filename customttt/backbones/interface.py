@@ -57,9 +57,8 @@ class Backbone(Protocol):
     def heaviest(self) -> list[int]:
         """The numbers of the blocks, those first that keep the most for a backward pass."""
 
-    @property
-    def resident(self) -> nn.Module:
-        """What of the network is on a GPU at one time: all of it, unless parts take turns."""
+    def on_gpu(self, decoding: bool = False) -> list[nn.Module]:
+        """What is on a GPU at the same time: while the network works, or while the codec does."""
 
     @property
     def prompt_shape(self) -> tuple[int, int]:

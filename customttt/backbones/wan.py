@@ -27,7 +27,7 @@ from transformers.utils import logging as text_logging
 from customttt import lora
 from customttt.backbones import hub
 from customttt.backbones.experts import EXPERTS, Experts
-from customttt.backbones.family import Family, Known, load_part, read_as, read_config, unavailable, visiting
+from customttt.backbones.family import Family, Known, load_part, read_as, read_config, resting, unavailable, visiting
 from customttt.backbones.interface import Place, PromptEmbeds, WordEmbedding, computing, precision
 from customttt.concept import Kind
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
@@ -101,8 +101,8 @@ class Wan(Family):
             # Everything is in float32 there: 1,418,996,800 parameters of transformer, 5,680,910,336 of text encoder
             # and 126,892,531 of VAE; 0.02 GB of tokenizer. Computed, not looked up.
             download=28_930_000_000,
-            # 6.3 GB with every block recomputed, at 33 x 480 x 480, and 8.8 to decode (see `Known.memory`).
-            memory=10_000_000_000,
+            # 5.3 GB with every block recomputed, at 33 x 480 x 480, and 5.1 to decode (see `Known.memory`).
+            memory=7_000_000_000,
         ),
     )  # fmt: skip
 
@@ -180,9 +180,8 @@ class Wan(Family):
             return {kind: self.network.get_submodule(expert) for kind, expert in EXPERTS.items()}
         return dict.fromkeys(EXPERTS, self.network)
 
-    @property
-    def resident(self) -> nn.Module:
-        return self.networks["motion"]  # type: ignore[no-any-return]
+    def on_gpu(self, decoding: bool = False) -> list[nn.Module]:
+        return [self.vae] if decoding else [self.networks["motion"]]
 
     def noise(self, kind: Kind) -> tuple[float, float]:
         if not isinstance(self.network, Experts):
@@ -208,7 +207,7 @@ class Wan(Family):
         """A clip as a whole, four frames to one of latents after the first; a picture alone. Raises UsageError."""
         self._check_frames(video.shape[2])
         self.check_sides(video.shape[3], video.shape[4], self._side_step)
-        with visiting(self.vae, self.device):
+        with resting(self.network, self.device), visiting(self.vae, self.device):
             clips = torch.split(video.to(self.device, self.vae.dtype), 1)
             means = torch.cat([self.vae.encode(clip).latent_dist.mode() for clip in clips])
         mean, std = self._scale(means)
@@ -217,7 +216,7 @@ class Wan(Family):
     @torch.no_grad()
     def decode(self, latents: Latents) -> Float[Tensor, "b 3 frames height width"]:
         mean, std = self._scale(latents)
-        with visiting(self.vae, self.device):
+        with resting(self.network, self.device), visiting(self.vae, self.device):
             clips = torch.split((latents * std + mean).to(self.vae.dtype), 1)
             return torch.cat([self.vae.decode(clip).sample for clip in clips]).float()
 
@@ -266,7 +265,7 @@ class Wan(Family):
         return replaced([self.network], lambda network: partial(_framewise, network.forward))
 
     def layers(self, kind: Kind) -> tuple[int, ...]:  # noqa: ARG002 each learns in all
-        return tuple(range(len(self.resident.blocks)))  # type: ignore[arg-type]
+        return tuple(range(self.network.config.num_layers))
 
     def targets(self, kind: Kind, layers: Sequence[int]) -> list[str]:
         able = self.layers(kind)
