@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from customttt.progress import Progress
 from customttt.ui import desk as desks
 from customttt.ui import parts
 from customttt.ui.desk import Desk, DeskTask
+from customttt.ui.door import Channel, Door, Scope
 from customttt.ui.studio import Asked, Studio
 from customttt.wish import Wish
 from customttt.workshop import Plan
@@ -210,6 +213,34 @@ def test_a_film_strip_is_of_the_whole_clip(clip: Path) -> None:
     assert strip.times[0] == 0
     assert strip.seconds == pytest.approx(1.5)
     assert parts.film(strip, 0.5, 1.0).count("ct-out") == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "127.0.0.1:7860"}, 200),
+        ({"host": "localhost:7860", "origin": "http://localhost:7860"}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"host": "127.0.0.1.evil.example:7860"}, 403),
+        ({"host": "127.0.0.1:7860", "origin": "http://evil.example"}, 403),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:8000"}, 403),
+        ({"host": "127.0.0.1:7860", "origin": "null"}, 403),
+        ({"host": "[::"}, 403),
+        ({}, 403),
+    ],
+)
+def test_no_other_site_speaks_to_the_page(headers: dict[str, str], status: int) -> None:
+    answers: list[int] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        answers.extend([message["status"]] if "status" in message else [])
+
+    async def page(scope: Scope, receive: Channel, send: Channel) -> None:  # noqa: ARG001
+        await send({"type": "http.response.start", "status": 200})
+
+    given = [(name.encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(Door(page)({"type": "http", "headers": given}, send, send))
+    assert answers == [status]
 
 
 def test_without_gradio_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported; nothing is told to anyone
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from customttt import backbones
 from customttt.concept import Kind
@@ -18,6 +19,7 @@ from customttt.config import Defaults
 from customttt.errors import CustomTTTError, UsageError
 from customttt.interchange.exchange import Form
 from customttt.ui import parts
+from customttt.ui.door import Door
 from customttt.ui.studio import Asked, Studio
 from customttt.wish import Wish
 
@@ -67,6 +69,7 @@ class Page:
                 server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True, inbrowser=False,
                 max_file_size=most, allowed_paths=[str(one.absolute()) for one in given], ssr_mode=False,
                 footer_links=[], css=parts.style(), theme=_theme(), mcp_server=False, pwa=False,
+                app_kwargs={"middleware": [Middleware(Door)]},
             )  # fmt: skip
         except OSError as error:
             raise UsageError(f"Port {port or PORT} of this machine is taken; give another with --port.") from error
