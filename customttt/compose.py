@@ -51,7 +51,7 @@ def render(backbone: Backbone, loras: lora.Loras, recipe: VideoRecipe, report: R
         noise = initial_noise(backbone, recipe.sample, recipe.seed)
         prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
         try:
-            with autocast(backbone.device), regions.kept_apart(backbone, recipe):
+            with autocast(backbone.device), regions.kept_apart(backbone, recipe, prompt):
                 latents = denoise_in_phases(backbone, noise, prompt, empty, recipe.sample, scales, report)
         finally:
             lora.remove(backbone.network, *scales)

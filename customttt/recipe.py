@@ -193,6 +193,11 @@ class Subject:
         """ "a koala"."""
         return with_article(self.appearance.phrase)
 
+    @property
+    def noun(self) -> str:
+        """The last word of what it is called."""
+        return self.appearance.phrase.lower().split()[-1]
+
     @classmethod
     def from_dict(cls, data: Any) -> Subject:
         """Raises UsageError for what is no subject of a recipe."""
@@ -241,6 +246,8 @@ class VideoRecipe:
     """Further subjects in the same video; where there are none, a recipe says nothing of them."""
     place: str = ""
     """That of the first subject; see `Subject`."""
+    apart: bool = False
+    """Whether the LoRAs of each subject act where the word for it is read, wherever that is."""
 
     def __post_init__(self) -> None:
         _check_texts(base=self.base, base_fingerprint=self.base_fingerprint)
@@ -260,6 +267,8 @@ class VideoRecipe:
                 raise UsageError(f"The scale {scale:g} is out of range; a LoRA acts at 0 to 4, 1 as it was learned.")
         if self.others:
             self._check_several()
+        if self.apart:
+            self._check_apart()
         for one, other in combinations([subject for subject in self.subjects if subject.place], 2):
             (left, right, top, bottom), (left2, right2, top2, bottom2) = PLACES[one.place], PLACES[other.place]
             if max(left, left2) < min(right, right2) and max(top, top2) < min(bottom, bottom2):
@@ -291,6 +300,16 @@ class VideoRecipe:
         said = self.target_prompt.lower()
         if missing := [one.appearance.name for one in self.subjects if one.appearance.phrase.lower() not in said]:
             raise UsageError(f"The prompt does not speak of '{missing[0]}'; write {{{missing[0]}}} where it stands.")
+
+    def _check_apart(self) -> None:
+        """Raise UsageError for subjects that cannot be told apart by the words for them."""
+        nouns = [one.noun for one in self.subjects]
+        if any(one.place for one in self.subjects):
+            raise UsageError("Subjects are kept apart by their places or by their words; leave out one of the two.")
+        if len(nouns) < 2:
+            raise UsageError("There is one subject in the video, and nothing to keep it apart from.")
+        if twice := next((noun for noun in nouns if nouns.count(noun) > 1), None):
+            raise UsageError(f"Two subjects are called '{twice}', and cannot be kept apart by it; give them places.")
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
@@ -390,7 +409,7 @@ class VideoRecipe:
     def to_dict(self) -> dict[str, Any]:
         settings = {"ttt": self.ttt.to_dict(), "sample": self.sample.to_dict()}
         values = {"customttt": FORMAT_VERSION, **asdict(self), **settings}
-        return {name: value for name, value in values.items() if value or name not in ("others", "place")}
+        return {name: value for name, value in values.items() if value or name not in ("others", "place", "apart")}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VideoRecipe:

@@ -2,49 +2,66 @@
 
 Two LoRAs of one kind that act everywhere blur into each other: both draw every subject. Mix-of-Show (arXiv 2305.18292)
 and LoRA-Composer (2403.11627) draw each concept in a box that the user gives, Concept Weaver (2404.03632) in masks of a
-first draft; here what a LoRA adds to a linear is multiplied by a soft mask of its subject's place, at every position of
-every frame. It takes no more time. What it adds to the reading of the prompt has no position, and acts everywhere.
+first draft; of videos, CoMo (2510.23007) keeps each motion to its part while denoising. Here what a LoRA adds to a
+linear is multiplied by a soft mask of its subject's part, at every position of every frame, which takes hardly any
+time. What it adds to the reading of the prompt has no position, and acts everywhere.
+
+The part is a place that the user gives, or where the base reads the subject's word, as its cross-attention tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from customttt import lora
-from customttt.backbones import Backbone
+from customttt.backbones import Backbone, PromptEmbeds
 from customttt.recipe import PLACES, VideoRecipe, kind_of
 
 SOFT = 0.125
 """Over which share of the frame a place fades out into its neighbour."""
+KEPT = 0.5
+"""How much of what was read at earlier steps counts beside the present one."""
+SHARP = 4
+"""Power of a word's share in what is read at a position."""
+Masks = dict[str, dict[str, Tensor]]
+"""By the name of a linear, then by that of an adapter."""
 
 
-def kept_apart(backbone: Backbone, recipe: VideoRecipe) -> AbstractContextManager[None]:
-    """While this lasts, the LoRAs of a recipe, which are in the network, act in the places of their subjects.
+def kept_apart(backbone: Backbone, recipe: VideoRecipe, prompt: PromptEmbeds) -> AbstractContextManager[None]:
+    """While this lasts, the LoRAs of a recipe, which are in the network, act in the parts of their subjects.
 
-    Raises UsageError where a base cannot do that.
+    `prompt` is (1 l d). Raises UsageError where a base cannot do that.
     """
+    if recipe.apart:
+        return Words(backbone, recipe, prompt).followed()
     if not any(one.place for one in recipe.subjects):
         return nullcontext()
-    _, *shape = backbone.latent_shape(recipe.sample.num_frames, *recipe.sample.sides)
-    regions = by_adapter(recipe, shape)
-    spread = {
-        linear: {slot: backbone.spread(linear, mask.to(backbone.device)) for slot, mask in regions.items()}
-        for linear in lora.wrapped(backbone.network)
-    }
-    read = {
-        linear: {slot: mask for slot, mask in masks.items() if mask is not None} for linear, masks in spread.items()
-    }
-    return lora.masked(backbone.network, read)
+    masks: Masks = {}
+    _put(masks, backbone, by_adapter(recipe, _by_place(recipe, _shape(backbone, recipe))))
+    return lora.masked(backbone.network, masks)
 
 
-def by_adapter(recipe: VideoRecipe, shape: Sequence[int]) -> dict[str, Float[Tensor, "f h w"]]:
-    """Where each adapter acts, from 0 to 1, in latents of this shape (f, h, w); a motion where any does who has it."""
-    masks = _by_subject(recipe, shape)
+def _shape(backbone: Backbone, recipe: VideoRecipe) -> tuple[int, int, int]:
+    _, frames, height, width = backbone.latent_shape(recipe.sample.num_frames, *recipe.sample.sides)
+    return frames, height, width
+
+
+def _put(masks: Masks, backbone: Backbone, regions: Mapping[str, Float[Tensor, "f h w"]]) -> None:
+    """Spread regions of adapters over all linears that have one, in place of those before."""
+    for linear in lora.wrapped(backbone.network):
+        spread = {slot: backbone.spread(linear, region.to(backbone.device)) for slot, region in regions.items()}
+        masks.setdefault(linear, {}).update({slot: mask for slot, mask in spread.items() if mask is not None})
+
+
+def by_adapter(recipe: VideoRecipe, masks: Sequence[Float[Tensor, "f h w"]]) -> dict[str, Float[Tensor, "f h w"]]:
+    """Where each adapter acts, from 0 to 1, by where each subject is; a motion where any is who has it."""
     regions = {}
     for slot, one in recipe.ingredients.items():
         whose = [getattr(subject, kind_of(slot)) for subject in recipe.subjects]
@@ -53,7 +70,7 @@ def by_adapter(recipe: VideoRecipe, shape: Sequence[int]) -> dict[str, Float[Ten
     return regions
 
 
-def _by_subject(recipe: VideoRecipe, shape: Sequence[int]) -> list[Float[Tensor, "f h w"]]:
+def _by_place(recipe: VideoRecipe, shape: Sequence[int]) -> list[Float[Tensor, "f h w"]]:
     """Where each subject is; who has no place is wherever nobody is placed."""
     placed = {number: region(one.place, shape) for number, one in enumerate(recipe.subjects) if one.place}
     rest = (1 - torch.stack([*placed.values()]).sum(0)).clamp(min=0)
@@ -73,3 +90,65 @@ def _fading(begin: float, end: float, number: int) -> Float[Tensor, " n"]:
     rises = ((line - begin) / SOFT + 0.5).clamp(0, 1) if begin > 0 else torch.ones(number)
     falls = ((end - line) / SOFT + 0.5).clamp(0, 1) if end < 1 else torch.ones(number)
     return rises * falls
+
+
+class Words:
+    """Where the words for subjects are read while a video is drawn: in all cross-attention, over frames and steps."""
+
+    def __init__(self, backbone: Backbone, recipe: VideoRecipe, prompt: PromptEmbeds) -> None:
+        self.backbone, self.recipe, self.prompt = backbone, recipe, prompt
+        self.shape = _shape(backbone, recipe)
+        self.tokens = [backbone.tokens_of(recipe.target_prompt, one.noun) for one in recipe.subjects]
+        self.read: list[Float[Tensor, "s f h w"]] = []
+        """Of the layers of one prediction."""
+        self.kept: Float[Tensor, "s f h w"] | None = None
+        self.masks: Masks = {}
+        self.listens = False
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """While this lasts, each prediction from the prompt moves the masks of the next."""
+        network = self.backbone.network
+        self.masks.update({linear: {} for linear in lora.wrapped(network)})
+        with ExitStack() as stack:
+            for hook in (network.register_forward_pre_hook(self._begin), network.register_forward_hook(self._end)):
+                stack.callback(hook.remove)
+            stack.enter_context(self.backbone.attending(self._hear))
+            stack.enter_context(lora.masked(network, self.masks))
+            yield
+
+    def _begin(self, _: Any, given: tuple[Any, ...]) -> None:
+        embeds = given[2]
+        self.listens = bool(torch.equal(embeds[0], self.prompt[0].to(embeds)))
+
+    def _hear(self, linear: str, query: Float[Tensor, "r k n d"], key: Float[Tensor, "r k l d"]) -> None:
+        """Read one layer: how much each position attends to each subject's word."""
+        if not self.listens:
+            return
+        mask = self.backbone.spread(linear, torch.ones(self.shape, device=key.device))
+        assert mask is not None
+        (rows, positions, _), (frames, height, width) = mask.shape, self.shape
+        query, key = query[:rows].float(), key[:rows].float()
+        attention = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1).mean(1)
+        words = torch.stack([attention[..., tokens].sum(-1) for tokens in self.tokens])
+        while frames * height * width > rows * positions:
+            height, width = -(-height // 2), -(-width // 2)
+        small = words.view(len(words), frames, height, width)
+        self.read.append(F.interpolate(small, self.shape[1:], mode="bilinear"))
+
+    def _end(self, *_: Any) -> None:
+        """After a prediction: mean of the layers, smoothed over frames, and over steps."""
+        if not self.read:
+            return
+        found = torch.stack(self.read).mean(0)
+        around = torch.cat([found[:, :1], found, found[:, -1:]], 1)
+        found = (around[:, :-2] + around[:, 1:-1] + around[:, 2:]) / 3
+        self.kept = found if self.kept is None else KEPT * self.kept + (1 - KEPT) * found
+        self.read.clear()
+        _put(self.masks, self.backbone, by_adapter(self.recipe, list(shares(self.kept))))
+
+
+def shares(read: Float[Tensor, "s f h w"]) -> Float[Tensor, "s f h w"]:
+    """Whose each position is, from 0 to 1 and 1 in all, by how much of each word is read there, over its mean."""
+    share = (read / read.mean((1, 2, 3), keepdim=True)) ** SHARP
+    return share / share.sum(0)

@@ -28,6 +28,7 @@ class Wish:
     appearance_scale: float | None = None
     motion_scale: float | None = None
     published: bool = False
+    apart: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
     """Of subjects, by name; see `recipe.PLACES`."""
 
@@ -38,7 +39,7 @@ class Wish:
         for seed in (self.seed or 0, (self.seed or 0) + self.num - 1):
             check_seed(seed, "--seed")
         anything = Ingredient("x", "x", "")
-        replace(self, places={}).again(
+        replace(self, places={}, apart=False).again(
             VideoRecipe(anything, anything, self.prompt, "", "", TTTConfig(), SampleConfig())
         )
 
@@ -69,6 +70,7 @@ class Wish:
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance,
             ),
+            apart=recipe.apart or self.apart,
             seed=recipe.seed if self.seed is None else self.seed,
         )
 

@@ -34,6 +34,7 @@ def compose(
     prompt: options.Scene = "",
     further: options.Others = None,
     place: options.Places = None,
+    apart: options.Apart = False,
     out: _Output = None,
     seed: _Seed = None,
     num: Annotated[int, typer.Option(help="How many videos, of consecutive seeds.")] = 1,
@@ -60,7 +61,7 @@ def compose(
     wish = Wish(
         prompt=prompt, seed=seed, num=num, frames=frames, aspect=aspect, steps=steps, guidance=guidance,
         ttt_steps=ttt_steps, appearance_scale=appearance_scale, motion_scale=motion_scale, base=base,
-        published=published, places=options.places(place),
+        published=published, places=options.places(place), apart=apart,
     )  # fmt: skip
     wish.check()
     library = Library()

@@ -39,6 +39,11 @@ Places = Annotated[
 ]
 
 
+Apart = Annotated[
+    bool, typer.Option("--apart", help="Let the LoRAs of each subject act where the base reads the word for it.")
+]
+
+
 def concept_argument(kind: concept.Kind) -> Any:
     """The argument that takes the name of a learned concept of a kind."""
     return typer.Argument(help=f"A learned {kind}.", show_default=False, autocompletion=completion.concepts(kind))

@@ -134,6 +134,8 @@ def forecast_fields(forecast: Forecast) -> dict[str, Any]:
 def _places(recipe: VideoRecipe) -> dict[str, str]:
     """Who is where, if anybody has a place."""
     told = [f"{one.appearance.name} {one.place or 'wherever nobody else is'}" for one in recipe.subjects]
+    if recipe.apart:
+        return {"places": "where the word for each is read"}
     return {"places": ", ".join(told)} if any(one.place for one in recipe.subjects) else {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,22 @@ import pytest
 import torch
 from test_recipe import DOG, JUMPING, SWIMMING, recipe
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from customttt import compose, lora, regions
 from customttt.backbones import Backbone, open_base
 from customttt.errors import UsageError
-from customttt.recipe import PLACES, Ingredient, Subject, VideoRecipe
+from customttt.recipe import PLACES, Ingredient, Subject, VideoRecipe, kind_of
 
 CPU = torch.device("cpu")
+WORDS = recipe(others=(Subject(Ingredient("man", "man", "c" * 64), JUMPING),), apart=True)
+
+
+@pytest.fixture(scope="module")
+def backbone(any_base: Path) -> Backbone:
+    return open_base(str(any_base), CPU)
+
+
 PAIR = recipe(others=(Subject(DOG, JUMPING, "right"),), place="left")
 
 
@@ -35,7 +45,8 @@ def test_places_are_where_they_say_and_fade_into_their_neighbours() -> None:
 def test_who_has_no_place_is_where_nobody_is_placed_and_a_shared_motion_where_any_is() -> None:
     shape, cat = (1, 8, 16), Subject(Ingredient("cat", "cat", "f" * 64), SWIMMING)
     left, right = regions.region("left", shape), regions.region("right", shape)
-    some = regions.by_adapter(recipe(others=(Subject(DOG, JUMPING), cat), place="left"), shape)
+    made = recipe(others=(Subject(DOG, JUMPING), cat), place="left")
+    some = regions.by_adapter(made, regions._by_place(made, shape))
     expected = {
         "appearance": left,
         "motion": left + right,
@@ -47,40 +58,42 @@ def test_who_has_no_place_is_where_nobody_is_placed_and_a_shared_motion_where_an
     assert all(torch.allclose(some[slot], mask) for slot, mask in expected.items())
 
 
-def loud(backbone: Backbone, made: VideoRecipe) -> lora.Loras:
-    """LoRAs that can be seen, on everything that a concept of each kind may wrap."""
-    generator, loras = torch.Generator().manual_seed(1), {}
-    for slot in made.ingredients:
-        kind = slot.rstrip("2")
-        lora.inject(backbone.network, "new", backbone.targets(kind, backbone.layers(kind)), rank=2)  # type: ignore[arg-type]
-        empty = lora.state(backbone.network, "new")
-        lora.remove(backbone.network, "new")
-        loras[slot] = {name: torch.randn(one.shape, generator=generator) * 0.1 for name, one in empty.items()}
-    return loras
+def wear(backbone: Backbone, slots: Iterable[str], every: int = 1) -> None:
+    """Put LoRAs in that can be seen, on all that a concept may wrap in each or every so manieth layer."""
+    generator = torch.Generator().manual_seed(1)
+    for slot in slots:
+        kind = kind_of(slot)
+        for parameter in lora.inject(
+            backbone.network, slot, backbone.targets(kind, backbone.layers(kind)[::every]), rank=2
+        ):
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
 
 
-def test_a_lora_adds_nothing_outside_of_its_place(any_base: Path) -> None:
+def test_a_lora_adds_nothing_outside_of_its_place(backbone: Backbone) -> None:
     """On every linear of every family: what its own mask spreads is where its output differs from the base's."""
-    backbone = open_base(str(any_base), CPU)
     sample = backbone.defaults.sample
     made = replace(PAIR, sample=sample)
     shape = backbone.latent_shape(sample.num_frames, *sample.sides)
     seen: dict[str, list[Tensor]] = {}
 
-    def watch(name: str) -> None:
-        backbone.network.get_submodule(name).register_forward_hook(
+    def watch(name: str) -> RemovableHandle:
+        return backbone.network.get_submodule(name).register_forward_hook(
             lambda layer, given, out: seen.setdefault(name, []).append(out - layer.base_layer(given[0]))
         )
 
-    loras = loud(backbone, made)
-    for slot, weights in loras.items():
-        lora.restore(backbone.network, slot, weights)
-    for name in lora.wrapped(backbone.network):
-        watch(name)
+    wear(backbone, ["appearance", "motion"])
+    hooks = [watch(name) for name in lora.wrapped(backbone.network)]
     noise, embeds = torch.randn(2, *shape), backbone.embed(["A koala.", ""])
-    with torch.no_grad(), regions.kept_apart(backbone, made), lora.active(backbone.network, appearance=1, motion=1):
+    with (
+        torch.no_grad(),
+        regions.kept_apart(backbone, made, embeds[:1]),
+        lora.active(backbone.network, appearance=1, motion=1),
+    ):
         backbone.predict(noise, torch.full((2,), 500.0), embeds)
-    inside, checked = regions.by_adapter(made, shape[1:])["appearance"], 0
+    for hook in hooks:
+        hook.remove()
+    lora.remove(backbone.network, "appearance", "motion")
+    inside, checked = regions.region("left", shape[1:]), 0
     for name, (added,) in seen.items():
         mask = backbone.spread(name, inside)
         if mask is None:
@@ -93,16 +106,77 @@ def test_a_lora_adds_nothing_outside_of_its_place(any_base: Path) -> None:
     assert checked > 20
 
 
-def test_places_change_a_video_and_leave_no_trace(tiny_random_base: Path) -> None:
-    backbone = open_base(str(tiny_random_base), CPU)
-    made = replace(PAIR, sample=backbone.defaults.sample)
-    loras = loud(backbone, made)
-    free = replace(made, place="", others=(Subject(DOG, JUMPING),))
-    before = compose.render(backbone, loras, free)
-    placed = compose.render(backbone, loras, made)
-    assert (placed != before).any()
-    assert (compose.render(backbone, loras, free) == before).all()
-    assert (compose.render(backbone, loras, made) == placed).all()
+def test_places_and_words_change_a_video_and_leave_no_trace(tiny_random_base: Path) -> None:
+    base = open_base(str(tiny_random_base), CPU)
+    sample = base.defaults.sample.but(num_inference_steps=2)
+    free = replace(WORDS, sample=sample, apart=False)
+    wear(base, free.ingredients, 4)
+    loras = {slot: lora.state(base.network, slot) for slot in free.ingredients}
+    lora.remove(base.network, *loras)
+    placed, apart = free.placed({"koala": "left", "man": "right"}), replace(free, apart=True)
+    before, *others, after = (compose.render(base, loras, one) for one in (free, placed, apart, free))
+    assert all((one != before).any() for one in others)
+    assert (others[0] != others[1]).any()
+    assert (before == after).all()
+
+
+def test_words_are_read_where_they_stand(backbone: Backbone) -> None:
+    koala, man = (backbone.tokens_of("A koala and a man and a koala.", word) for word in ("koala", "man"))
+    assert len(koala) == 2 * len(man)
+    assert koala[0] < man[0] < koala[-1]
+    with pytest.raises(UsageError, match="'mars' is not read in 'A koala'"):
+        backbone.tokens_of("A koala", "mars")
+
+
+def test_each_position_belongs_to_the_word_that_is_read_most_there() -> None:
+    read = torch.tensor([[0.4, 0.2, 0.0], [0.1, 0.2, 0.3]]).view(2, 1, 1, 3)
+    whose = regions.shares(read).view(2, 3)
+    assert torch.allclose(whose.sum(0), torch.ones(3))
+    assert whose[0, 0] > 0.9
+    assert whose[1, 2] == 1
+    assert torch.equal(whose[0, 1], whose[1, 1])
+
+
+def test_loras_follow_the_words_of_their_subjects_and_leave_no_trace(backbone: Backbone) -> None:
+    """Once the prompt was read, alone or beside the empty one; the empty prompt is not listened to."""
+    sample, network = backbone.defaults.sample, backbone.network
+    made = replace(WORDS, sample=sample)
+    embeds = backbone.embed([made.target_prompt, ""])
+    noise = torch.randn(1, *backbone.latent_shape(sample.num_frames, *sample.sides))
+    words, steps = regions.Words(backbone, made, embeds[:1]), torch.tensor([500.0])
+    wear(backbone, made.ingredients, 4)
+    with torch.no_grad(), lora.active(network, **dict.fromkeys(made.ingredients, 1.0)), words.followed():
+        backbone.predict(noise, steps, embeds[1:])
+        assert words.kept is None
+        everywhere, apart = (backbone.predict(noise, steps, embeds[:1]) for _ in range(2))
+        assert (everywhere != apart).any()
+        assert words.masks[lora.wrapped(network)[-1]].keys() == made.ingredients.keys()
+    lora.remove(network, *made.ingredients)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_what_is_read_is_the_same_beside_the_empty_prompt(tiny_random_base: Path) -> None:
+    base = open_base(str(tiny_random_base), CPU)
+    sample = base.defaults.sample
+    embeds = base.embed([WORDS.target_prompt, ""])
+    noise, kept = torch.randn(1, *base.latent_shape(sample.num_frames, *sample.sides)), []
+    for number in (1, 2):
+        words = regions.Words(base, replace(WORDS, sample=sample), embeds[:1])
+        with torch.no_grad(), words.followed():
+            base.predict(noise.expand(number, -1, -1, -1, -1), torch.full((number,), 500.0), embeds[:number])
+        kept.append(words.kept)
+    assert torch.allclose(kept[0], kept[1], atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_words_that_cannot_tell_subjects_apart_are_refused() -> None:
+    with pytest.raises(UsageError, match="one subject in the video"):
+        recipe(apart=True)
+    with pytest.raises(UsageError, match="by their places or by their words"):
+        replace(PAIR, apart=True)
+    with pytest.raises(UsageError, match="Two subjects are called 'koala'"):
+        recipe(others=(Subject(Ingredient("other", "my koala", "f"), JUMPING),), apart=True)
+    assert VideoRecipe.from_dict(WORDS.to_dict()) == WORDS
+    assert "apart" not in recipe().to_dict()
 
 
 def test_places_are_kept_in_a_recipe_and_do_not_train_again() -> None:

@@ -64,9 +64,9 @@ def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     run = several.Trials(object.__new__(Workshop), tmp_path)
     monkeypatch.setattr(several.Trials, "_recipe", lambda *_: recipe(others=(Subject(DOG, JUMPING),)))
     made = [run.measured(CELL, way) for way in WAYS]
-    assert composed == ["", "left", "", "left"]
+    assert composed == ["", "left", "", "", "left", ""]
     assert [run.measured(CELL, way) for way in WAYS] == made
     alone = run.measured(CELL, ALONE)
-    assert len(composed) == 6
+    assert len(composed) == 8
     assert "both" not in alone
-    assert len(list((tmp_path / "seen").iterdir())) == 5
+    assert len(list((tmp_path / "seen").iterdir())) == 7

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -141,6 +142,36 @@ class Family(ABC):
     def cross_attention(self, layers: Sequence[int]) -> list[str]:  # noqa: ARG002
         raise self._unable()
 
+    def tokens_of(self, prompt: str, word: str) -> list[int]:
+        tokenizer: Any = self.tokenizer  # type: ignore[attr-defined]  # of those that read a prompt
+        read, sought = tokenizer(prompt).input_ids, tokenizer(word, add_special_tokens=False).input_ids
+        starts = [at for at in range(len(read)) if read[at : at + len(sought)] == sought]
+        if not starts or starts[0] + len(sought) > self.prompt_shape[0]:  # type: ignore[attr-defined]
+            raise UsageError(f"The word '{word}' is not read in {prompt!r}; write it there as it is.")
+        return [start + number for start in starts for number in range(len(sought))]
+
+    @contextmanager
+    def attending(self, hear: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+        queries: dict[str, Tensor] = {}
+
+        def asked(name: str, heads: int, _: nn.Module, __: Any, query: Tensor) -> None:
+            queries[name] = _by_heads(query, heads)
+
+        def answered(name: str, heads: int, _: nn.Module, __: Any, key: Tensor) -> None:
+            hear(name, queries.pop(name), _by_heads(key, heads))
+
+        with ExitStack() as hooks:
+            for name in self.cross_attention(self.readers):
+                if name.endswith(".to_q"):
+                    attention: Any = self.network.get_submodule(name.removesuffix(".to_q"))
+                    for role, note in (
+                        ("q", asked),
+                        ("k", answered),
+                    ):  # a norm comes after the linear, where there is one
+                        last = getattr(attention, f"norm_{role}", None) or getattr(attention, f"to_{role}")
+                        hooks.callback(last.register_forward_hook(partial(note, name, attention.heads)).remove)
+            yield
+
     def spread(self, linear: str, mask: Tensor) -> Tensor | None:  # noqa: ARG002
         raise self._unable()
 
@@ -221,3 +252,8 @@ def read_as(table: nn.Embedding, token: int, vector: WordEmbedding) -> Iterator[
 
     with replaced([table], lambda _: read):
         yield
+
+
+def _by_heads(values: Tensor, heads: int) -> Tensor:
+    """(rows n heads*d) as (rows heads n d)."""
+    return values.view(*values.shape[:2], heads, -1).transpose(1, 2)

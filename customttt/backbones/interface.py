@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -113,8 +113,15 @@ class Backbone(Protocol):
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(c, f, h, w) of the latents of one video of so many pixels. Raises UsageError for one that it cannot do."""
 
+    def attending(self, hear: Callable[[str, Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        """While this lasts, `hear` gets of each cross-attention the name of the linear of its queries, the queries
+        (r k n d) and the keys (r k l d), of k heads; the rows r are those of `spread`, one video after the other."""
+
     def spread(self, linear: str, mask: Float[Tensor, "f h w"]) -> Float[Tensor, "r n 1"] | None:
         """A mask of latents over the rows of tokens of one video in a linear; None where the prompt goes through it."""
+
+    def tokens_of(self, prompt: str, word: str) -> list[int]:
+        """Where a word stands among the tokens of a prompt. Raises UsageError where it does not."""
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         """(tokens of the prompt, most that the text encoder reads)."""

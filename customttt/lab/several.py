@@ -52,8 +52,10 @@ def _placed(recipe: VideoRecipe) -> VideoRecipe:
 WAYS: Mapping[str, Callable[[VideoRecipe], VideoRecipe]] = MappingProxyType({
     "direct": _plain,
     "placed": lambda recipe: _placed(_plain(recipe)),
+    "by words": lambda recipe: replace(_plain(recipe), apart=True),
     "test-time training": lambda recipe: recipe,
     "test-time training, placed": _placed,
+    "test-time training, by words": lambda recipe: replace(recipe, apart=True),
 })  # fmt: skip
 """How two subjects are put into one video; without test-time training unless the name says so."""
 ALONE = "alone, without test-time training"
