@@ -164,10 +164,8 @@ class Family(ABC):
             for name in self.cross_attention(self.readers):
                 if name.endswith(".to_q"):
                     attention: Any = self.network.get_submodule(name.removesuffix(".to_q"))
-                    for role, note in (
-                        ("q", asked),
-                        ("k", answered),
-                    ):  # a norm comes after the linear, where there is one
+                    # a norm comes after the linear, where there is one
+                    for role, note in (("q", asked), ("k", answered)):
                         last = getattr(attention, f"norm_{role}", None) or getattr(attention, f"to_{role}")
                         hooks.callback(last.register_forward_hook(partial(note, name, attention.heads)).remove)
             yield
