@@ -5,6 +5,8 @@ them. Two workers of the real one are in `grid_ways.py`.
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -39,11 +41,22 @@ class StandIn(ModuleType):
         self.__spec__ = ModuleSpec("ray", None)
         self.exceptions = SimpleNamespace(RayError=RayError)
         self.deaths, self.sooner, self.made, self.told = deaths, sooner, 0, dict[str, Any]()
+        self.listening = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+        self.head, self.node = (one.getsockname()[1] for one in self.listening)
 
     def init(self, **told: Any) -> None:
         if told["address"] == "nowhere":
             raise ConnectionError("Nobody answers.")
         self.told = told
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit(1))  # as Ray does
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(gcs_address=f"127.0.0.1:{self.head}", get_node_id=lambda: "here")
+
+    def nodes(self) -> list[dict[str, Any]]:
+        found = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": self.node}
+        return [{"NodeID": "here", **found}, {"NodeID": "elsewhere", **found, "NodeManagerPort": 1}]
 
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 2.0}
@@ -71,7 +84,7 @@ class StandIn(ModuleType):
     def put(self, value: Any) -> Ref:
         return Ref(value)
 
-    def wait(self, refs: list[Ref], num_returns: int) -> tuple[list[Ref], list[Ref]]:
+    def wait(self, refs: list[Ref], num_returns: int, timeout: float) -> tuple[list[Ref], list[Ref]]:  # noqa: ARG002
         return refs[:num_returns], refs[num_returns:]
 
     def get(self, ref: Ref) -> Any:
@@ -162,3 +175,27 @@ def test_without_ray_one_sentence_says_how_to_get_it(here: Path, monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert_one_sentence(run("grid", "--ray", "local"), 2, "pip install 'customttt[ray]'")
     assert list(here.iterdir()) == []
+
+
+def test_a_signal_means_what_it_meant_before_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", StandIn())
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with crew():
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.usefixtures("learned", "here")
+@pytest.mark.parametrize("which", [0, 1])
+def test_that_ray_itself_has_ended_is_one_sentence(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
+    """Its head or its node: a job that is given out then waits for ever."""
+    ray = StandIn()
+
+    def killed(*_: object, **__: object) -> tuple[list[Ref], list[Ref]]:
+        ray.listening[which].close()
+        return [], []
+
+    monkeypatch.setattr(ray, "wait", killed)
+    monkeypatch.setattr(ray, "kill", None, raising=False)  # nothing is asked of it any more
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    done = run("grid", "--prompt", "on Mars", "--ray", "local")
+    assert_one_sentence(done, 1, "Ray itself has ended", "the same command goes on")

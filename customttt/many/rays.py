@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import tempfile
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +31,8 @@ from customttt.many.crews import STARTS
 from customttt.many.engine import Job, Returned, done
 from customttt.recipe import VideoRecipe
 
+LOOK_SECONDS = 2.0
+"""Between two looks at whether Ray itself is still there."""
 KEPT = 64
 """Of the goods that jobs need, how many stay in the object store; others are put there again."""
 
@@ -160,17 +166,22 @@ class OnRay:
     goods: OrderedDict[str, Any] = field(default_factory=OrderedDict)
     """References to what was put into the object store, by name."""
     failed_starts: int = 0
+    doors: list[tuple[str, int]] = field(default_factory=list)
+    """Where Ray's own processes answer: its head's, and that of the node that this process is on."""
+    gone: bool = False
 
     def __enter__(self) -> OnRay:
         self.ray = imported()
         try:
             here = {"include_dashboard": False} if self.address == "local" else {}
-            self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **here)
+            with _own_signals():
+                self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **here)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise BaseUnavailableError(
                 f"Ray cannot be reached at '{self.address}' ({' '.join(str(error).split())[:200]}); give --ray local, "
                 "auto, or the address of a head."
             ) from error
+        self.doors = [] if self.address.startswith("ray://") else _doors(self.ray)  # a client there hears of it itself
         gpus, cores = (int(self.ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
         most = gpus or cores // max(self.threads, 1)
         if not most:
@@ -180,7 +191,7 @@ class OnRay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for seat in self.seats:
+        for seat in () if self.gone else self.seats:
             if seat.actor and not seat.job:
                 seat.actor.end.remote()
                 seat.actor.__ray_terminate__.remote()
@@ -192,6 +203,7 @@ class OnRay:
         return sum(seat.job is None for seat in self.seats)
 
     def give(self, job: Job, order: Order) -> None:
+        self._check_there()
         seat = next(seat for seat in self.seats if seat.job is None)
         if seat.actor is None:
             seat.actor = self.ray.remote(Hand).options(**self.share).remote(self.base, self.threads)
@@ -203,7 +215,8 @@ class OnRay:
         found: list[Returned] = []
         while not found:
             busy = {seat.ref: seat for seat in self.seats if seat.job}
-            ready, _ = self.ray.wait(list(busy), num_returns=1)
+            self._check_there()
+            ready, _ = self.ray.wait(list(busy), num_returns=1, timeout=LOOK_SECONDS)
             found = [one for ref in ready if (one := self._heard(busy[ref]))]
         return found
 
@@ -225,7 +238,8 @@ class OnRay:
         return replace(done(job, said.value, partial(self._keep, order)), seconds=said.seconds)
 
     def _lost(self, seat: _Seat, job: Job, order: Order) -> Returned | None:
-        """A job is to blame for the loss of an actor only where that had opened its base."""
+        """A job is to blame for the loss of an actor only where that had opened its base, and Ray is still there."""
+        self._check_there()
         began, seconds = self._began(seat), time.monotonic() - seat.since
         self.ray.kill(seat.actor)
         seat.actor = seat.opened = seat.job = seat.order = seat.ref = None
@@ -239,6 +253,13 @@ class OnRay:
             )
         self.give(job, order)
         return None
+
+    def _check_there(self) -> None:
+        """Raise CustomTTTError where Ray itself has ended: what is asked of it then waits for minutes, or for ever."""
+        if self.gone or all(map(_answers, self.doors)):
+            return
+        self.gone = True
+        raise CustomTTTError("Ray itself has ended, as where its processes were killed; the same command goes on.")
 
     def _began(self, seat: _Seat) -> bool:
         try:
@@ -284,3 +305,38 @@ def imported() -> Any:
     import ray
 
     return ray
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C mean afterwards what they meant before: Ray puts handlers of its own in their place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one that Python did not set
+                signal.signal(number, handler)
+
+
+def _doors(ray: Any) -> list[tuple[str, int]]:
+    """Where the head's process and this node's answer."""
+    here = ray.get_runtime_context()
+    host, _, port = here.gcs_address.rpartition(":")
+    nodes = [node for node in ray.nodes() if node["NodeID"] == here.get_node_id()]
+    return [(host, int(port)), *((node["NodeManagerAddress"], int(node["NodeManagerPort"])) for node in nodes)]
+
+
+def _answers(door: tuple[str, int]) -> bool:
+    """Whether someone listens there; one that is busy is asked again."""
+    for pause in (0.2, 1.0, 0.0):
+        try:
+            socket.create_connection(door, LOOK_SECONDS).close()
+        except OSError:
+            time.sleep(pause)
+        else:
+            return True
+    return False
