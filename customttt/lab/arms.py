@@ -120,12 +120,15 @@ def _resting(waits: float, times: float, motion_rate: float = 1.0) -> Arm:
     return _sampled(arm, title, appearance_from=waits)
 
 
-RESTING = ((0.4, 1, 3.0), (0.4, 1, 1.0), (0.4, 2, 1.0), (0.4, 3, 1.0), (0.27, 2, 1.0), (0.27, 3, 1.0), (0.0, 2, 1.0))
+RESTING = ((0.27, 1, 3.0), (0.4, 1, 3.0), (0.54, 1, 3.0), (0.47, 1, 1.0), (0.47, 1, 6.0), (0.47, 2, 1.0), (0.0, 2, 1.0))
 """From where the appearance acts, how many times its learning rate, and over that the motion's."""
 LEARNING: dict[str, Learning] = {
     "the motion at all noise": THROUGHOUT,
     "the motion in the upper 40 % of the noise": {"motion": {"noise": (0.6, 1.0)}},
     "the motion in 200 steps at a constant rate": {"motion": {"steps": 200, "falling": False}},
+    "the motion in half the steps": {"motion": {"steps": 150}},
+    "the motion at half the rate": {"motion": {"learning_rate": 1.25e-4}},
+    "the motion at twice the rate": {"motion": {"learning_rate": 5e-4}},
     "unmoved pictures": {"appearance": {"shift": 0.0}},
     "the appearance in all linears": {"appearance": {"linears": ("",)}},
     "all linears, unmoved, twice the rate": {"appearance": {"linears": ("",), "shift": 0.0, "learning_rate": 8e-4}},
@@ -156,11 +159,11 @@ TABLES: dict[str, dict[str, Arm]] = {
     "rest": {"throughout": replace(_rests(0.0, 1.0), title="both LoRAs throughout")}
     | {
         f"rest{waits}-{until}": _rests(waits, until)
-        for waits, until in ((0.0, 0.4), (0.0, 0.67), (0.0, 0.8), (0.27, 1.0), (0.27, 0.67), (0.4, 0.67))
+        for waits, until in ((0.0, 0.4), (0.0, 0.67), (0.0, 0.8), (0.27, 0.67), (0.47, 1.0), (0.47, 0.67))
     }
     | {
         f"own{waits}-{until}": _rests(waits, until, {})
-        for waits in (0.27, 0.4, 0.53, 0.6)
+        for waits in (0.27, 0.4, 0.47, 0.6)
         for until in (0.67, 0.74, 0.8)
     },
     "guidance": {
