@@ -171,21 +171,21 @@ def test_another_setting_is_another_cell(small: experiment.Study, monkeypatch: p
     for arm in (arm for table in arms.TABLES.values() for arm in table.values()):
         titles.setdefault(small.video(small.size.cells()[0], arm), set()).add(arm.title)
     assert [one for one in titles.values() if len(one) > 1] == [  # the same in several tables
-        {"appearance LoRA alone", "appearance LoRA alone, 50% in the unconditional half"},
-        {"motion LoRA alone", "motion LoRA alone, 50% in the unconditional half"},
+        {"appearance LoRA alone", "appearance LoRA alone, 25% in the unconditional half"},
+        {"motion LoRA alone", "motion LoRA alone, 25% in the unconditional half"},
         {
             "both LoRAs, no test-time training", "both LoRAs, no test-time training, 100% in the unconditional half",
             "the base's own layers",
         },
         {
             "the base's own way, no test-time training",
-            "the base's own way, no test-time training, 50% in the unconditional half",
-            "the base's own", "appearance from 27%, motion until 67%", "ours without test-time training",
+            "the base's own way, no test-time training, 25% in the unconditional half",
+            "the base's own", "appearance from 47%, motion until 67%", "ours without test-time training",
         },
         {"CustomTTT as published", "the paper's recipe"},
         {"CustomTTT, ours", "ours"},
-        {"both LoRAs throughout", "both LoRAs, no test-time training, 50% in the unconditional half"},
-        {"appearance from 27%, motion until 67%, learned at all noise", "the motion at all noise"},
+        {"both LoRAs throughout", "both LoRAs, no test-time training, 25% in the unconditional half"},
+        {"appearance from 47%, motion until 67%, learned at all noise", "the motion at all noise"},
     ]  # fmt: skip
 
 
