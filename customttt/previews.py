@@ -34,13 +34,22 @@ def write(
     folder: Path, shown: Frames | None, fps: float, losses: Sequence[float], inputs: Sequence[Pixels] | Frames
 ) -> None:
     """Put previews into a folder: of `shown`, one frame or several, if there is any, of losses and of inputs."""
-    if shown is not None and len(shown) == 1:
-        write_png(folder / PICTURE, shown[0])
-    elif shown is not None:
-        write_video(folder / VIDEO, shown, fps, {})
+    if shown is not None:
+        write_shown(folder / "preview", shown, fps)
     if len(losses) > 1:
         write_png(folder / CURVE, chart(losses))
     write_png(folder / INPUTS, strip(inputs))
+
+
+def write_shown(stem: Path, shown: Frames, fps: float) -> Path:
+    """One frame as a picture, several as a video, beside a name without an end; returns the file."""
+    if len(shown) == 1:
+        path = stem.with_suffix(".png")
+        write_png(path, shown[0])
+    else:
+        path = stem.with_suffix(".mp4")
+        write_video(path, shown, fps, {})
+    return path
 
 
 def check(files: Collection[str], folder: Path) -> None:

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from customttt import backbones, media, pairs, threads, workshop
+from customttt import backbones, media, pairs, previews, threads, workshop
 from customttt.concept import Concept, Kind, check_name
 from customttt.errors import MediaError, UsageError
 from customttt.interchange import exchange, parcel
@@ -116,7 +116,8 @@ class Studio:
 
         def glance(frames: media.Frames) -> None:
             step = task.progress.step if task.progress else 0
-            task.files = [(self._write(f"glance-{task.number}", frames, shop), f"after step {step}")]
+            stem, fps = self.passing / f"glance-{task.number}", shop.backbone.defaults.sample.fps
+            task.files = [(previews.write_shown(stem, frames, fps), f"after step {step}")]
 
         shop = replace(shop, glance=glance, stop=task.stopping)
         concept = shop.learn(plan, force=force, rung=plan.forecast().position)
@@ -188,16 +189,6 @@ class Studio:
             self._open[base] = Workshop.open(base, self.library)
         task.said = ""
         return replace(self._open[base], report=report, say=partial(setattr, task, "said"))
-
-    def _write(self, stem: str, frames: media.Frames, shop: Workshop) -> Path:
-        """A glance as a file: of one frame a picture, else a video."""
-        if len(frames) == 1:
-            path = self.passing / f"{stem}.png"
-            media.write_png(path, frames[0])
-        else:
-            path = self.passing / f"{stem}.mp4"
-            media.write_video(path, frames, shop.backbone.defaults.sample.fps, {})
-        return path
 
 
 @lru_cache(8)  # as sliders move
