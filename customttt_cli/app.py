@@ -1,29 +1,16 @@
-"""The commands, grouped as the help shows them. Importing this imports neither torch nor numpy."""
+"""The commands, grouped as the help shows them. Importing this imports neither torch nor numpy, nor any command."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections import UserDict
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.main import get_command
 
 from customttt import __version__
-from customttt_cli import (
-    bases,
-    compare,
-    compose,
-    demo,
-    doctor,
-    evaluate,
-    exchange,
-    gallery,
-    grid,
-    influence,
-    learn,
-    library,
-    output,
-    ui,
-)
+from customttt_cli import output
 from customttt_cli.guard import Guarded
 from customttt_cli.options import at_home
 
@@ -31,17 +18,86 @@ EXAMPLE = "Example: customttt demo"
 LEARN, COMPOSE, LIBRARY, STUDY, MACHINE = "Learn", "Compose", "Library", "Study", "This machine"
 
 
-class AtHome(typer.Typer):
-    """Every command knows the home folder by its `~`."""
+class Deferred(NamedTuple):
+    """Where the help shows a command, and where its function, or its Typer app, is to be imported from."""
 
-    def command(self, *arguments: Any, **options: Any) -> Callable[[Any], Any]:
-        register = super().command(*arguments, **options)
-        return lambda function: register(at_home(function))
+    panel: str
+    module: str
+    function: str
+    example: str
+    """What follows `customttt`."""
+    hidden: bool = False
+
+    @property
+    def code(self) -> Any:
+        """The function, or the Typer app of several."""
+        return getattr(import_module(f"customttt_cli.{self.module}"), self.function)
+
+    def made(self, name: str) -> Any:
+        """As Typer runs it; it knows the home folder by its `~`."""
+        one = self.code
+        if not isinstance(one, typer.Typer):
+            one = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            one.command(name)(at_home(self.code))
+        command: Any = get_command(one)
+        command.name, command.hidden, command.rich_help_panel = name, self.hidden, self.panel
+        command.epilog = f"Example: customttt {self.example}"
+        return command
 
 
-app = AtHome(
+DEFERRED = {
+    "learn-appearance": Deferred(LEARN, "learn", "learn_appearance", "learn-appearance koala ./imgs --steps 300"),
+    "learn-motion": Deferred(LEARN, "learn", "learn_motion", "learn-motion swimming clip.mp4 --start 1.5 --end 4"),
+    "compose": Deferred(COMPOSE, "compose", "compose", 'compose koala swimming "on Mars" --seed 3 -o mars.mp4'),
+    "grid": Deferred(
+        COMPOSE, "grid", "grid", 'grid --appearances koala,dog --motions all --prompt "on Mars" --seeds 3'
+    ),
+    "gallery": Deferred(COMPOSE, "gallery", "gallery", "gallery customttt-grid"),
+    "ui": Deferred(COMPOSE, "ui", "ui", "ui --port 7861"),
+    "demo": Deferred(COMPOSE, "demo", "demo", "demo --output ./customttt-demo"),
+    "list": Deferred(LIBRARY, "library", "list_concepts", "list --kind motion"),
+    "ls": Deferred(LIBRARY, "library", "list_concepts", "list --kind motion", hidden=True),
+    "show": Deferred(LIBRARY, "library", "show", "show koala"),
+    "rename": Deferred(LIBRARY, "library", "rename", "rename koala my-koala"),
+    "rm": Deferred(LIBRARY, "library", "remove", "rm koala --dry-run"),
+    "path": Deferred(LIBRARY, "library", "path", "path koala"),
+    "verify": Deferred(LIBRARY, "library", "verify", "verify"),
+    "export": Deferred(LIBRARY, "exchange", "export", "export koala --format kohya --output koala.safetensors"),
+    "import": Deferred(LIBRARY, "exchange", "import_concept", "import koala.safetensors --name my-koala --base tiny"),
+    "influence": Deferred(STUDY, "influence", "influence", 'influence "A koala." "A tiger." --seeds 3'),
+    "compare": Deferred(
+        STUDY, "compare", "compare", 'compare koala swimming "on Mars" --seeds 3 --images ./imgs --clip clip.mp4'
+    ),
+    "evaluate": Deferred(STUDY, "evaluate", "evaluate", "evaluate koala-swimming.mp4 --images ./imgs --clip clip.mp4"),
+    "bases": Deferred(MACHINE, "bases", "app", "bases --json"),
+    "doctor": Deferred(MACHINE, "doctor", "doctor", "doctor"),
+}  # fmt: skip
+
+
+class Commands(UserDict[str, Any]):
+    """By name, each made when it is asked for: making all takes a third of the time in which one begins."""
+
+    def __getitem__(self, name: str) -> Any:
+        one = super().__getitem__(name)
+        if isinstance(one, Deferred):
+            one = self.data[name] = one.made(name)
+        return one
+
+
+class Root(Guarded):
+    """`customttt` itself."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = Commands(DEFERRED)
+
+    def list_commands(self, _: object) -> list[str]:
+        return list(DEFERRED)
+
+
+app = typer.Typer(
     name="customttt",
-    cls=Guarded,
+    cls=Root,
     epilog=EXAMPLE,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -68,26 +124,3 @@ def root(
     """Teach a text-to-video model your subject and your movement, and compose them by test-time training."""
     if debug:
         output.trace()
-
-
-app.command("learn-appearance", rich_help_panel=LEARN, epilog=learn.APPEARANCE_EXAMPLE)(learn.learn_appearance)
-app.command("learn-motion", rich_help_panel=LEARN, epilog=learn.MOTION_EXAMPLE)(learn.learn_motion)
-app.command("compose", rich_help_panel=COMPOSE, epilog=compose.EXAMPLE)(compose.compose)
-app.command("grid", rich_help_panel=COMPOSE, epilog=grid.EXAMPLE)(grid.grid)
-app.command("gallery", rich_help_panel=COMPOSE, epilog=gallery.EXAMPLE)(gallery.gallery)
-app.command("ui", rich_help_panel=COMPOSE, epilog=ui.EXAMPLE)(ui.ui)
-app.command("demo", rich_help_panel=COMPOSE, epilog=demo.EXAMPLE)(demo.demo)
-app.command("list", rich_help_panel=LIBRARY, epilog=library.LIST_EXAMPLE)(library.list_concepts)
-app.command("ls", hidden=True, epilog=library.LIST_EXAMPLE)(library.list_concepts)
-app.command("show", rich_help_panel=LIBRARY, epilog=library.SHOW_EXAMPLE)(library.show)
-app.command("rename", rich_help_panel=LIBRARY, epilog=library.RENAME_EXAMPLE)(library.rename)
-app.command("rm", rich_help_panel=LIBRARY, epilog=library.RM_EXAMPLE)(library.remove)
-app.command("path", rich_help_panel=LIBRARY, epilog=library.PATH_EXAMPLE)(library.path)
-app.command("verify", rich_help_panel=LIBRARY, epilog=library.VERIFY_EXAMPLE)(library.verify)
-app.command("export", rich_help_panel=LIBRARY, epilog=exchange.EXPORT_EXAMPLE)(exchange.export)
-app.command("import", rich_help_panel=LIBRARY, epilog=exchange.IMPORT_EXAMPLE)(exchange.import_concept)
-app.command("influence", rich_help_panel=STUDY, epilog=influence.EXAMPLE)(influence.influence)
-app.command("compare", rich_help_panel=STUDY, epilog=compare.EXAMPLE)(compare.compare)
-app.command("evaluate", rich_help_panel=STUDY, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
-app.add_typer(bases.app, name="bases", rich_help_panel=MACHINE)
-app.command("doctor", rich_help_panel=MACHINE, epilog=doctor.EXAMPLE)(doctor.doctor)

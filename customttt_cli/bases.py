@@ -13,10 +13,9 @@ from customttt_cli.sources import measures
 if TYPE_CHECKING:
     from customttt.backbones.survey import BaseStatus
 
-EXAMPLE = "Example: customttt bases --json"
 PULL_EXAMPLE = "Example: customttt bases pull zeroscope"
 
-app = typer.Typer(invoke_without_command=True, epilog=EXAMPLE)
+app = typer.Typer(invoke_without_command=True, add_completion=False)
 
 
 @app.callback()

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from customttt.measure.rivals import Material
     from customttt.workshop import Workshop
 
-EXAMPLE = 'Example: customttt compare koala swimming "on Mars" --seeds 3 --images ./imgs --clip clip.mp4'
 CELL = 128
 _Methods = Annotated[
     str | None,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from customttt.concept import Kind
 from customttt.errors import CustomTTTError
 from customttt.library import Library
-from customttt.measure import compare
 
 BASES = ("tiny", "animatediff", "modelscope", "zeroscope", "wan")
 """As `backbones.known_bases` has them, for which torch would have to be imported."""
@@ -39,5 +38,7 @@ def bases() -> Sequence[str]:
 
 def methods(incomplete: str) -> Sequence[str]:
     """Those of `compare` that are not typed yet, after the commas that are."""
+    from customttt.measure import compare  # which brings along what every other command does without
+
     typed = incomplete.split(",")[:-1]
     return [",".join([*typed, name]) for name in compare.METHODS if name not in typed]

@@ -20,7 +20,6 @@ from customttt_cli import options, output, render, showing
 if TYPE_CHECKING:
     from customttt.planner import Forecast
 
-EXAMPLE = 'Example: customttt compose koala swimming "on Mars" --seed 3 -o mars.mp4'
 _Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="A .mp4, .gif or .webp, or a folder for png frames.", show_default=False),

@@ -10,8 +10,6 @@ import typer
 from customttt.library import Library
 from customttt_cli import output, showing
 
-EXAMPLE = "Example: customttt demo --output ./customttt-demo"
-
 
 def demo(
     folder: Annotated[

@@ -11,8 +11,6 @@ from customttt.errors import CustomTTTError, DamagedError, StoreError
 from customttt.library import Library
 from customttt_cli import options, output, showing
 
-EXAMPLE = "Example: customttt doctor"
-
 
 def doctor(as_json: options.Json = False) -> None:
     """Tell what this machine can do: memory, GPUs, disk, library, model hub, and the base it would use."""

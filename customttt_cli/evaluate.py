@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from customttt.measure.stats import Estimate
     from customttt.media import Frames
 
-EXAMPLE = "Example: customttt evaluate koala-swimming.mp4 --images ./imgs --clip clip.mp4"
 Groups = Mapping[str, Sequence[int]]
 """Indices of videos by the column that they belong to."""
 

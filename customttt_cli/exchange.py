@@ -13,9 +13,6 @@ from customttt.errors import AlreadyExistsError, NotFoundError, UsageError
 from customttt.library import Library
 from customttt_cli import options, output
 
-EXPORT_EXAMPLE = "Example: customttt export koala --format kohya --output koala.safetensors"
-IMPORT_EXAMPLE = "Example: customttt import koala.safetensors --name my-koala --base tiny"
-
 
 class FormOption(StrEnum):
     CUSTOMTTT = "customttt"

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from customttt.concept import Concept
     from customttt.recipe import VideoRecipe
 
-EXAMPLE = "Example: customttt gallery customttt-grid"
 PAGE = "gallery.html"
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from customttt.many.engine import Crew, Outcome
     from customttt.many.grid import Foretold, Grid
 
-EXAMPLE = 'Example: customttt grid --appearances koala,dog --motions all --prompt "on Mars" --seeds 3'
 SUMMARY = "grid.json"
 _File = Annotated[
     Path | None, typer.Argument(help="A grid as .toml or .json; options here come before it.", show_default=False)

@@ -27,7 +27,6 @@ CARRIED: dict[str, Kind] = {
     "noun": "appearance", "colour": "appearance", "hat": "appearance", "pattern": "appearance", "movement": "motion"
 }  # fmt: skip
 """What a layer carries, by what the judge reads it from."""
-EXAMPLE = 'Example: customttt influence "A koala." "A tiger." --seeds 3'
 
 
 class Score(StrEnum):

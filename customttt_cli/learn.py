@@ -15,9 +15,6 @@ from customttt_cli import options
 from customttt_cli.lesson import Lesson, learn
 from customttt_cli.sources import Movement, Pictures
 
-APPEARANCE_EXAMPLE = "Example: customttt learn-appearance koala ./imgs --steps 300"
-MOTION_EXAMPLE = "Example: customttt learn-motion swimming clip.mp4 --start 1.5 --end 4"
-
 
 def learn_appearance(
     name: options.NewName,

@@ -16,13 +16,6 @@ from customttt.library import Library
 from customttt_cli import completion, options, output, showing
 from customttt_cli.sources import count
 
-LIST_EXAMPLE = "Example: customttt list --kind motion"
-SHOW_EXAMPLE = "Example: customttt show koala"
-RENAME_EXAMPLE = "Example: customttt rename koala my-koala"
-RM_EXAMPLE = "Example: customttt rm koala --dry-run"
-PATH_EXAMPLE = "Example: customttt path koala"
-VERIFY_EXAMPLE = "Example: customttt verify"
-
 _AnyName = Annotated[
     str | None,
     typer.Argument(help="A concept's name; by default the whole library.", autocompletion=completion.concepts()),

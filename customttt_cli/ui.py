@@ -13,7 +13,6 @@ from customttt.errors import UsageError
 from customttt.library import Library
 from customttt_cli import options, output
 
-EXAMPLE = "Example: customttt ui --port 7861"
 LAST_PORT = 65535
 
 

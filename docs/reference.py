@@ -19,7 +19,7 @@ from typer.models import ArgumentInfo, CommandInfo, OptionInfo
 from typer.utils import get_params_from_function
 
 from customttt import errors
-from customttt_cli.app import app
+from customttt_cli.app import DEFERRED, app
 
 INTRODUCTION = """# Commands
 
@@ -35,7 +35,7 @@ class Command:
     name: str
     panel: str
     function: Any
-    epilog: str
+    example: str
 
 
 @dataclass(frozen=True)
@@ -102,22 +102,18 @@ class Parameter:
 
 def commands() -> list[Command]:
     """All commands in the order of the help, the hidden ones left out, groups followed by what is in them."""
-    single = [_command(info, str(info.rich_help_panel)) for info in app.registered_commands if not info.hidden]
-    grouped = []
-    for group in app.registered_groups:
-        inner, panel = group.typer_instance, str(group.rich_help_panel)
-        assert inner is not None
-        assert inner.registered_callback is not None
-        name = str(group.name)
-        grouped.append(Command(name, panel, inner.registered_callback.callback, str(inner.info.epilog)))
-        grouped += [_command(info, panel, f"{name} ") for info in inner.registered_commands]
-    return single + grouped
+    shown: list[Command] = []
+    for name, entry in DEFERRED.items():
+        if not entry.hidden:
+            inner = entry.code if isinstance(entry.code, typer.Typer) else None
+            function = inner.registered_callback.callback if inner and inner.registered_callback else entry.code
+            shown.append(Command(name, entry.panel, function, f"customttt {entry.example}"))
+            shown += [_command(info, entry.panel, name) for info in (inner.registered_commands if inner else ())]
+    return shown
 
 
-def _command(info: CommandInfo, panel: str, prefix: str = "") -> Command:
-    function: Any = info.callback
-    name = info.name or function.__name__.replace("_", "-")
-    return Command(prefix + name, panel, function, str(info.epilog))
+def _command(info: CommandInfo, panel: str, group: str) -> Command:
+    return Command(f"{group} {info.name}", panel, info.callback, str(info.epilog).removeprefix("Example: "))
 
 
 def parameters(function: Any) -> list[Parameter]:
@@ -148,7 +144,7 @@ def section(command: Command) -> Iterator[str]:
         for one in rows:
             yield f"| {one.code} | {cell(one.value)} | {cell(one.meaning)} |"
         yield ""
-    yield f"```bash\n{command.epilog.removeprefix('Example: ')}\n```\n"
+    yield f"```bash\n{command.example}\n```\n"
 
 
 def root_options() -> Iterator[str]:

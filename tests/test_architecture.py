@@ -87,7 +87,11 @@ def test_the_library_prints_nothing_and_knows_no_command_line() -> None:
 
 def test_importing_the_upper_part_never_imports_torch() -> None:
     """One process imports file after file, and names the first that brings torch along."""
-    modules = ["customttt", *(f"customttt.{name}" for name in TORCH_FREE), "customttt_cli.app"]
+    modules = [
+        "customttt",
+        *(f"customttt.{name}" for name in TORCH_FREE),
+        *(f"customttt_cli.{path.stem}" for path in sorted((ROOT / "customttt_cli").glob("*.py"))),
+    ]
     code = f"""
 import importlib, sys
 for module in {modules}:

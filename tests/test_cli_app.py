@@ -17,6 +17,7 @@ from typer.main import get_command
 import customttt
 from customttt.library import Library
 from customttt.progress import Progress, Report
+from customttt_cli import app as commands
 from customttt_cli import completion, output
 from customttt_cli.app import app
 from customttt_cli.options import at_home
@@ -45,7 +46,17 @@ def test_every_command_s_help_has_an_example_that_parses(name: str) -> None:
 
 
 def test_every_command_knows_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(one.callback is not None and hasattr(one.callback, "__wrapped__") for one in app.registered_commands)
+    wrapped: list[object] = []
+
+    def noted(function: Callable[..., object]) -> Callable[..., object]:
+        wrapped.append(function)
+        return at_home(function)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "at_home", noted)
+        for name, entry in commands.DEFERRED.items():
+            entry.made(name)
+            assert wrapped.pop() is entry.code if name != "bases" else not wrapped
     monkeypatch.setenv("HOME", str(tmp_path))
     given: dict[str, object] = {}
     at_home(lambda **values: given.update(values))(

@@ -180,8 +180,8 @@ LIST = "import sys; sys.argv[1:] = ['list']; from customttt_cli.__main__ import 
 
 
 @pytest.mark.usefixtures("three")
-def test_list_imports_neither_torch_nor_numpy() -> None:
-    heavy = "torch diffusers transformers peft accelerate numpy PIL imageio_ffmpeg"
+def test_list_imports_neither_torch_nor_numpy_nor_another_command() -> None:
+    heavy = "torch diffusers transformers peft accelerate numpy PIL imageio_ffmpeg customttt_cli.compose customttt.wish"
     code = f"import atexit, sys; atexit.register(lambda: print(set('{heavy}'.split()) & set(sys.modules)));\n{LIST}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
