@@ -42,21 +42,26 @@ def digest(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def _setting(name: str) -> str:
+    """How a sentence begins that tells of a field."""
+    return f"The setting '{name.replace('_', ' ')}'"
+
+
 def _at_least(low: float, **values: float) -> None:
     """Raise UsageError for any value that is below `low` or not a number."""
     for name, value in values.items():
         if not (math.isfinite(value) and value >= low):
-            raise UsageError(f"{name.replace('_', ' ')} is {value}; it must be at least {low:g}.")
+            raise UsageError(f"{_setting(name)} is {value}; it must be at least {low:g}.")
 
 
 def _at_most(**limits: tuple[float, float]) -> None:
     """Raise UsageError for any value (the first of each pair) that is above its limit: no machine could do it."""
     for name, (value, high) in limits.items():
         if value > high:
-            raise UsageError(f"{name.replace('_', ' ')} is {value}; it must be at most {high:,}.")
+            raise UsageError(f"{_setting(name)} is {value}; it must be at most {high:,}.")
 
 
-def check_seed(seed: int, called: str = "seed") -> None:
+def check_seed(seed: int, called: str = "The seed") -> None:
     """Raise UsageError for a seed that no generator takes."""
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         raise UsageError(f"{called} is {seed!r}; it must be from 0 to 2^64 - 1, which is {MAX_SEED}.")
@@ -66,7 +71,7 @@ def _check_shares(**pairs: tuple[float, ...]) -> None:
     """Raise UsageError for what are not two rising shares."""
     for name, pair in pairs.items():
         if not (len(pair) == 2 and 0 <= pair[0] < pair[1] <= 1):
-            raise UsageError(f"{name.replace('_', ' ')} is {pair}; it must be two rising shares from 0 to 1.")
+            raise UsageError(f"{_setting(name)} is {pair}; it must be two rising shares from 0 to 1.")
 
 
 def parse_aspect(text: str | None) -> Aspect | None:
@@ -119,7 +124,7 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def _unfit(name: str, value: Any, wanted: str) -> UsageError:
-    return UsageError(f"{name.replace('_', ' ')} is {_shown(value)}; it must be {wanted}.")
+    return UsageError(f"{_setting(name)} is {_shown(value)}; it must be {wanted}.")
 
 
 def _shown(value: Any) -> str:
@@ -219,7 +224,7 @@ class TrainConfig(_Settings):
         _at_least(1, steps=self.steps, batch_size=self.batch_size, rank=self.rank, layers=len(self.layers))
         _at_least(1, linears=len(self.linears))
         if not 0 <= self.shift <= 0.5:
-            raise UsageError(f"shift is {self.shift:g}; it must be a share of the frame from 0 to 0.5.")
+            raise UsageError(f"{_setting('shift')} is {self.shift:g}; it must be a share of the frame from 0 to 0.5.")
         _at_least(1e-12, learning_rate=self.learning_rate)
         _at_least(0, debias=self.debias)
         _at_most(steps=(self.steps, MAX_STEPS), batch_size=(self.batch_size, MAX_BATCH), rank=(self.rank, MAX_RANK))
@@ -337,13 +342,19 @@ class SampleConfig(_Settings):
 
     def __post_init__(self) -> None:
         if not 0 <= self.appearance_from < 1:
-            raise UsageError(f"appearance from is {self.appearance_from:g}; it must be a share from 0 to below 1.")
+            raise UsageError(
+                f"{_setting('appearance_from')} is {self.appearance_from:g}; it must be a share from 0 to below 1."
+            )
         if not 0 < self.motion_until <= 1:
-            raise UsageError(f"motion until is {self.motion_until:g}; it must be a share above 0, at most 1.")
+            raise UsageError(
+                f"{_setting('motion_until')} is {self.motion_until:g}; it must be a share above 0, at most 1."
+            )
         _at_least(1, frames=self.num_frames, steps=self.num_inference_steps, fps=self.fps, magnify=self.magnify)
         _at_least(1, guidance=self.guidance_scale)
         if not 0 <= self.unconditional_scale <= 1:
-            raise UsageError(f"unconditional scale is {self.unconditional_scale:g}; it must be from 0 to 1.")
+            raise UsageError(
+                f"{_setting('unconditional_scale')} is {self.unconditional_scale:g}; it must be from 0 to 1."
+            )
         _at_least(8, size=self.size)
         if not (min(self.aspect) >= 1 and max(self.aspect) <= MAX_ASPECT * min(self.aspect)):
             raise UsageError(

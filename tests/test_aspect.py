@@ -54,7 +54,7 @@ def test_an_aspect_is_at_most_four_to_one() -> None:
     for aspect in ((5, 1), (1, 5), (0, 1), (-1, -1)):
         with pytest.raises(UsageError, match="from 1:4 to 4:1"):
             SampleConfig(aspect=aspect)
-    with pytest.raises(UsageError, match="size is 8192"):
+    with pytest.raises(UsageError, match="'size' is 8192"):
         SampleConfig(size=4096, aspect=(2, 1))
 
 

@@ -266,11 +266,11 @@ BAD_SETTINGS = [
     (("con",), 2, "Windows"),
     (("Koala",), 4, "case"),
     (("swimming",), 4, "'swimming'"),  # taken by a motion
-    (("bear", "--steps", "0"), 2, "steps is 0"),
-    (("bear", "--rank", "0"), 2, "rank is 0"),
-    (("bear", "--learning-rate", "0"), 2, "learning rate is 0"),
-    (("bear", "--learning-rate", "nan"), 2, "learning rate is nan"),
-    (("bear", "--seed", "-1"), 2, "seed is -1"),
+    (("bear", "--steps", "0"), 2, "'steps' is 0"),
+    (("bear", "--rank", "0"), 2, "'rank' is 0"),
+    (("bear", "--learning-rate", "0"), 2, "'learning rate' is 0"),
+    (("bear", "--learning-rate", "nan"), 2, "'learning rate' is nan"),
+    (("bear", "--seed", "-1"), 2, "The seed is -1"),
     (("bear", "--layers", "two"), 2, "--layers"),
     (("bear", "--layers", "9"), 2, "Layer 9"),
     (("bear", "--layers", "3"), 2, "Layer 3"),  # there is one, with nothing to learn in

@@ -15,8 +15,8 @@ from customttt.errors import UsageError
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"steps": 0}, "steps is 0"), ({"rank": 0}, "rank is 0"), ({"learning_rate": 0.0}, "learning rate is 0"),
-        ({"learning_rate": float("nan")}, "learning rate is nan"), ({"layers": ()}, "layers is 0"),
+        ({"steps": 0}, "'steps' is 0"), ({"rank": 0}, "'rank' is 0"), ({"learning_rate": 0.0}, "'learning rate' is 0"),
+        ({"learning_rate": float("nan")}, "'learning rate' is nan"), ({"layers": ()}, "'layers' is 0"),
     ],
     ids=str,
 )  # fmt: skip
@@ -40,7 +40,7 @@ def test_sampling_with_impossible_numbers_is_refused(change: dict[str, object]) 
 
 def test_test_time_training_may_have_zero_steps_but_not_fewer() -> None:
     assert TTTConfig().but(steps=0).steps == 0
-    with pytest.raises(UsageError, match="ttt steps is -1"):
+    with pytest.raises(UsageError, match="'ttt steps' is -1"):
         TTTConfig().but(steps=-1)
 
 
@@ -71,7 +71,7 @@ def test_renoising_goes_from_one_share_of_the_schedule_to_a_later_one() -> None:
     assert TTTConfig(renoise_motion=(0.2, 0.8)).renoise_motion == (0.2, 0.8)
     with pytest.raises(UsageError, match="renoise appearance"):
         TTTConfig(renoise_appearance=(0.8, 0.2))
-    with pytest.raises(UsageError, match="noise is"):
+    with pytest.raises(UsageError, match="'noise' is"):
         TrainConfig(layers=(2,), learning_rate=1e-5, noise=(0.5, 1.5))
 
 
