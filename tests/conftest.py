@@ -45,6 +45,17 @@ def full_precision() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def no_memory_to_try_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is learned is learned, and its first video takes more than there is."""
+    from torch import OutOfMemoryError
+
+    def full(*_: object) -> None:
+        raise OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("customttt.compose.try_out", full)
+
+
 @pytest.fixture(scope="session")
 def tiny_random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base with random weights as a diffusers folder."""

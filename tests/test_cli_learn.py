@@ -223,34 +223,22 @@ BAD_CLIPS: list[tuple[str, Callable[[Path], Path], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "make", "code", "words"), BAD_PICTURES, ids=[case[0] for case in BAD_PICTURES])
-def test_a_bad_picture_is_one_sentence(
+BAD_INPUTS = [("learn-appearance", *case) for case in BAD_PICTURES] + [("learn-motion", *case) for case in BAD_CLIPS]
+
+
+@pytest.mark.parametrize(("command", "name", "make", "code", "words"), BAD_INPUTS, ids=[case[1] for case in BAD_INPUTS])
+def test_a_bad_picture_or_clip_is_one_sentence(
     learned: Path,
     tiny_random_base: Path,
     tmp_path: Path,
+    command: str,
     name: str,
     make: Callable[[Path], Path],
     code: int,
     words: str,
 ) -> None:
     before = snapshot(learned)
-    done = run("learn-appearance", "bear", make(tmp_path / name), "--base", tiny_random_base)
-    assert_one_sentence(done, code, words)
-    assert snapshot(learned) == before
-
-
-@pytest.mark.parametrize(("name", "make", "code", "words"), BAD_CLIPS, ids=[case[0] for case in BAD_CLIPS])
-def test_a_bad_clip_is_one_sentence(
-    learned: Path,
-    tiny_random_base: Path,
-    tmp_path: Path,
-    name: str,
-    make: Callable[[Path], Path],
-    code: int,
-    words: str,
-) -> None:
-    before = snapshot(learned)
-    done = run("learn-motion", "running", make(tmp_path / name), "--base", tiny_random_base)
+    done = run(command, "bear", make(tmp_path / name), "--base", tiny_random_base)
     assert_one_sentence(done, code, words)
     assert snapshot(learned) == before
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from material import run
 
 from customttt.library import Library
@@ -56,13 +55,8 @@ def test_a_movement_that_is_stored_is_not_called_unfinished(
     assert Library().get("swimming", "motion")
 
 
-def test_a_concept_is_kept_where_there_is_no_memory_to_try_it_out(
-    tiny_random_base: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("customttt.compose.try_out", full)
+@pytest.mark.usefixtures("no_memory_to_try_out")
+def test_a_concept_is_kept_where_there_is_no_memory_to_try_it_out(tiny_random_base: Path, clip: Path) -> None:
     done = run("learn-motion", "swimming", clip, "--base", tiny_random_base)
     assert done.exit_code == 0, done.output
     assert "not enough memory" in done.stderr

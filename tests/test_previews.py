@@ -9,7 +9,6 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
-import torch
 from material import assert_one_sentence, run, snapshot
 from test_library import concept, kills
 
@@ -107,13 +106,8 @@ def test_a_strangers_preview_that_is_none_is_refused(name: str, tmp_path: Path, 
     assert snapshot(library.root) == before
 
 
-def test_no_memory_for_a_preview_costs_the_preview_alone(
-    tiny_random_base: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> NoReturn:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("customttt.compose.try_out", full)
+@pytest.mark.usefixtures("no_memory_to_try_out")
+def test_no_memory_for_a_preview_costs_the_preview_alone(tiny_random_base: Path, pictures: Path) -> None:
     done = run("learn-appearance", "koala", pictures, "--base", tiny_random_base)
     assert done.exit_code == 0, done.output
     assert "The preview was left out" in done.stderr
