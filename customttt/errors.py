@@ -11,7 +11,7 @@
     ├── MediaError             9   a picture or clip that cannot be used
     ├── BaseUnavailableError  10   the base model cannot run here
     ├── StoreError            11   the library or output cannot be read or written (no permission, disk full)
-    └── IncompleteError       12   some of many jobs failed
+    └── IncompleteError       12   some of many jobs are not done
 
 130 is Ctrl-C. A message says what is wrong, which value, what was expected and what to type next, in one sentence.
 """
@@ -99,7 +99,7 @@ class StoreError(CustomTTTError):
 
 
 class IncompleteError(CustomTTTError):
-    """Some jobs of a grid failed; the others are done."""
+    """Some jobs of a grid are not done; the others are, and the same command goes on."""
 
     exit_code = 12
 

@@ -206,21 +206,21 @@ def _carry_out(made: Grid, foretold: Foretold, workers: int | None, ray: str | N
 def _crew(made: Grid, workers: int | None, ray: str | None) -> Iterator[Crew]:
     """Who does the jobs."""
     from customttt.many import bench
-    from customttt.many.crews import Processes
+    from customttt.many.crews import Apart, Processes
     from customttt.many.engine import Alone
 
     if ray is not None:
-        from customttt.many.rays import OnRay
+        from customttt.many import rays
 
-        with OnRay(made.library, made.base, ray, workers, made.threads) as actors:
-            yield actors
+        with Apart(rays.OnRay(made.library, made.base, ray, workers, made.threads), rays.ENDED) as crew:
+            yield crew
         return
     opened = partial(bench.opened, made.base, made.library.root, made.threads)
     if workers is None:
         yield Alone(opened)
         return
-    with Processes(opened, workers) as crew:
-        yield crew
+    with Processes(opened, workers) as processes:
+        yield processes
 
 
 def _tell(outcome: Outcome, done: int, total: int, left: float, as_json: bool) -> None:

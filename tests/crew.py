@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from customttt.errors import BaseUnavailableError
 from customttt.many.engine import Job, Returned
 
 
@@ -77,3 +78,39 @@ def obedient() -> Callable[[Any], Any]:
 def stillborn() -> Callable[[Any], Any]:
     """A worker that ends before it has begun."""
     os._exit(3)
+
+
+@dataclass
+class There:
+    """A crew for a process of its own: it tells where it is, raises, or ends its process, as it is ordered."""
+
+    left: Path
+    """Is there when it was left."""
+    order: Any = None
+    job: Job | None = None
+
+    def __enter__(self) -> There:
+        if self.order == "refuse":
+            raise BaseUnavailableError("Nobody is there.")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.left.touch()
+
+    def room(self) -> int:
+        return int(self.job is None)
+
+    def give(self, job: Job, order: Any) -> None:
+        self.job, self.order = job, order
+
+    def returned(self) -> list[Returned]:
+        assert self.job
+        if self.order == "wait":
+            self.order = "go on"
+            return []
+        if self.order == "end":
+            os._exit(1)
+        if self.order == "odd":
+            raise ValueError("It is odd.")
+        job, self.job = self.job, None
+        return [Returned(job, value=os.getpid())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import time
 from collections.abc import Iterator
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crew import Plain, Simulated, obedient, stillborn
+from crew import Plain, Simulated, There, obedient, stillborn
 
-from customttt.errors import CustomTTTError, DamagedError
+from customttt.errors import BaseUnavailableError, CustomTTTError, DamagedError, IncompleteError
 from customttt.many import engine
-from customttt.many.crews import Processes
+from customttt.many.crews import Apart, Processes
 from customttt.many.engine import Alone, Job, Outcome, Returned
 
 
@@ -172,3 +173,29 @@ def test_workers_that_never_begin_are_no_endless_story() -> None:
         pytest.raises(CustomTTTError, match=r"before they have begun \(exit code 3\)"),
     ):
         list(engine.run(pairs(2, 2), Plain(), crew))
+
+
+# -- a crew in a process of its own
+
+
+def test_a_crew_works_in_a_process_of_its_own_and_is_left_in_order(tmp_path: Path) -> None:
+    with Apart(There(tmp_path / "left"), "It has ended.") as crew:
+        outcomes = list(engine.run([job("a"), job("b", "a", what="wait")], Plain(), crew))
+    assert {one.value for one in outcomes} == {crew.process.pid}
+    assert (tmp_path / "left").exists()
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "words"),
+    [
+        ("end", IncompleteError, "It has ended"),
+        ("odd", CustomTTTError, r"Unexpected ValueError \(It is odd\.\)"),
+        ("refuse", BaseUnavailableError, "Nobody is there"),
+    ],
+)
+def test_what_ends_a_crew_in_a_process_of_its_own_is_one_sentence(
+    tmp_path: Path, order: str, error: type[CustomTTTError], words: str
+) -> None:
+    with pytest.raises(error, match=words), Apart(There(tmp_path / "left", order), "It has ended.") as crew:
+        list(engine.run([job("a", what=order)], Plain(), crew))
+    assert not multiprocessing.active_children()

@@ -5,14 +5,16 @@ them. Two workers of the real one are in `grid_ways.py`.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from material import assert_one_sentence, run, snapshot
@@ -20,6 +22,8 @@ from material import assert_one_sentence, run, snapshot
 from customttt.errors import BaseUnavailableError
 from customttt.library import Library
 from customttt.many import rays
+from customttt.planner import Forecast
+from customttt.thrift import Rung
 
 
 class RayError(Exception):
@@ -99,6 +103,15 @@ class StandIn(ModuleType):
         self.told = {}
 
 
+@pytest.fixture(autouse=True)
+def _together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in ends no process, and so works in this one, which does not end with it. Forecasts take no time."""
+    monkeypatch.setattr("customttt.many.crews.Apart", lambda crew, _: crew)
+    monkeypatch.setattr(os, "_exit", lambda _: None)
+    for name in ("composing", "learning"):
+        monkeypatch.setattr(f"customttt.planner.{name}", lambda *_: Forecast(1, 2, 1.0, 0, Rung()))
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "here"
@@ -111,11 +124,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_on_ray_a_lost_worker_costs_nothing_and_the_bytes_are_those_of_one_process(
     here: Path, clip: Path, tiny_random_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from customttt.planner import Forecast
-    from customttt.thrift import Rung
-
-    monkeypatch.setattr("customttt.planner.composing", lambda *_: Forecast(1, 2, 1.0, 0, Rung()))
-    monkeypatch.setattr("customttt.planner.learning", lambda *_: Forecast(1, 2, 1.0, 0, Rung()))
     (here / "grid.json").write_text(json.dumps({
         "base": str(tiny_random_base), "appearances": ["koala"], "prompts": ["on Mars"], "seeds": 2,
         "learn": {"motion": {"running": {"clip": str(clip), "steps": 1}}}, "settings": {"steps": 1, "ttt_steps": 1},
@@ -141,12 +149,8 @@ def test_on_ray_a_lost_worker_costs_nothing_and_the_bytes_are_those_of_one_proce
 def test_where_every_worker_ends_at_once_the_grid_ends_in_a_sentence(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from customttt.planner import Forecast
-    from customttt.thrift import Rung
-
-    monkeypatch.setattr("customttt.planner.composing", lambda *_: Forecast(1, 2, 1.0, 0, Rung()))
     monkeypatch.setitem(sys.modules, "ray", StandIn(deaths=99, sooner=True))
-    assert_one_sentence(run("grid", "--ray", "local"), 1, "as where Ray itself has ended", "the same command goes on")
+    assert_one_sentence(run("grid", "--ray", "local"), 12, "as where Ray itself has ended", "the same command goes on")
     assert not list(here.rglob("*.mp4"))
     monkeypatch.setitem(sys.modules, "ray", StandIn(deaths=3))
     done = run("grid", "--ray", "local")
@@ -187,15 +191,37 @@ def test_a_signal_means_what_it_meant_before_ray(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("learned", "here")
 @pytest.mark.parametrize("which", [0, 1])
 def test_that_ray_itself_has_ended_is_one_sentence(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
-    """Its head or its node: a job that is given out then waits for ever."""
+    """Its head or its node; whatever its library says then."""
     ray = StandIn()
 
-    def killed(*_: object, **__: object) -> tuple[list[Ref], list[Ref]]:
+    def killed(*_: object, **__: object) -> NoReturn:
         ray.listening[which].close()
-        return [], []
+        raise RayError("Broken pipe.")
 
     monkeypatch.setattr(ray, "wait", killed)
-    monkeypatch.setattr(ray, "kill", None, raising=False)  # nothing is asked of it any more
     monkeypatch.setitem(sys.modules, "ray", ray)
     done = run("grid", "--prompt", "on Mars", "--ray", "local")
-    assert_one_sentence(done, 1, "Ray itself has ended", "the same command goes on")
+    assert_one_sentence(done, 12, "Ray itself has ended", "the same command goes on")
+
+
+def test_where_ray_would_be_waited_for_in_vain_its_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda _: ended.set())
+    ray = StandIn()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(rays, "LOOK_SECONDS", 0.01)
+    with crew():
+        assert not ended.wait(0.2)
+        ray.listening[0].close()
+        assert ended.wait(5)
+
+
+def test_actors_leave_their_folder_to_the_next_where_they_are_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    one = rays.Hand("tiny", 1)
+    (tmp_path / one.root.name.replace(str(os.getpid()), "4194999")).mkdir()
+    os.utime(tmp_path / one.root.name.replace(str(os.getpid()), "4194999"), (0, 0))
+    rays.Hand("tiny", 1).end()
+    assert list(tmp_path.iterdir()) == [one.root]

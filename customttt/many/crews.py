@@ -1,4 +1,4 @@
-"""Worker processes on this machine, each with a share of it; one that is lost is replaced. Knows no tensors."""
+"""Worker processes on this machine, each with a share of it, and crews in a process of their own. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -8,22 +8,80 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from customttt import machine
-from customttt.errors import CustomTTTError
-from customttt.many.engine import Job, Returned, done
+from customttt.errors import CustomTTTError, IncompleteError
+from customttt.many.engine import Crew, Job, Returned, done, sentence
 
 Opened = Callable[[], Callable[[Any], Any]]
 """Opens, in a worker, what does its orders; it can be pickled."""
 STARTS = 3
 """How often a worker may end before it has begun, until that is no chance any more."""
 END_SECONDS = 5.0
+LEAVE_SECONDS = 20.0
+"""For a crew in a process of its own to end all that it had started."""
 READY = "ready"
+
+
+@dataclass
+class Apart:
+    """A crew in a process of its own, for a library that may end its process: it ends not this one. Use it in a `with`.
+
+    `crew` can be pickled, and is entered there; `ended` is what to say when that process is gone.
+    """
+
+    crew: AbstractContextManager[Crew]
+    ended: str
+
+    def __enter__(self) -> Apart:
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.process = multiprocessing.get_context("spawn").Process(
+            target=_attend, args=(theirs, self.crew), daemon=True, name="customttt-crew"
+        )
+        self.process.start()
+        theirs.close()
+        try:
+            self._heard()  # it is entered, or why it cannot be
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipe.close()
+        self.process.join(LEAVE_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+    def room(self) -> int:
+        return int(self._asked("room"))
+
+    def give(self, job: Job, order: Any) -> None:
+        self._asked("give", job, order)
+
+    def returned(self) -> list[Returned]:
+        found: list[Returned] = self._asked("returned")
+        return found
+
+    def _asked(self, what: str, *given: Any) -> Any:
+        with suppress(OSError):  # it is gone, which is found by waiting for its answer
+            self.pipe.send((what, given))
+        return self._heard()
+
+    def _heard(self) -> Any:
+        try:
+            said = self.pipe.recv()
+        except (EOFError, OSError) as error:
+            raise IncompleteError(self.ended) from error
+        if isinstance(said, CustomTTTError):
+            raise said
+        return said
 
 
 @dataclass
@@ -102,7 +160,7 @@ class Processes:
         self.workers[index] = None
         self.failed_starts += not worker.began
         if self.failed_starts >= STARTS:
-            raise CustomTTTError(
+            raise IncompleteError(
                 f"Workers end before they have begun (exit code {worker.process.exitcode}), as where memory is short; "
                 "use fewer --workers."
             )
@@ -159,6 +217,26 @@ def _serve(pipe: Connection, opened: Opened) -> None:
         except EOFError:
             return
         pipe.send(done(job, order, do))
+
+
+def _attend(pipe: Connection, crew: AbstractContextManager[Crew]) -> None:
+    """The life of a process that has a crew: it does what it is asked until nobody is there any more to ask."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(BrokenPipeError), ExitStack() as stack:
+        said: Any = None
+        try:
+            there = stack.enter_context(crew)
+            while True:
+                pipe.send(said)
+                try:
+                    what, given = pipe.recv()
+                except (EOFError, OSError):
+                    return
+                said = getattr(there, what)(*given)
+        except CustomTTTError as error:  # told before the crew is left, which may take long
+            pipe.send(error)
+        except Exception as error:
+            pipe.send(CustomTTTError(sentence(error)))
 
 
 def _end_with_parent() -> None:

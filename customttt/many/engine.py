@@ -87,7 +87,7 @@ class Crew(Protocol):
         """Let a job be done; there is room."""
 
     def returned(self) -> list[Returned]:
-        """What has ended; waits until there is something. Jobs have been given."""
+        """What has ended; waits until there is something, or for a while. Jobs have been given."""
 
 
 def run(jobs: Iterable[Job], work: Foreman, crew: Crew) -> Iterator[Outcome]:

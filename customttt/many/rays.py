@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +23,7 @@ from typing import Any
 
 from customttt import media, pairs
 from customttt.concept import Concept
-from customttt.errors import BaseUnavailableError, CustomTTTError, NotFoundError, UsageError
+from customttt.errors import BaseUnavailableError, CustomTTTError, IncompleteError, NotFoundError, UsageError
 from customttt.library import Library
 from customttt.many import bench
 from customttt.many.bench import Learn, Order, Render
@@ -33,6 +33,7 @@ from customttt.recipe import VideoRecipe
 
 LOOK_SECONDS = 2.0
 """Between two looks at whether Ray itself is still there."""
+ENDED = "Ray itself has ended, as where its processes were killed; the same command goes on."
 KEPT = 64
 """Of the goods that jobs need, how many stay in the object store; others are put there again."""
 
@@ -83,7 +84,7 @@ class Hand:
     """An actor: a base, and a library of its own that ends with it."""
 
     def __init__(self, base: str, threads: int) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="customttt-"))
+        self.root = media.passing(Path(tempfile.gettempdir()))
         self.base, self.threads = base, threads
         self.do: Callable[[Order], None] | None = None
 
@@ -154,7 +155,11 @@ class _Seat:
 
 @dataclass
 class OnRay:
-    """A crew of actors; use it in a `with`, which ends them. `address` is Ray's own: local, auto, or a head's."""
+    """A crew of actors; use it in a `with`, which ends them. `address` is Ray's own: local, auto, or a head's.
+
+    Ray's library ends the process that it is in when Ray itself has ended, and where it would wait instead, this does.
+    So use it in `crews.Apart`, which says ENDED then.
+    """
 
     library: Library
     base: str
@@ -168,21 +173,21 @@ class OnRay:
     failed_starts: int = 0
     doors: list[tuple[str, int]] = field(default_factory=list)
     """Where Ray's own processes answer: its head's, and that of the node that this process is on."""
-    gone: bool = False
 
     def __enter__(self) -> OnRay:
-        self.ray = imported()
+        self.ray, self.left = imported(), threading.Event()
         try:
             here = {"include_dashboard": False} if self.address == "local" else {}
             with _own_signals():
                 self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **here)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            gpus, cores = (int(self.ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
+            self.doors = [] if self.address.startswith("ray://") else _doors(self.ray)  # a client hears of it itself
+        except Exception as error:  # a plain Exception, too: Ray's own word for a node that does not come up
             raise BaseUnavailableError(
                 f"Ray cannot be reached at '{self.address}' ({' '.join(str(error).split())[:200]}); give --ray local, "
                 "auto, or the address of a head."
             ) from error
-        self.doors = [] if self.address.startswith("ray://") else _doors(self.ray)  # a client there hears of it itself
-        gpus, cores = (int(self.ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
+        threading.Thread(target=_end_with, args=(self.doors, self.left), daemon=True).start()
         most = gpus or cores // max(self.threads, 1)
         if not most:
             raise UsageError(f"Ray at '{self.address}' has neither a GPU nor {self.threads} cores.")
@@ -191,7 +196,8 @@ class OnRay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for seat in () if self.gone else self.seats:
+        self.left.set()
+        for seat in self.seats:
             if seat.actor and not seat.job:
                 seat.actor.end.remote()
                 seat.actor.__ray_terminate__.remote()
@@ -203,7 +209,10 @@ class OnRay:
         return sum(seat.job is None for seat in self.seats)
 
     def give(self, job: Job, order: Order) -> None:
-        self._check_there()
+        with _asking(self.doors):
+            self._give(job, order)
+
+    def _give(self, job: Job, order: Order) -> None:
         seat = next(seat for seat in self.seats if seat.job is None)
         if seat.actor is None:
             seat.actor = self.ray.remote(Hand).options(**self.share).remote(self.base, self.threads)
@@ -212,13 +221,10 @@ class OnRay:
         seat.ref = seat.actor.work.remote(job, order, *self._needed(order))
 
     def returned(self) -> list[Returned]:
-        found: list[Returned] = []
-        while not found:
-            busy = {seat.ref: seat for seat in self.seats if seat.job}
-            self._check_there()
+        busy = {seat.ref: seat for seat in self.seats if seat.job}
+        with _asking(self.doors):
             ready, _ = self.ray.wait(list(busy), num_returns=1, timeout=LOOK_SECONDS)
-            found = [one for ref in ready if (one := self._heard(busy[ref]))]
-        return found
+            return [one for ref in ready if (one := self._heard(busy[ref]))]
 
     def _heard(self, seat: _Seat) -> Returned | None:
         """What became of a job; None where it was given out again."""
@@ -239,7 +245,7 @@ class OnRay:
 
     def _lost(self, seat: _Seat, job: Job, order: Order) -> Returned | None:
         """A job is to blame for the loss of an actor only where that had opened its base, and Ray is still there."""
-        self._check_there()
+        _check(self.doors)
         began, seconds = self._began(seat), time.monotonic() - seat.since
         self.ray.kill(seat.actor)
         seat.actor = seat.opened = seat.job = seat.order = seat.ref = None
@@ -247,19 +253,12 @@ class OnRay:
             return Returned(job, seconds, lost=True)
         self.failed_starts += 1
         if self.failed_starts >= STARTS:
-            raise CustomTTTError(
+            raise IncompleteError(
                 "Ray's workers end before they have done anything, as where Ray itself has ended or memory is short; "
                 "the same command goes on."
             )
-        self.give(job, order)
+        self._give(job, order)
         return None
-
-    def _check_there(self) -> None:
-        """Raise CustomTTTError where Ray itself has ended: what is asked of it then waits for minutes, or for ever."""
-        if self.gone or all(map(_answers, self.doors)):
-            return
-        self.gone = True
-        raise CustomTTTError("Ray itself has ended, as where its processes were killed; the same command goes on.")
 
     def _began(self, seat: _Seat) -> bool:
         try:
@@ -328,6 +327,35 @@ def _doors(ray: Any) -> list[tuple[str, int]]:
     host, _, port = here.gcs_address.rpartition(":")
     nodes = [node for node in ray.nodes() if node["NodeID"] == here.get_node_id()]
     return [(host, int(port)), *((node["NodeManagerAddress"], int(node["NodeManagerPort"])) for node in nodes)]
+
+
+@contextmanager
+def _asking(doors: Sequence[tuple[str, int]]) -> Iterator[None]:
+    """Something is asked of Ray. What is raised is told as it is only where Ray is still there."""
+    try:
+        yield
+    except CustomTTTError:
+        raise
+    except ConnectionError as error:
+        raise IncompleteError(ENDED) from error
+    except Exception:
+        _check(doors)
+        raise
+
+
+def _check(doors: Sequence[tuple[str, int]]) -> None:
+    """Raise IncompleteError where Ray itself has ended."""
+    if not all(map(_answers, doors)):
+        raise IncompleteError(ENDED)
+
+
+def _end_with(doors: Sequence[tuple[str, int]], left: threading.Event) -> None:
+    """End this process soon after Ray: what is asked of Ray then waits for minutes, or for ever."""
+    while all(map(_answers, doors)):
+        if left.wait(LOOK_SECONDS):
+            return
+    if not left.is_set():
+        os._exit(1)
 
 
 def _answers(door: tuple[str, int]) -> bool:

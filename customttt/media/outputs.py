@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -117,20 +117,26 @@ def placed(path: Path) -> Iterator[Path]:
     Its name is short: whatever name a file system takes for `path`, it takes this. What a writer leaves beside it, as
     safetensors does where it is killed, is in the folder, too. What killed processes left beside `path` is cleared.
     """
-    folder = path.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
-    aside = folder / _INSIDE
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _put_back(path)
-        _clear(path.parent)
+        folder = passing(path.parent)
+        aside = folder / _INSIDE
         try:
-            folder.mkdir()
             yield aside
             _flush(aside)
             _put(aside, path)
             sync(path.parent)
         finally:
             _remove(folder)
+
+
+def passing(folder: Path) -> Path:
+    """A new folder in another for as long as this process lives; what killed processes left there is cleared."""
+    _clear(folder)
+    made = folder / f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}"
+    made.mkdir()
+    return made
 
 
 def _put(aside: Path, path: Path) -> None:
@@ -187,5 +193,6 @@ def _clear(folder: Path) -> None:
     """Remove what processes that are gone were writing there; what is young may be that of another machine."""
     for left in folder.glob(f"{_ASIDE}*"):
         known = re.fullmatch(r"\.customttt-(\d+)-[0-9a-f]{8}", left.name)
-        if known and not psutil.pid_exists(int(known[1])) and time.time() - left.lstat().st_mtime > YOUNG_SECONDS:
-            _remove(left)
+        with suppress(OSError):  # another user's, or just cleared by another process
+            if known and not psutil.pid_exists(int(known[1])) and time.time() - left.lstat().st_mtime > YOUNG_SECONDS:
+                _remove(left)
