@@ -78,10 +78,10 @@ def parse_aspect(text: str | None) -> Aspect | None:
     """`16:9` as (16, 9). Raises UsageError."""
     if text is None:
         return None
-    found = re.fullmatch(r"([1-9][0-9]{0,4}):([1-9][0-9]{0,4})", text.strip())
-    if not found:
+    match = re.fullmatch(r"([1-9][0-9]{0,4}):([1-9][0-9]{0,4})", text.strip())
+    if not match:
         raise UsageError(f"The aspect is {_shown(text)}; give width and height as in 16:9.")
-    return lowest_terms(int(found[1]), int(found[2]))
+    return lowest_terms(int(match[1]), int(match[2]))
 
 
 def lowest_terms(width: int, height: int) -> Aspect:

@@ -79,11 +79,11 @@ def of_recipe(library: Library, recipe: VideoRecipe, video: str = "The video") -
     Raises NotFoundError, which calls the video so, DamagedError or BaseUnavailableError.
     """
 
-    def found(kind: Kind, ingredient: Ingredient) -> Concept:
+    def named(kind: Kind, ingredient: Ingredient) -> Concept:
         return _with_weights(library, kind, ingredient, recipe.base_fingerprint, video)
 
     (appearance, motion), *others = [
-        (found("appearance", one.appearance), found("motion", one.motion) if one.motion else None)
+        (named("appearance", one.appearance), named("motion", one.motion) if one.motion else None)
         for one in recipe.subjects
     ]
     assert motion

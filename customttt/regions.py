@@ -140,10 +140,10 @@ class Words:
         """After a prediction: mean of the layers, smoothed over frames, and over steps."""
         if not self.read:
             return
-        found = torch.stack(self.read).mean(0)
-        around = torch.cat([found[:, :1], found, found[:, -1:]], 1)
-        found = (around[:, :-2] + around[:, 1:-1] + around[:, 2:]) / 3
-        self.kept = found if self.kept is None else KEPT * self.kept + (1 - KEPT) * found
+        maps = torch.stack(self.read).mean(0)
+        around = torch.cat([maps[:, :1], maps, maps[:, -1:]], 1)
+        maps = (around[:, :-2] + around[:, 1:-1] + around[:, 2:]) / 3
+        self.kept = maps if self.kept is None else KEPT * self.kept + (1 - KEPT) * maps
         self.read.clear()
         _put(self.masks, self.backbone, by_adapter(self.recipe, list(shares(self.kept))))
 

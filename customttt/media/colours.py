@@ -58,12 +58,12 @@ def told(file: BufferedReader | BytesIO) -> Colours | None:
     head = file.read(_HEAD)
     if head.startswith(_PNG):
         chunk = next((content for name, content in _chunks(file) if name == b"cICP"), b"")
-        found = Colours(chunk[0], chunk[1]) if len(chunk) == 4 else None
+        colours = Colours(chunk[0], chunk[1]) if len(chunk) == 4 else None
     else:
         box = _NCLX.search(head) if head[4:8] == b"ftyp" else None
-        found = Colours(int.from_bytes(box[1]), int.from_bytes(box[2])) if box else None
+        colours = Colours(int.from_bytes(box[1]), int.from_bytes(box[2])) if box else None
     file.seek(0)
-    return None if found is None or found.is_usual else found
+    return None if colours is None or colours.is_usual else colours
 
 
 def _chunks(png: BufferedReader | BytesIO) -> Iterator[tuple[bytes, bytes]]:
@@ -89,7 +89,7 @@ def is_adobe(image: Image.Image) -> bool:
 def to_srgb(image: Image.Image, colours: Colours) -> Image.Image:
     """An RGB picture of those colours in sRGB: HDR is rolled off, what lies outside the gamut is cut off."""
     pixels, curve, turn = np.asarray(image), _curve(colours.transfer), _matrix(colours.primaries)
-    found, rows = np.empty_like(pixels), max(BAND // image.width, 1)
+    converted, rows = np.empty_like(pixels), max(BAND // image.width, 1)
     levels = _levels()
     for top in range(0, image.height, rows):
         light = curve[pixels[top : top + rows]]
@@ -98,8 +98,8 @@ def to_srgb(image: Image.Image, colours: Colours) -> Image.Image:
         light = light @ turn.T
         if peak := PEAKS.get(colours.transfer):
             light *= _rolled_off(light.max(axis=-1, keepdims=True), peak)
-        found[top : top + rows] = levels[(light.clip(0, 1) * 65535 + 0.5).astype(np.uint16)]
-    return Image.fromarray(found)
+        converted[top : top + rows] = levels[(light.clip(0, 1) * 65535 + 0.5).astype(np.uint16)]
+    return Image.fromarray(converted)
 
 
 def _curve(transfer: int) -> Curve:

@@ -123,10 +123,10 @@ def _in_bt709(matrix: str, primaries: str, transfer: str) -> str:
 
 def _colours(details: str) -> tuple[str, str, str] | None:
     """Those of a stream, if they are not in BT.709."""
-    found = _COLOURS.search(details)
-    if not found:
+    tags = _COLOURS.search(details)
+    if not tags:
         return None
-    matrix, primaries, transfer = (found[1], found[2], found[3]) if found[1] else ("bt2020nc", "bt2020", "bt709")
+    matrix, primaries, transfer = (tags[1], tags[2], tags[3]) if tags[1] else ("bt2020nc", "bt2020", "bt709")
     return (matrix, primaries, transfer) if transfer in _HDR or primaries in _WIDE else None
 
 
@@ -138,7 +138,7 @@ def probe(path: Path) -> Stream:
     log = _log_of(_held(("-nostdin", *SAFE, "-i", f"file:{path}"), DECODER_SECONDS, 0, "info"), path)
     if "\nInput #0, " not in f"\n{log}":
         raise _unopened(path, log)
-    streams = [found for found in _STREAM.finditer(log) if "(attached pic)" not in found[6]]
+    streams = [stream for stream in _STREAM.finditer(log) if "(attached pic)" not in stream[6]]
     if not streams and not _PICTURES.search(log):
         raise MediaError(f"'{path.name}' has no video in it; give a clip with pictures.")
     if not streams:

@@ -59,7 +59,7 @@ def read_pictures(paths: Sequence[Path], size: int | Size, fit: bool = False) ->
 def passed_over(paths: Sequence[Path]) -> list[str]:
     """What `read_pictures` does not read of `paths`, in sentences: files in folders, all but a file's first picture."""
     sorts = {path: _sort(path) for path in paths if path.is_dir()}
-    said = [f"Passed over in '{path}': {_told(found)}." for path, (_, found) in sorts.items() if found]
+    said = [f"Passed over in '{path}': {_told(others)}." for path, (_, others) in sorts.items() if others]
     files = [file for path in paths for file in (sorts[path][0] if path in sorts else [path])]
     if several := [file.name for file in files if has_several(file)]:
         said.append(f"Only the first picture is read of what holds several: {_listed(several)}.")

@@ -57,8 +57,8 @@ def load_still(path: Path, smallest: int = MIN_SIDE) -> Image.Image:
 def _load(path: Path, file: Path | BytesIO, smallest: int) -> Image.Image:
     with _unwarned(), open_image(path, *STILLS, file=file) as image:
         if min(image.size) < smallest:
-            found = f"{image.width}x{image.height}"
-            raise MediaError(f"'{path.name}' is {found} pixels; use one of at least {smallest}x{smallest}.")
+            sides = f"{image.width}x{image.height}"
+            raise MediaError(f"'{path.name}' is {sides} pixels; use one of at least {smallest}x{smallest}.")
         if image.mode == "F":  # whose white may be anything
             raise MediaError(f"'{path.name}' has floating-point pixels; save it with 8 or 16 bits a channel.")
         image.load()
@@ -78,8 +78,8 @@ def open_image(path: Path, *formats: str, file: Path | BytesIO | None = None) ->
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise Image.DecompressionBombError
-    if found := _told(file or path, image):
-        image.info[_COLOURS] = found
+    if own := _told(file or path, image):
+        image.info[_COLOURS] = own
     return image
 
 
@@ -220,10 +220,10 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     source = BytesIO(profile) if profile else ImageCms.createProfile("LAB")
     try:
-        found = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError):
-        found = None
-    return found or image.convert("RGB")
+        converted = None
+    return converted or image.convert("RGB")
 
 
 def resize(image: Image.Image, size: Size, fit: bool = False) -> Pixels:

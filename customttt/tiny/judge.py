@@ -243,8 +243,8 @@ class Judge(nn.Module):
     def forward(self, video: Float[Tensor, "b 3 f 64 64"]) -> dict[str, Tensor]:
         """Logits of scene (b s) and `two` (b); of both subjects the logits by head (b 2 n), identity and position."""
         path, seen, scene, two = self.follow(video)
-        found = self.namer.named(seen.mean(1)) | {"movement": self.mover(path, seen).float()}
-        both = {key: value.view(-1, 2, *value.shape[1:]) for key, value in found.items()}
+        logits = self.namer.named(seen.mean(1)) | {"movement": self.mover(path, seen).float()}
+        both = {key: value.view(-1, 2, *value.shape[1:]) for key, value in logits.items()}
         return both | {"position": path[..., :2].view(-1, 2, path.shape[1], 2), "scene": scene, "two": two}
 
     @torch.no_grad()
@@ -299,10 +299,10 @@ def named(prompt: str) -> dict[str, tuple[int, ...]]:
 
 def chances(opinion: Opinion, prompt: str) -> dict[str, list[float]]:
     """How probable it is by head what a prompt names, one number a clip; of two subjects their mean."""
-    found = named(prompt)
-    nouns = found.get("noun", ())
+    names = named(prompt)
+    nouns = names.get("noun", ())
     both = opinion.in_order([nouns[:2]] * len(opinion.two)) if len(nouns) > 1 else (opinion,)
-    return {head: _chance(opinion, both, head, indices).tolist() for head, indices in found.items()}
+    return {head: _chance(opinion, both, head, indices).tolist() for head, indices in names.items()}
 
 
 def _chance(opinion: Opinion, subjects: Sequence[Seen], head: str, indices: tuple[int, ...]) -> Float[Tensor, " b"]:
