@@ -24,6 +24,7 @@ from customttt import lora, machine, sampling, torch_internals, train, ttt
 from customttt.backbones import Backbone, computing, precision, sketch
 from customttt.concept import Kind
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
+from customttt.progress import Progress
 from customttt.thrift import Rung, rungs
 
 MARGIN = 1.1
@@ -175,7 +176,11 @@ def lesson(
     latents = torch.empty(count, *backbone.latent_shape(frames, *sides), device=META)
     learn = train.learn_appearance if kind == "appearance" else train.learn_motion
     embeds = _embeds(backbone, count)
-    return _rehearse(backbone, device, lambda: learn(backbone, latents, embeds, config, STAGE, rung=position))
+
+    def work(stage: Stage) -> object:
+        return learn(backbone, latents, embeds, config, stage, stage.report, rung=position)
+
+    return _rehearse(backbone, device, work)
 
 
 @lru_cache
@@ -192,9 +197,11 @@ def adaptation(
     loras = {slot: _weights(base, one, device) for slot, one in adapters}
     embeds = _embeds(backbone)
     prompts = ttt.Prompts(teachers=dict.fromkeys(loras, embeds), student=embeds, empty=embeds)
-    return _rehearse(
-        backbone, device, lambda: ttt.adapt(backbone, loras, prompts, config, sample, STAGE, rung=position)
-    )
+
+    def work(stage: Stage) -> object:
+        return ttt.adapt(backbone, loras, prompts, config, sample, stage, report=stage.report, rung=position)
+
+    return _rehearse(backbone, device, work)
 
 
 @lru_cache
@@ -204,7 +211,7 @@ def denoising_step(base: str, sample: SampleConfig, device: torch.device) -> Cos
     noise = torch.empty(1, *backbone.latent_shape(sample.num_frames, *sample.sides), device=META)
     embeds = _embeds(backbone)
 
-    def step() -> object:
+    def step(_: Stage) -> object:
         return sampling.denoise(
             backbone, noise, embeds, embeds, guidance_scale=sample.guidance_scale,
             unconditional_scale=sample.unconditional_scale, path=backbone.schedule.path(1),
@@ -218,7 +225,7 @@ def decoding(base: str, sample: SampleConfig, device: torch.device) -> Cost:
     """Of all frames of one video."""
     backbone = _sketch(base, device)
     latents = torch.empty(1, *backbone.latent_shape(sample.num_frames, *sample.sides), device=META)
-    return _rehearse(backbone, device, lambda: backbone.decode(latents), decoder=True)
+    return _rehearse(backbone, device, lambda _: backbone.decode(latents), decoder=True)
 
 
 @lru_cache
@@ -250,20 +257,24 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 class Stage(Accelerator):  # type: ignore[misc]
-    """An accelerator where there are no numbers to scale; the real one is made once a process, and not here."""
+    """An accelerator where there are no numbers to scale; the real one is made once a process, and not here.
 
-    def __init__(self) -> None:
-        pass
+    It says when the first step begins, and is told when one has ended: LoRAs are put in and taken out once a run.
+    """
+
+    def __init__(self, counter: CostCounter) -> None:
+        self.counter = counter
 
     def prepare(self, optimizer: Any) -> Any:
+        self.counter.flops = self.counter.moved = self.counter.calls = 0
         return optimizer
 
+    def report(self, _: Progress) -> None:
+        self.counter.steps = self.counter.cost()
+
     def backward(self, loss: Tensor) -> None:
-        """`loss.backward()` switches `Autocast` off, under which blocks must be recomputed; this does not."""
+        """`loss.backward()` switches `Kernels` off, under which blocks must be recomputed; this does not."""
         torch_internals.backward(loss)
-
-
-STAGE = Stage()
 
 
 @lru_cache
@@ -286,15 +297,15 @@ def _weights(base: str, adapter: Adapter, device: torch.device) -> lora.Weights:
     return weights
 
 
-def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[], object], decoder: bool = False) -> Cost:
-    """What `work` on a sketch would take."""
+def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[Stage], object], decoder: bool = False) -> Cost:
+    """What `work` on a sketch would take; where it is made of steps, those alone."""
     everything = [backbone.network, backbone.vae, getattr(backbone, "text_encoder", None)]
     resident = everything if device.type == "cpu" else backbone.on_gpu(decoder)
     counter = CostCounter([module for module in resident if module is not None])
     widened = decoder or computing(device) == precision(device)  # the decoder works in full precision
-    with Autocast(None if widened else computing(device)), counter:
-        work()
-    return Cost(counter.peak, counter.flops, counter.moved, counter.calls)
+    with Kernels(device, None if widened else computing(device)), counter:
+        work(Stage(counter))
+    return counter.steps or counter.cost()
 
 
 class CostCounter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call]
@@ -304,6 +315,7 @@ class CostCounter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive: dict[int, int] = {}
         self.now = self.peak = self.flops = self.moved = self.calls = 0
+        self.steps: Cost | None = None
         for module in resident:
             for parameter in module.parameters():
                 self._note(parameter)
@@ -321,8 +333,12 @@ class CostCounter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call
         if made or torch_internals.is_mutable(func):  # else it is a view
             self.moved += made + sum(tensor.nbytes for tensor in given)
         self.flops += flops
-        self.calls += 1
+        self.calls += not torch_internals.detaches(func)  # nearly all of which the counting itself makes
         return out
+
+    def cost(self) -> Cost:
+        """Of what was done so far."""
+        return Cost(self.peak, self.flops, self.moved, self.calls)
 
     def _note(self, tensor: Tensor) -> int:
         """Bytes of a tensor's memory, 0 where it is known."""
@@ -407,15 +423,17 @@ def _on_meta(values: Any) -> Iterator[Tensor]:
             yield from _on_meta(value)
 
 
-class Autocast(TorchFunctionMode):
-    """What `torch.autocast` does on a CPU to the operations that our networks use; torch has none for shapes [C].
+class Kernels(TorchFunctionMode):
+    """What a device runs for the operations that our networks use: nothing chooses a kernel for the meta device.
 
-    Fused attention is asked for by name: nothing chooses a kernel for the meta device.
+    On a CPU, what `torch.autocast` does, of which torch has none for shapes [C]; fused attention everywhere, and on a
+    GPU dropout in one kernel.
     """
 
-    def __init__(self, dtype: torch.dtype | None) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.dtypes = dict.fromkeys(_NARROW, dtype) if dtype else {}
+        self.drops = device.type == "cuda"
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -426,6 +444,8 @@ class Autocast(TorchFunctionMode):
             kwargs = {name: _cast(value, dtype) for name, value in kwargs.items()}
         if func is F.scaled_dot_product_attention:
             return _fused(*args, **kwargs)
+        if func is F.dropout and self.drops:
+            return _dropped(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -434,6 +454,11 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) 
     if not query.is_meta:
         return F.scaled_dot_product_attention(query, key, value)
     return torch_internals.attend(query, key, value)
+
+
+def _dropped(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: ARG001
+    """Dropout in one kernel; none where nothing is dropped."""
+    return torch.native_dropout(values, p, True)[0] if training and p else values
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

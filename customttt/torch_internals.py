@@ -10,7 +10,17 @@ from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["DispatchMode", "attend", "backward", "copies", "flops", "is_mutable", "reads_number", "storage_of"]
+__all__ = [
+    "DispatchMode",
+    "attend",
+    "backward",
+    "copies",
+    "detaches",
+    "flops",
+    "is_mutable",
+    "reads_number",
+    "storage_of",
+]
 aten = torch.ops.aten
 
 
@@ -38,6 +48,11 @@ def reads_number(operation: Any) -> bool:
 def copies(operation: Any) -> bool:
     """Whether an operation copies to another device or precision."""
     return operation is aten._to_copy.default
+
+
+def detaches(operation: Any) -> bool:
+    """Whether an operation takes a tensor out of autograd, as what is kept for a backward pass is while one counts."""
+    return operation is aten.detach.default
 
 
 def is_mutable(operation: Any) -> bool:

@@ -1,7 +1,7 @@
 """Time the bases at full size on one GPU: `python tests/bench_gpu.py`; `--small` tries the script on a CPU.
 
-`--count` needs no GPU: it tells what a step would start, move and hold there, by the planner.
-
+`--count` needs no GPU: it tells what a step would start, move and hold there, by the planner, and the bare network
+beside it.
 
 Random weights of the published architectures, so nothing is downloaded, and no text encoder: prompts are random
 embeddings. Every result is a line of JSON, in the file that `--out` names, too: seconds of opening, seconds a step
@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,9 +29,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, AutoencoderKLWan, MotionAdapter, UNet2DConditionModel, WanTransformer3DModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
-from customttt import lora, planner, sampling, train, ttt
+from customttt import backbones, lora, planner, sampling, train, ttt
 from customttt.backbones.animatediff import PAPER, AnimateDiff
 from customttt.backbones.family import load_part
 from customttt.backbones.interface import autocast, precision
@@ -132,7 +134,7 @@ class Bench:
             return suit_network(AnimateDiff.load_unet(folder, precision(self.device)))
 
         def suit_network(network: Any) -> Any:
-            choose_attention(network.to(self.device), self.device)
+            choose_attention(network.to(self.device).requires_grad_(False), self.device)
             return network
 
         def whole(network: Any) -> AnimateDiff:
@@ -289,21 +291,59 @@ class Work:
 def count() -> None:
     """Operations, bytes and memory of a step of each kind of AnimateDiff on a GPU, 16 frames of 256 x 256."""
     base, device = "animatediff", torch.device("cuda")
+    torch.cuda.is_bf16_supported = lambda *_, **__: True
     settings = ("appearance", PAPER.appearance), ("motion", PAPER.motion)
     pair = tuple((kind, planner.Adapter(kind, config.layers, config.rank)) for kind, config in settings)
-    sample = PAPER.sample.but(num_frames=16, size=256)
-    adapting = PAPER.ttt.as_published(sample.guidance_scale).but(steps=1)
+    sample, side = PAPER.sample.but(num_frames=16, size=256), (256, 256)
+
+    def second(work: Callable[[int], planner.Cost]) -> planner.Cost:
+        """Of the second step: the first makes the optimizer's state."""
+        one, two = work(1), work(2)
+        return planner.Cost(two.memory, two.flops - one.flops, two.moved - one.moved, two.calls - one.calls)
+
+    def learn(kind: Any, frames: int) -> planner.Cost:
+        config = getattr(PAPER, kind)
+        return second(lambda steps: planner.lesson(base, kind, config.but(steps=steps), frames, side, 0, device))
+
+    def adapt(steps: int) -> planner.Cost:
+        config = PAPER.ttt.as_published(sample.guidance_scale).but(steps=steps)
+        return planner.adaptation(base, pair, config, sample, 0, device)
+
     costs = {
-        "a step of the appearance": planner.lesson(
-            base, "appearance", PAPER.appearance.but(steps=1), 1, (256, 256), 0, device
-        ),
-        "a step of the motion": planner.lesson(base, "motion", PAPER.motion.but(steps=1), 16, (256, 256), 0, device),
-        "an iteration of test-time training": planner.adaptation(base, pair, adapting, sample, 0, device),
+        "a step of the appearance": learn("appearance", 1),
+        "a step of the motion": learn("motion", 16),
+        "an iteration of test-time training": second(adapt),
         "a denoising step": planner.denoising_step(base, sample, device),
+        "bare, a picture, forward and back to the first layer that learns": bare(1, "down_blocks.2.resnets.0"),
+        "bare, a clip, forward and back to the first layer that learns": bare(16, "down_blocks.2.resnets.0"),
+        "bare, a clip, forward": bare(16),
     }
     for what, cost in costs.items():
         moved, held = f"{cost.moved / 1e9:.1f} GB moved", f"{cost.memory / 1e9:.2f} GB held"
         sys.stdout.write(f"{what}: {cost.calls:,} operations, {moved}, {held}, {cost.flops / 1e12:.2f} Tflop\n")
+
+
+def bare(frames: int, back_to: str = "") -> planner.Cost:
+    """Of the U-Net alone, as diffusers gives it, without motion modules for one frame; back to what a module gives."""
+    device = torch.device("cuda")
+    backbone: Any = backbones.sketch("animatediff", device)
+    backbone.network.set_attn_processor(AttnProcessor2_0())
+    latents = torch.empty(1, *backbone.latent_shape(frames, 256, 256), device="meta")
+    timesteps, embeds = torch.full((1,), 500, device="meta"), torch.empty(1, *backbone.prompt_shape, device="meta")
+
+    def begin(_: Any, __: Any, states: Tensor) -> Tensor:
+        return states.detach().requires_grad_()
+
+    def work(stage: planner.Stage) -> None:
+        with torch.set_grad_enabled(bool(back_to)), backbone.framewise() if frames == 1 else nullcontext():
+            predicted = backbone.predict(latents, timesteps, embeds)
+            if back_to:
+                stage.backward(predicted.square().mean())
+
+    with ExitStack() as hooks:
+        if back_to:
+            hooks.callback(backbone.network.get_submodule(back_to).register_forward_hook(begin).remove)
+        return planner._rehearse(backbone, device, work)
 
 
 def main() -> None:
