@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import lora
+from customttt.backbones.attention import attend
 from customttt.backbones.family import Family, load_part, read_as, read_config, unavailable, visiting
 from customttt.backbones.hub import variant
 from customttt.backbones.interface import Place, PromptEmbeds, WordEmbedding, precision
@@ -123,9 +124,9 @@ class UNetFamily(Family):
         with unavailable(name), torch.device("meta"):
             unet = cls.bare_unet(config, folder).to(precision(device))
             vae = _bare_autoencoder(folder)
-        choose_attention(unet, device)
+        choose_attention(unet.requires_grad_(False).eval(), device)
         return cls(
-            name=name, fingerprint="", network=unet.requires_grad_(False).eval(), vae=vae.requires_grad_(False).eval(),
+            name=name, fingerprint="", network=unet, vae=vae.requires_grad_(False).eval(),
             text_encoder=None, tokenizer=None, schedule=NoiseSchedule.from_config(SKETCHED), defaults=defaults,
             device=torch.device("meta"),
         )  # fmt: skip
@@ -291,3 +292,5 @@ def choose_attention(unet: Any, device: torch.device) -> None:
     """On a CPU, plain attention: a third faster than the fused kind on a few frames, which is the default."""
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())
+    else:
+        attend(unet)
