@@ -70,11 +70,11 @@ def _forward(layer: Any, hidden: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]
     for name in layer.active_adapters:
         if name not in layer.lora_A:
             continue
-        inner = layer.lora_dropout[name](hidden.to(out.dtype))
+        inner = layer.lora_dropout[name](hidden.to(out.dtype)).flatten(0, -2)  # once, and not in each product
         for matrix in (layer.lora_A[name].weight, layer.lora_B[name].weight):
             inner = F.linear(inner, matrix.to(out.dtype))
         scale = layer.scaling[name]
-        inner = inner if scale == 1 else inner * scale
+        inner = (inner if scale == 1 else inner * scale).view_as(out)
         if (mask := getattr(layer, "masks", {}).get(name)) is not None:  # of one video, where there are several
             inner = (inner.unflatten(0, (-1, len(mask))) * mask.to(inner)).flatten(0, 1)
         out = out + inner
