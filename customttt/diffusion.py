@@ -164,15 +164,16 @@ class FlowSchedule:
 
     def path(self, num_inference_steps: int) -> list[float]:
         """As diffusers' `FlowMatchEulerDiscreteScheduler` spaces them: it shifts the least noisy of all twice."""
-        least = self._shifted(torch.tensor(1 / self.noisiest, dtype=torch.float64))
+        least = self.shifted(torch.tensor(1 / self.noisiest, dtype=torch.float64))
         shares = torch.linspace(1, float(least), num_inference_steps, dtype=torch.float64)
-        return [*(self.noisiest * self._shifted(shares)).tolist(), 0.0]
+        return [*(self.noisiest * self.shifted(shares)).tolist(), 0.0]
 
     def step(self, prediction: Latents, noisy_latents: Latents, timestep: float, following: float) -> Latents:
         """Euler's step along the predicted direction."""
         return noisy_latents + (following - timestep) / self.noisiest * prediction
 
-    def _shifted(self, shares: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+    def shifted(self, shares: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """Shares of the noise as the sampler's steps lie."""
         return self.shift * shares / (1 + (self.shift - 1) * shares)
 
 

@@ -34,8 +34,9 @@ ORDER = """
     workshop
     many many.engine many.crews many.wanted many.bench many.rays many.grid many.gallery
     ui ui.desk ui.door ui.parts ui.studio ui.page
-    tiny.movements tiny.scenes tiny.world tiny.captions tiny.models tiny.judge tiny.known tiny.demo
-    lab lab.optimizer lab.codec lab.pretrain lab.spoil lab.judge_training lab.lessons lab.demo_inputs lab.score
+    tiny.movements tiny.scenes tiny.world tiny.captions tiny.models tiny.wan_models tiny.judge tiny.known tiny.demo
+    lab lab.optimizer lab.codec lab.twins lab.unet_twin lab.wan_twin lab.pretrain lab.spoil lab.judge_training
+    lab.lessons lab.demo_inputs lab.score
     lab.arms lab.experiment lab.report lab.study lab.several
 """.split()  # noqa: SIM905
 """Every file, by its name below `customttt`; a package's own name is its `__init__`."""

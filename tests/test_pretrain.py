@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_wan import SmallWan
 
 from customttt.backbones import open_base
 from customttt.errors import UsageError
 from customttt.lab import codec, pretrain
+from customttt.lab.twins import Sizes, Twin
+from customttt.lab.unet_twin import UNetTwin
 from customttt.tiny import captions, models, world
 
 CPU = torch.device("cpu")
@@ -25,8 +28,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(pretrain, "VALIDATION_BATCHES", 1)
     monkeypatch.setattr(pretrain, "VALIDATION_CLIPS", 4)
-    sizes = pretrain.Sizes({"crop": 4, "frame": 2, "clip": 1}, 2, clips=4, chunk=4, renew_every=1)
-    monkeypatch.setattr(pretrain, "SIZES", {"cpu": sizes})
+    sizes = Sizes({"crop": 4, "frame": 2, "clip": 1}, 2, clips=4, chunk=4, renew_every=1)
+    monkeypatch.setattr(UNetTwin, "SIZES", {"cpu": sizes})
 
 
 def narrow_base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -34,15 +37,18 @@ def narrow_base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(models, "LATENT_CHANNELS", 8)
         run = pretrain.create(folder / "narrow", CPU)
-        run.vae.register_to_config(scaling_factor=2.5)
+        run.twin.vae.register_to_config(scaling_factor=2.5)
         pretrain.export(run, folder / "base")
     return folder / "base"
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = pretrain.create(tmp_path, CPU)
-    whole_stage = pretrain.run_stage
+@pytest.mark.parametrize(("twin", "shape"), [(UNetTwin, (16, 8, 16, 16)), (SmallWan, (16, 5, 16, 16))])
+def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: type[Twin], shape: tuple[int, ...]
+) -> None:
+    run = pretrain.create(tmp_path, CPU, twin=twin)
+    unscaled, whole_stage = run.twin.scale(), pretrain.run_stage
 
     def killed(run: pretrain.Run, *arguments: object) -> None:
         if run.stage == "still":
@@ -52,11 +58,10 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(tmp_path: Path, mo
     monkeypatch.setattr(pretrain, "run_stage", killed)
     with pytest.raises(KeyboardInterrupt):
         pretrain.train(run, MOMENT)
-    again = pretrain.create(tmp_path, CPU)
+    again = pretrain.create(tmp_path, CPU, twin=twin)
     assert (again.stage, again.steps["codec"]) == ("still", 1)
-    assert again.scale == pytest.approx(run.scale)
-    assert again.scale != 1.0
-    assert all(torch.equal(a, b) for a, b in zip(again.vae.parameters(), run.vae.parameters(), strict=True))
+    assert again.twin.scale() == run.twin.scale() != unscaled
+    assert all(torch.equal(a, b) for a, b in zip(again.twin.vae.parameters(), run.twin.vae.parameters(), strict=True))
     assert again.optimizer is not None
     assert run.optimizer is not None
     assert all(torch.equal(again.optimizer.average[name], value) for name, value in run.optimizer.average.items())
@@ -65,22 +70,23 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(tmp_path: Path, mo
     pretrain.train(again, MOMENT)
     assert again.steps == {"codec": 1, "still": 1, "clip": 1}
     pretrain.export(again, tmp_path / "base")
-    assert open_base(str(tmp_path / "base"), CPU).latent_shape(8, 128, 128) == (16, 8, 16, 16)
+    frames = 8 if twin is UNetTwin else 17
+    assert open_base(str(tmp_path / "base"), CPU).latent_shape(frames, 128, 128) == shape
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_run_can_begin_with_what_another_exported(tmp_path: Path) -> None:
     first = pretrain.create(tmp_path / "first", CPU)
     with torch.no_grad():
-        first.unet.conv_in.bias.fill_(0.5)
+        first.twin.network.conv_in.bias.fill_(0.5)
     assert first.optimizer is not None
     first.optimizer.take_over(first.trained())
     pretrain.export(first, tmp_path / "base")
     second = pretrain.create(tmp_path / "second", CPU, tmp_path / "base")
     assert second.stage == "still"
-    assert second.tokenizer.get_vocab() == first.tokenizer.get_vocab()
-    assert pretrain.create(second.folder, CPU).tokenizer.get_vocab() == first.tokenizer.get_vocab()
-    assert torch.equal(second.unet.conv_in.bias, first.unet.conv_in.bias.float())
+    assert second.twin.tokenizer.get_vocab() == first.twin.tokenizer.get_vocab()
+    assert pretrain.create(second.folder, CPU).twin.tokenizer.get_vocab() == first.twin.tokenizer.get_vocab()
+    assert torch.equal(second.twin.network.conv_in.bias, first.twin.network.conv_in.bias.float())
     pretrain.train(second, MOMENT)
     assert second.steps == {"codec": 0, "still": 1, "clip": 1}
 
@@ -92,17 +98,17 @@ def test_a_base_of_fewer_latents_is_widened_and_what_it_knew_stays(
     base = narrow_base(tmp_path, monkeypatch)
     old = open_base(str(base), CPU)
     run = pretrain.create(tmp_path / "wide", CPU, base)
-    assert (run.stage, run.scale) == ("codec", 2.5)
+    assert (run.stage, run.twin.scale()) == ("codec", {"scaling_factor": 2.5})
     video = world.sample(1, torch.Generator().manual_seed(0), num_frames=2).video
-    latents = run.vae.encode(video[0].transpose(0, 1)).latents * run.scale
+    latents = run.twin.vae.encode(video[0].transpose(0, 1)).latents * 2.5
     assert torch.allclose(latents[:, :8], old.encode(video)[0].transpose(0, 1), atol=2e-3)
     timesteps, embeds = torch.tensor([500]), torch.zeros(1, 32, 128)
-    wide = pretrain.predict(run, latents.transpose(0, 1)[None], timesteps, embeds)
+    wide = run.twin.predict(latents.transpose(0, 1)[None], timesteps, embeds)
     assert torch.allclose(wide[:, :8], old.predict(old.encode(video), timesteps, embeds), atol=2e-2)
     assert not wide[:, 8:].any()
     pretrain.train(run, MOMENT)
     assert run.steps == {"codec": 1, "still": 1, "clip": 1}
-    assert run.scale == 2.5
+    assert run.twin.scale() == {"scaling_factor": 2.5}
 
 
 @pytest.mark.usefixtures("quick")
@@ -142,22 +148,22 @@ def test_the_validation_loss_is_of_the_averaged_weights_and_always_the_same(tmp_
     run = pretrain.create(tmp_path, CPU)
     pretrain._enter(run, "clip")
     assert run.optimizer is not None
-    work = pretrain.unet_work(run)
+    work = pretrain.denoising_work(run)
     first = work.validate()
     with torch.no_grad():
         run.optimizer.weight["unet.conv_out.bias"].fill_(1.0)
-        run.unet.conv_out.bias.fill_(1.0)
+        run.twin.network.conv_out.bias.fill_(1.0)
     assert work.validate() == first
-    assert (run.unet.conv_out.bias == 1).all()
+    assert (run.twin.network.conv_out.bias == 1).all()
     run.optimizer.average["unet.conv_out.bias"].fill_(1.0)
     assert work.validate()["validation clip"] > first["validation clip"]
 
 
 def test_crops_lie_on_the_subjects() -> None:
-    crops = codec.Crops(torch.Generator().manual_seed(0), clips=16, chunk=8)
+    crops = codec.Crops(torch.Generator().manual_seed(0), clips=16, chunk=8, frames=8)
     images, masks = crops.draw(64)
-    assert images.shape == (64, 3, codec.CROP, codec.CROP)
-    assert (masks.amax((1, 2, 3)) > 0.5).float().mean() > 0.9
+    assert images.shape == (64, 3, 1, codec.CROP, codec.CROP)
+    assert (masks.amax((1, 2, 3, 4)) > 0.5).float().mean() > 0.9
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_nothing() -> None:
@@ -185,7 +191,7 @@ def test_a_caption_fits_into_the_tokens_that_are_read(tmp_path: Path) -> None:
 
 
 def test_half_of_the_clips_are_seen_where_tracks_are_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(pretrain.SIZES, "cpu", replace(pretrain.SIZES["cpu"], clips=4, chunk=4))
+    monkeypatch.setattr(UNetTwin, "SIZES", {"cpu": replace(UNetTwin.SIZES["cpu"], clips=4, chunk=4)})
     run = pretrain.create(tmp_path, CPU)
     cache = pretrain.Cache(run, 4, run.generator, run.captioner)
     noisy = sum(int((cache.draw("clip", 8)["timesteps"] >= 500).sum()) for _ in range(50)) / 400

@@ -36,7 +36,8 @@ from customttt.errors import BaseUnavailableError, UsageError
 from customttt.patch import replaced
 
 TOKENS = 512
-"""That are read of a prompt, padding included: what Wan was trained with, and diffusers' pipeline pads to."""
+"""That are read of a prompt at most, padding included: what Wan was trained with, and diffusers' pipeline pads to. A
+base whose tokenizer stops earlier reads as many as that."""
 TEXT_PRECISION = torch.bfloat16
 """Of UMT5's weights on every device, as in Wan's own configuration: 11.4 GB where float32 takes 22.7."""
 NATIVE = MappingProxyType({
@@ -108,6 +109,8 @@ class Wan(Family):
 
     text_encoder: Any
     tokenizer: Any
+    tokens: int
+    """That are read of a prompt."""
 
     @classmethod
     def recipe(cls, config: Mapping[str, Any]) -> Defaults:
@@ -153,7 +156,7 @@ class Wan(Family):
         network = _put_together(networks, folder, schedule, device, device)
         return cls(
             name=name, fingerprint=fingerprint, network=network, vae=vae, text_encoder=text_encoder,
-            tokenizer=tokenizer, schedule=schedule, defaults=defaults, device=device,
+            tokenizer=tokenizer, tokens=_tokens(folder), schedule=schedule, defaults=defaults, device=device,
         )  # fmt: skip
 
     @classmethod
@@ -170,7 +173,8 @@ class Wan(Family):
         network = _put_together(networks, folder, schedule, device, meta)
         return cls(
             name=name, fingerprint="", network=network.requires_grad_(False).eval(), vae=vae.requires_grad_(False),
-            text_encoder=text_encoder, tokenizer=None, schedule=schedule, defaults=defaults, device=meta,
+            text_encoder=text_encoder, tokenizer=None, tokens=_tokens(folder), schedule=schedule, defaults=defaults,
+            device=meta,
         )  # fmt: skip
 
     @property
@@ -200,7 +204,7 @@ class Wan(Family):
 
     @property
     def prompt_shape(self) -> tuple[int, int]:
-        return TOKENS, self.network.config.text_dim
+        return self.tokens, self.network.config.text_dim
 
     @torch.no_grad()
     def encode(self, video: Float[Tensor, "b 3 frames height width"]) -> Latents:
@@ -229,8 +233,8 @@ class Wan(Family):
     def embed(self, prompts: Sequence[str]) -> PromptEmbeds:
         """Zero where a prompt is over, as Wan was trained."""
         tokens = self.tokenizer(
-            [" ".join(prompt.split()) for prompt in prompts], padding="max_length", truncation=True, max_length=TOKENS,
-            return_tensors="pt",
+            [" ".join(prompt.split()) for prompt in prompts], padding="max_length", truncation=True,
+            max_length=self.tokens, return_tensors="pt",
         ).to(self.device)  # fmt: skip
         with self._in_turn():
             states = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
@@ -328,7 +332,7 @@ class Wan(Family):
         return F.avg_pool2d(mask, self.networks["motion"].config.patch_size[1:]).flatten()[None, :, None]
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
-        return len(self.tokenizer(prompt).input_ids), TOKENS
+        return len(self.tokenizer(prompt).input_ids), self.tokens
 
     @classmethod
     def kohya(cls, key: str, kind: Kind) -> str:  # noqa: ARG003 they are spelt alike
@@ -359,6 +363,12 @@ def _bare_text_encoder(folder: Path | None) -> nn.Module:
     """For its size alone, which counts where it shares the memory of the network: on a CPU."""
     config = read_config(folder / "text_encoder" / "config.json") if folder else dict(TEXT)
     return UMT5EncoderModel(UMT5Config(**config)).to(TEXT_PRECISION)  # type: ignore[no-any-return]
+
+
+def _tokens(folder: Path | None) -> int:
+    path = folder and folder / "tokenizer" / "tokenizer_config.json"
+    config = read_config(path) if path and path.is_file() else {}
+    return int(min(TOKENS, config.get("model_max_length") or TOKENS))
 
 
 def _narrow_norms(network: Any, device: torch.device) -> None:

@@ -1,8 +1,7 @@
-"""The codec of `tiny` (ours): how its autoencoder is trained, and how one that is trained gets more latents.
+"""The codecs of the embedded bases (ours): how they are trained, and how one that is trained gets more latents.
 
-128 x 128 pixels become 16 x 16 latents. The first three are the mean colours of their 8 x 8 pixels, and the others
-are small, so that the U-Net learns coarse colours first, and where it is not sure of the details, it blurs instead of
-littering.
+128 x 128 pixels become 16 x 16 latents. The first three are the mean colours of their pixels, and the others are small,
+so that a denoiser learns coarse colours first, and where it is not sure of the details, it blurs instead of littering.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from customttt.tiny import models, world
 CROP = 64
 """Pixels a side of what the codec is trained on: the surroundings of a subject, where all the detail is."""
 LATENT_NOISE = 0.12
-"""The most that latents are disturbed by before they are decoded, drawn evenly: what a U-Net draws is never exact."""
+"""The most that latents are disturbed by before they are decoded, drawn evenly: what is denoised is never exact."""
 SUBJECT_WEIGHT = 3.0  # how much more a pixel under the subject counts
 EDGES, SQUARES, THUMBNAIL, SMALL, KEPT = 0.5, 2.0, 4.0, 0.003, 5.0
 """Weights of the loss's other terms beside the absolute error."""
@@ -27,80 +26,70 @@ DETAIL = 0.6
 
 
 class Crops:
-    """Crops around subjects out of a pool of frames that is slowly renewed, on the generator's device."""
+    """Crops around subjects out of a pool of clips that is slowly renewed, on the generator's device."""
 
-    def __init__(self, generator: torch.Generator, clips: int, chunk: int) -> None:
-        self.generator, self.chunk, self.place = generator, chunk, 0
+    def __init__(self, generator: torch.Generator, clips: int, chunk: int, frames: int, span: int = 1) -> None:
+        """Of clips of so many `frames`; `span` of them, one after the other, are a crop's."""
+        self.generator, self.chunk, self.frames, self.span, self.place = generator, chunk, frames, span, 0
         rendered = [self._render() for _ in range(max(clips // chunk, 1))]
         self.parts = [torch.cat(part) for part in zip(*rendered, strict=True)]
 
     def _render(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Frames and masks as bytes, and the subjects' centres in pixels."""
-        clips = world.sample(self.chunk, self.generator)
-        video = clips.video.transpose(1, 2).flatten(0, 1)
-        centres = (clips.pose[:, 0, :, :2].flatten(0, 1) + 1) * world.SIZE / 2
-        return ((video + 1) * 127.5).round().byte(), (clips.mask.flatten(0, 1) * 255).byte(), centres
+        """(n f c h w) frames and (n f h w) masks as bytes, and the subjects' centres in pixels, (n f 2)."""
+        clips = world.sample(self.chunk, self.generator, num_frames=self.frames)
+        centres = (clips.pose[:, 0, :, :2] + 1) * world.SIZE / 2
+        return ((clips.video.transpose(1, 2) + 1) * 127.5).round().byte(), (clips.mask * 255).byte(), centres
 
     def renew(self) -> None:
-        """Render the oldest frames anew."""
-        new = self._render()
-        count = len(new[0])
-        for part, fresh in zip(self.parts, new, strict=True):
-            part[self.place : self.place + count] = fresh
-        self.place = (self.place + count) % len(self.parts[0])
+        """Render the oldest clips anew."""
+        for part, fresh in zip(self.parts, self._render(), strict=True):
+            part[self.place : self.place + self.chunk] = fresh
+        self.place = (self.place + self.chunk) % len(self.parts[0])
 
-    def draw(self, count: int) -> tuple[Float[Tensor, "n 3 s s"], Float[Tensor, "n 1 s s"]]:
+    def draw(self, count: int) -> tuple[Float[Tensor, "n 3 f s s"], Float[Tensor, "n 1 f s s"]]:
         """(images in [-1, 1], masks in [0, 1])."""
-        device = self.generator.device
-        pick = torch.randint(0, len(self.parts[0]), (count,), generator=self.generator, device=device)
+        device, starts = self.generator.device, self.frames - self.span + 1
+        pick = torch.randint(0, len(self.parts[0]) * starts, (count,), generator=self.generator, device=device)
+        clip, first = pick // starts, pick % starts
         jitter = torch.randint(-30, 31, (count, 2), generator=self.generator, device=device)
-        corners = (self.parts[2][pick].round().long() - CROP // 2 + jitter).clamp(0, world.SIZE - CROP)
+        centre = self.parts[2][clip, first + self.span // 2]
+        corners = (centre.round().long() - CROP // 2 + jitter).clamp(0, world.SIZE - CROP)
         line = torch.arange(CROP, device=device)
         rows, columns = (corners[:, axis, None] + line for axis in (1, 0))
-        at = pick[:, None, None], rows[:, :, None], columns[:, None]
-        images = self.parts[0][at[0], :, at[1], at[2]].permute(0, 3, 1, 2)
+        frames = first[:, None] + torch.arange(self.span, device=device)
+        at = clip[:, None, None, None], frames[:, :, None, None], rows[:, None, :, None], columns[:, None, None]
+        images = self.parts[0][at[0], at[1], :, at[2], at[3]].permute(0, 4, 1, 2, 3)
         return images.float() / 127.5 - 1, self.parts[1][at].unsqueeze(1).float() / 255
 
 
-def loss(
-    codec: AutoencoderTiny,
-    images: Float[Tensor, "n 3 s s"],
-    masks: Float[Tensor, "n 1 s s"],
-    kept: AutoencoderTiny | None = None,
-) -> Tensor:
-    """Weighted error of pixels and edges through noisy latents, and what keeps the latents in shape.
+def disturbed(latents: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
+    """Latents with noise, as much as each draws."""
+    strength = LATENT_NOISE * torch.rand(len(latents), *[1] * (latents.ndim - 1), device=latents.device)
+    return latents + strength * torch.randn_like(latents)
 
-    The first latents stay those of `kept`, where one is given: what a U-Net has learned of them stays true.
-    """
-    dtype = codec.dtype
-    latents = codec.encoder(images.to(dtype)).float()
-    strength = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
-    noisy = latents + strength * torch.randn_like(latents)
-    decoded = codec.decoder(noisy.to(dtype)).float()
-    error, weight = decoded - images, 1 + SUBJECT_WEIGHT * masks
+
+def picture_loss(decoded: Float[Tensor, "n 3 *s"], images: Float[Tensor, "n 3 *s"], weight: Tensor) -> Tensor:
+    """Weighted error of pixels and edges; weights have one channel."""
+    error = decoded - images
     pixels = (error.abs() * weight).mean() + SQUARES * (error.square() * weight).mean()
     edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
-    if kept is None:
-        old, target, share = 3, F.avg_pool2d(images, 8), THUMBNAIL
-    else:
-        with torch.no_grad():
-            target = kept.encoder(images.to(kept.dtype)).float()
-        old, share = target.shape[1], KEPT
-    shape = share * F.mse_loss(latents[:, :old], target) + SMALL * latents[:, old:].square().mean()
-    whole: Tensor = pixels + EDGES * edges + shape
+    whole: Tensor = pixels + EDGES * edges
     return whole
 
 
-@torch.no_grad()
+def shape_loss(latents: Float[Tensor, "n c *s"], target: Float[Tensor, "n k *s"], share: float) -> Tensor:
+    """What keeps the first k latents at their target, and the others small."""
+    old = target.shape[1]
+    whole: Tensor = share * F.mse_loss(latents[:, :old], target) + SMALL * latents[:, old:].square().mean()
+    return whole
+
+
 def decibels(
-    codec: AutoencoderTiny, video: Float[Tensor, "b 3 f h w"], mask: Float[Tensor, "b f h w"]
+    decoded: Float[Tensor, "b 3 f h w"], video: Float[Tensor, "b 3 f h w"], mask: Float[Tensor, "b f h w"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Peak signal-to-noise ratio of each clip, whole and under its subject."""
-    frames = video.transpose(1, 2).flatten(0, 1)
-    parts = (codec.decode(codec.encode(some).latents).sample for some in torch.split(frames.to(codec.dtype), 16))
-    decoded = torch.cat([part.float().clamp(-1, 1) for part in parts])
-    error = ((decoded - frames) / 2).square().view(len(video), -1, *frames.shape[1:])
-    covered = mask.unsqueeze(2).expand_as(error)
+    error = ((decoded.clamp(-1, 1) - video) / 2).square()
+    covered = mask.unsqueeze(1).expand_as(error)
     whole = -10 * error.flatten(1).mean(1).log10()
     return whole, -10 * ((error * covered).flatten(1).sum(1) / covered.flatten(1).sum(1)).log10()
 

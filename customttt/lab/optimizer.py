@@ -7,7 +7,7 @@ Nothing here waits for the GPU, so that a whole step can be one CUDA graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,28 +36,40 @@ def orthogonal(momentum: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
     return oriented
 
 
-def is_inner(name: str, weight: Tensor) -> bool:
+OUTER = ("embed", "conv_in", "conv_out")
+"""Parts of the names of first and last layers."""
+
+
+def is_inner(name: str, weight: Tensor, outer: Sequence[str] = OUTER) -> bool:
     """Whether Muon moves a weight: matrices and convolutions between the first and the last layer; AdamW has the
     rest.
     """
-    return weight.ndim >= 2 and not any(part in name for part in ("embed", "conv_in", "conv_out"))
+    return weight.ndim >= 2 and not any(part in name for part in outer)
 
 
 class Optimizer:
     """Full-precision weights, their averages and moments, of networks whose own weights follow in `dtype`.
 
     Muon for inner matrices and convolutions (as matrices of their output channels), all of one shape at once, AdamW
-    for what else there is, or for all of it where `muon` is False. Weights without a gradient stay where they are.
+    for what else there is, `outer` (see `is_inner`) among it, or for all of it where `muon` is False. Weights without a
+    gradient stay where they are.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], dtype: torch.dtype, *, muon: bool = True) -> None:
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        dtype: torch.dtype,
+        *,
+        muon: bool = True,
+        outer: Sequence[str] = OUTER,
+    ) -> None:
         for network in networks.values():
             network.float()
         named = {f"{name}.{k}": p for name, network in networks.items() for k, p in network.named_parameters()}
         self.weight = {name: p.detach().clone() for name, p in named.items()}
         self.average = {name: p.clone() for name, p in self.weight.items()}
         self.first = {name: torch.zeros_like(p) for name, p in self.weight.items()}
-        self.inner = {name for name, p in self.weight.items() if muon and is_inner(name, p)}
+        self.inner = {name for name, p in self.weight.items() if muon and is_inner(name, p, outer)}
         self.second = {name: torch.zeros_like(p) for name, p in self.weight.items() if name not in self.inner}
         for network in networks.values():
             nn.Module.to(network, dtype)
