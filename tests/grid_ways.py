@@ -19,7 +19,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 from bases import build_tiny_random
@@ -55,56 +57,85 @@ def start(file: Path, home: Path, out: Path, way: Sequence[str], said: Path) -> 
     environment = {**os.environ, "CUSTOMTTT_HOME": str(home), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "customttt_cli", "grid", str(file), "-o", str(out), "--json", *way]
     with said.open("ab") as stdout, said.with_suffix(".err").open("ab") as stderr:
+        stdout.write(b"\n")  # a killed driver may have left half a line
+        stdout.flush()
         return subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment)
 
 
-def kill(driver: subprocess.Popen[bytes], what: str) -> str:
+def kill(driver: subprocess.Popen[bytes], what: str, family: Sequence[psutil.Process]) -> str:
     """Kill the driver, a worker or Ray's own process, the driver where there is none yet; what was killed."""
-    family = psutil.Process(driver.pid).children(recursive=True)
-    names = {one.pid: " ".join(one.cmdline()) or one.name() for one in family if one.is_running()}
     wanted = {"worker": ("ray::Hand", "spawn_main"), "ray": ("raylet/raylet", "gcs_server")}.get(what, ())
-    found = [pid for pid, name in names.items() if any(mark in name for mark in wanted)]
-    victim = random.choice(found) if found else driver.pid
-    psutil.Process(victim).kill()
-    if victim == driver.pid:
-        driver.wait()
-        for one in family:  # all that it had started: on this machine nobody else ends Ray's
-            if one.is_running():
-                one.kill()
-        return "the driver"
-    return names[victim][:60]
+    names = {one: name for one in family if (name := name_of(one))}
+    found = [one for one, name in names.items() if any(mark in name for mark in wanted)]
+    victim = random.choice(found) if found else psutil.Process(driver.pid)
+    with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+        victim.kill()
+    return names[victim].rsplit("/site-packages/")[-1][:60] if found else "the driver"
+
+
+def name_of(process: psutil.Process) -> str:
+    """Its command; empty where it has ended."""
+    try:
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return "" if ended else " ".join(process.cmdline()) or process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def run(file: Path, folder: Path, way: Sequence[str], kills: int, seconds: float) -> tuple[dict[str, str], float]:
     """Killed so often, then to its end: the sha256 of every video, and the seconds of the last try."""
     folder.mkdir()
     home, out, said = folder / "home", folder / "out", folder / "said.jsonl"
-    left, began = kills, time.monotonic()
-    while True:
-        began, driver = time.monotonic(), start(file, home, out, way, said)
+    left, families = kills, list[psutil.Process]()
+    while left or not is_whole(said):
+        began, driver, killed = time.monotonic(), start(file, home, out, way, said), False
         while driver.poll() is None and left:
             try:
-                driver.wait(random.uniform(0.5, 1.5) * seconds)
+                driver.wait(random.uniform(0.2, 1.8) * seconds)
             except subprocess.TimeoutExpired:
                 what = random.choice(["driver", "worker", *(["ray"] if "--ray" in way else [])])
-                print(f"  after {time.monotonic() - began:.0f} s killed: {kill(driver, what)}", flush=True)
-                left -= 1
+                family = psutil.Process(driver.pid).children(recursive=True)
+                families += family
+                print(f"  after {time.monotonic() - began:.0f} s killed: {kill(driver, what, family)}", flush=True)
+                left, killed = left - 1, True
         code = driver.wait()
-        print(f"  ended with {code} after {time.monotonic() - began:.0f} s", flush=True)
-        assert code in (12, -9) or kills > left, "it ended by itself"
-        if code == 12 and not left:
-            break
-        left = 0 if code == 12 else left
+        last = (said.with_suffix(".err").read_text().splitlines() or [""])[-1]
+        print(f"  ended with {code} after {time.monotonic() - began:.0f} s: {last[:150]}", flush=True)
+        assert code == 12 or (killed and code == -9), "neither complete, nor killed, nor told"
+        if is_whole(said):
+            print(f"  {kills - left} kills", flush=True)
+            left = 0
     check_told(said)
+    check_ended(families)
     made = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("*.mp4")}
     return made, time.monotonic() - began
 
 
+def check_ended(families: Sequence[psutil.Process]) -> None:
+    """Whatever was killed, all that was started ends by itself."""
+    for _ in range(60):
+        names = [name for one in families if (name := name_of(one))]
+        if not names:
+            return
+        time.sleep(1)
+    raise AssertionError(names)
+
+
+def told(said: Path) -> list[dict[str, Any]]:
+    """Every job that was told; the last line of a killed driver may be half."""
+    return [json.loads(line) for line in said.read_text().splitlines() if line.endswith("}")] if said.exists() else []
+
+
+def is_whole(said: Path) -> bool:
+    """Whether the last try came to its end."""
+    last = told(said)[-1:]
+    return bool(last) and last[0]["done"] == last[0]["of"]
+
+
 def check_told(said: Path) -> None:
-    told = [json.loads(line) for line in said.read_text().splitlines() if line.endswith("}")]
-    done = Counter(one["title"] for one in told if one["state"] == "done")
+    done = Counter(one["title"] for one in told(said) if one["state"] == "done")
     twice = [job for job, times in done.items() if times > 1]
-    last = {one["title"]: one for one in told}
+    last = {one["title"]: one for one in told(said)}
     states = Counter((one["kind"], one["state"]) for one in last.values())
     print(f"  done {sum(done.values())} jobs, {len(twice)} of them twice; at last {dict(states)}", flush=True)
     assert not twice, twice
