@@ -14,7 +14,7 @@ from customttt.errors import DamagedError, UsageError
 from customttt.library import Library
 from customttt.pairs import Pair
 from customttt.recipe import VideoRecipe
-from customttt.wish import Wish
+from customttt.wish import Settings, Wish, others
 from customttt_cli import options, output, render, showing
 
 if TYPE_CHECKING:
@@ -57,15 +57,16 @@ def compose(
     With further subjects, each with a movement of its own: --with dog:jumping.
     """
     ttt_steps = options.ttt_steps(no_ttt, ttt_steps)
-    wish = Wish(
-        prompt=prompt, seed=seed, num=num, frames=frames, aspect=aspect, steps=steps, guidance=guidance,
-        ttt_steps=ttt_steps, appearance_scale=appearance_scale, motion_scale=motion_scale, base=base,
-        published=published, places=options.places(place), apart=apart,
+    settings = Settings(
+        frames=frames, aspect=aspect, steps=steps, guidance=guidance, ttt_steps=ttt_steps,
+        appearance_scale=appearance_scale, motion_scale=motion_scale, as_published=published, apart=apart,
+        places=options.places(place),
     )  # fmt: skip
+    wish = Wish(prompt, seed, num, base, settings)
     wish.check()
     library = Library()
     names = None if appearance is None or motion is None else (appearance, motion)
-    pair, made = _pair(library, names, options.others(further), recipe, force)
+    pair, made = _pair(library, names, others(further or ()), recipe, force)
     paths = render.output_paths(out, pair.title, wish.seeds(made))
     _check_outputs(list(paths.values()), recipe)
     wanted = render.settle(pair, wish, made)
@@ -79,7 +80,7 @@ def compose(
 def _pair(
     library: Library,
     names: tuple[str, str] | None,
-    others: Sequence[tuple[str, str | None]],
+    further: Sequence[tuple[str, str | None]],
     video: Path | None,
     altered: bool,
 ) -> tuple[Pair, VideoRecipe | None]:
@@ -87,8 +88,8 @@ def _pair(
     if video is None:
         if names is None:
             raise UsageError('Give an appearance and a motion: customttt compose koala swimming "on Mars".')
-        return pairs.named(library, *names, others), None
-    if names or others:
+        return pairs.named(library, *names, further), None
+    if names or further:
         raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION, PROMPT and --with out.")
     made = _read(video, altered)
     return pairs.of_recipe(library, made, f"'{video}'"), made

@@ -14,9 +14,9 @@ import typer
 from customttt.errors import IncompleteError, UsageError
 from customttt.library import Library
 from customttt.many import wanted as files
-from customttt.many.wanted import Settings, Wanted
+from customttt.many.wanted import Wanted
 from customttt.progress import Progress, duration
-from customttt.wish import Wish
+from customttt.recipe import listed
 from customttt_cli import options, output
 from customttt_cli.sources import count
 
@@ -52,6 +52,9 @@ def grid(
     prompt: _Prompt = None,
     prompts: Annotated[Path | None, typer.Option(help="A file with a prompt a line.", show_default=False)] = None,
     seeds: _Seeds = None,
+    further: options.Others = None,
+    place: options.Places = None,
+    apart: options.Apart = False,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for the videos.")] = Path("customttt-grid"),
     frames: options.VideoFrames = None,
     aspect: options.VideoAspect = None,
@@ -75,13 +78,14 @@ def grid(
         raise UsageError(f"--workers is {workers}; it must be 1 to 256.")
     given = {
         "appearances": _names(appearances), "motions": _names(motions), "prompts": _prompts(prompt, prompts),
-        "seeds": seeds, "base": base,
+        "seeds": seeds, "base": base, "further": further,
     }  # fmt: skip
     if ray is not None:
         _check_ray()
     changes = {
         "frames": frames, "aspect": aspect, "steps": steps, "guidance": guidance, "ttt_steps": ttt_steps,
         "appearance_scale": appearance_scale, "motion_scale": motion_scale, "as_published": published or None,
+        "apart": apart or None, "places": options.places(place) or None,
     }  # fmt: skip
     wanted = _wanted(file, given, changes)
     made = _planned(Library(), wanted, folder, threads)
@@ -123,13 +127,8 @@ def _wanted(file: Path | None, given: dict[str, Any], changes: dict[str, Any]) -
             "settings": wanted.settings.model_copy(update=settings),
         }
     )
-    _wish(wanted.settings).check()
+    wanted.settings.check()
     return wanted
-
-
-def _wish(settings: Settings) -> Wish:
-    fields = settings.model_dump()
-    return Wish("", published=fields.pop("as_published"), **fields)
 
 
 def _planned(library: Library, wanted: Wanted, folder: Path, threads: int) -> Grid:
@@ -140,7 +139,7 @@ def _planned(library: Library, wanted: Wanted, folder: Path, threads: int) -> Gr
     with output.loading_torch():
         from customttt.many.grid import Grid
     with output.waiting("Looking at what there is"):
-        made = Grid.planned(library, wanted, folder, _wish(wanted.settings).again, threads)
+        made = Grid.planned(library, wanted, folder, threads)
     output.say(f"Base: {made.base}")
     return made
 
@@ -164,10 +163,12 @@ def _tell_plan(made: Grid, foretold: Foretold, workers: int, dry_run: bool, as_j
 
 
 def _plan_lines(made: Grid, foretold: Foretold, workers: int) -> Iterator[str]:
-    sizes = [len(made.concepts["appearance"]), len(made.concepts["motion"]), len(made.wanted.prompts)]
+    sizes = [len(made.axes["appearance"]), len(made.axes["motion"]), len(made.wanted.prompts)]
     nouns = ("appearance", "motion", "prompt", "seed")
     axes = [count(size, noun) for size, noun in zip([*sizes, made.wanted.how_many_seeds()], nouns, strict=True)]
-    yield f"{' x '.join(axes)}: {count(made.counts['video'], 'video')}, {foretold.missing['video']:,} of them missing."
+    beside = f", each with {listed(made.wanted.further)}" if made.wanted.further else ""
+    videos = f"{count(made.counts['video'], 'video')}, {foretold.missing['video']:,} of them missing"
+    yield f"{' x '.join(axes)}{beside}: {videos}."
     if foretold.missing["learn"] or foretold.missing["adapt"]:
         yield (
             f"Before them: {count(foretold.missing['learn'], 'concept')} to learn, "

@@ -182,17 +182,6 @@ def places(texts: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
-def others(texts: Sequence[str] | None) -> list[tuple[str, str | None]]:
-    """What `--with` says: (appearance, motion or None), one a subject. Raises UsageError."""
-    found = []
-    for text in texts or ():
-        appearance, colon, motion = text.partition(":")
-        if not appearance or (colon and not motion) or ":" in motion:
-            raise UsageError(f"--with is '{text}'; give an appearance and a motion, dog:jumping, or dog alone.")
-        found.append((appearance, motion or None))
-    return found
-
-
 def ttt_steps(none: bool, steps: int | None) -> int | None:
     """What --no-ttt and --ttt-steps say together. Raises UsageError where they exclude each other."""
     if none and steps:

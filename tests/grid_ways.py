@@ -35,13 +35,14 @@ WAYS: dict[str, list[str]] = {
 }
 
 
-def grid_file(folder: Path, base: str) -> Path:
+def grid_file(folder: Path, base: str, size: int) -> Path:
+    """A grid of so many appearances and motions, the last of which cannot be learned."""
     make_pictures(folder / "imgs", 4)
     make_clip(folder / "clip.mp4", 24)
     learn: dict[str, dict[str, dict[str, object]]] = {"appearance": {}, "motion": {}}
-    for index, name in enumerate(NAMES["appearance"]):
+    for index, name in enumerate(NAMES["appearance"][:size]):
         learn["appearance"][name] = {"images": [f"imgs/{one}.jpg" for one in range(index + 1)], "steps": 2}
-    for index, name in enumerate(NAMES["motion"]):
+    for index, name in enumerate(NAMES["motion"][-size:]):
         learn["motion"][name] = {"clip": "clip.mp4", "start": 0.1 * index, "steps": 2}
     learn["motion"]["running"]["learning_rate"] = 1e30  # its loss is not a number
     learn["motion"]["running"]["steps"] = 4
@@ -145,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base")
+    parser.add_argument("--size", type=int, default=4, help="appearances, and motions")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--every", type=float, default=40.0, help="seconds between two kills, on average")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
@@ -152,14 +154,14 @@ def main() -> None:
     shutil.rmtree(given.out, ignore_errors=True)
     given.out.mkdir(parents=True)
     base = given.base or str(build_tiny_random(given.out / "base"))
-    file = grid_file(given.out, base)
+    file = grid_file(given.out, base, given.size)
     first: dict[str, str] = {}
     for way in given.ways:
         print(way, flush=True)
         kills = given.kills if first else 0
         found, took = run(file, given.out / way.replace(" ", "-"), WAYS[way], kills, given.every)
         first = first or found
-        assert len(found) == 4 * 3 * 2 * 2, len(found)
+        assert len(found) == given.size * (given.size - 1) * 2 * 2, len(found)
         assert found == first, "other bytes"
         print(f"  {len(found)} videos, the bytes of {given.ways[0]}; the last try took {took:.0f} s", flush=True)
 

@@ -231,3 +231,71 @@ def test_the_time_left_is_as_foretold_at_first_and_as_measured_then() -> None:
     pace.note(Outcome(Job("w", "video", ""), "known"))
     pace.note(Outcome(Job("x", "video", ""), "skipped"))
     assert pace.left == pytest.approx((10 + 8 * 1) / 2)
+
+
+# -- several subjects in each video
+
+
+@pytest.mark.usefixtures("forecasts")
+def test_a_further_subject_is_in_every_video_and_is_as_compose_has_it(here: Path) -> None:
+    copy("koala", "dog", phrase="dog")
+    copy("swimming", "jumping", phrase="jumping")
+    (here / "grid.json").write_text(json.dumps({
+        "motions": ["swimming"], "prompts": ["on Mars"], "with": ["dog:jumping"],
+        "settings": {"places": {"dog": "left"}},
+    }))  # fmt: skip
+    done = run("grid", "grid.json", "--place", "koala:right", "--place", "dog:left")
+    assert done.exit_code == 0, done.output
+    assert "1 appearance x 1 motion x 1 prompt x 1 seed, each with dog:jumping: 1 video" in done.stderr
+    video = here / done.stdout.strip()
+    recipe = VideoRecipe.from_dict(media.read_recipe(video))
+    assert recipe.target_prompt == "A koala is swimming and a dog is jumping on Mars."
+    places = ("--place", "dog:left", "--place", "koala:right")
+    run("compose", "koala", "swimming", "on Mars", "--with", "dog:jumping", *places, "-o", "alone.mp4")
+    assert (here / "alone.mp4").read_bytes() == video.read_bytes()
+    shown = run("show", video).stdout
+    assert all(word in shown for word in ("koala", "swimming", "dog", "jumping", "koala right, dog left"))
+
+
+@pytest.mark.usefixtures("forecasts")
+def test_a_further_subject_can_be_learned_first_and_what_fails_says_what_needed_it(
+    here: Path, pictures: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = grid_file(here, pictures, clip, **{"with": ["bear"], "motions": ["swimming"],
+                     "prompts": ["{appearance} is {motion} and {bear} is standing"]})  # fmt: skip
+    plan = json.loads(run("grid", file, "--dry-run", "--json").stdout)
+    assert plan["jobs"] == {"learn": 1, "adapt": 1, "video": 1}, "all that there is, but for who is in each already"
+
+    def diverging(*_: object, **__: object) -> NoReturn:
+        raise DivergedError("The loss is nan at step 2.")
+
+    monkeypatch.setattr("customttt.workshop.Workshop.learn", diverging)
+    told = lines(run("grid", file, "--json").stdout)
+    assert [(one["kind"], one["state"]) for one in told][-2:] == [("adapt", "skipped"), ("video", "skipped")]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--with", "dog:"), 2, ("--with is 'dog:'",)),
+        (("--with", "doggg:swimming"), 3, ("no concept 'doggg'",)),
+        (("--with", "swimming"), 2, ("'swimming' is a motion",)),
+        (("--appearances", "koala", "--with", "koala"), 2, ("'koala' is a subject twice",)),
+        (("--with", "koala"), 3, ("The grid has no appearance",)),
+        (("--with", "dog"), 2, ("What 'dog' does is not said",)),
+        (("--with", "dog:swimming", "--place", "cat:left"), 2, ("'cat' is no subject of this grid",)),
+        (("--with", "dog:swimming", "--place", "dog:nowhere"), 2, ("dog:nowhere",)),
+        (("--with", "dog:swimming", "--place", "dog:left", "--place", "koala:left"), 2, ("overlap",)),
+        (("--apart",), 2, ("nothing to keep it apart from",)),
+    ],
+)
+def test_further_subjects_that_cannot_be_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int, words: tuple[str, ...]
+) -> None:
+    copy("koala", "dog", phrase="dog")
+    monkeypatch.setattr("customttt.opening.open_accelerated", never)
+    monkeypatch.setattr("customttt.planner.composing", never)
+    asked = () if "--appearances" in options or options == ("--with", "koala") else ("--appearances", "koala")
+    if options == ("--with", "koala"):
+        Library().remove("dog")
+    assert_one_sentence(run("grid", *asked, *options), code, *words)

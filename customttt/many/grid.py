@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -34,14 +34,14 @@ from customttt.many.wanted import AppearanceLesson, MotionLesson, Wanted
 from customttt.measure.ledger import Ledger
 from customttt.pairs import Pair, check_base
 from customttt.planner import Adapter
-from customttt.recipe import VideoRecipe, check_prompt, phrase_of, training_prompt
+from customttt.recipe import VideoRecipe, check_prompt, listed, phrase_of, training_prompt
+from customttt.wish import Settings
 from customttt.workshop import Plan
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LEARN, ADAPT, VIDEO = "learn", "adapt", "video"
 PIXEL_BYTES = 0.15
 """Of a video file for each pixel of each frame as it is shown: 0.10 for those of `tiny` (ours)."""
-Change = Callable[[VideoRecipe], VideoRecipe]
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,10 @@ class Grid:
     defaults: Defaults
     wanted: Wanted
     folder: Path
-    change: Change
     threads: int = 1
     """Of the CPU for each video, whoever makes it, as they decide the last bits; 0: on a GPU."""
+    axes: dict[Kind, list[str]] = field(default_factory=dict)
+    """The names of which every appearance is composed with every motion; further subjects are not among them."""
     concepts: dict[Kind, dict[str, Concept]] = field(default_factory=dict)
     """By name; one that is not learned yet is as in `named`."""
     named: dict[Kind, dict[str, Concept]] = field(default_factory=dict)
@@ -153,19 +154,11 @@ class Grid:
     lessons: dict[tuple[Kind, str], Preparation] = field(default_factory=dict)
 
     @classmethod
-    def planned(
-        cls,
-        library: Library,
-        wanted: Wanted,
-        folder: Path,
-        change: Change = lambda recipe: recipe,
-        count: int = 1,
-    ) -> Grid:
+    def planned(cls, library: Library, wanted: Wanted, folder: Path, count: int = 1) -> Grid:
         """Find every concept, and read every picture and clip that is to be learned from; nothing is loaded.
 
-        `change` makes each recipe what it is to be, of the base's own; `count` is of CPU threads. Raises UsageError,
-        NotFoundError, MediaError, DamagedError, AlreadyExistsError for a name that is taken by another concept, or
-        BaseUnavailableError.
+        `count` is of CPU threads. Raises UsageError, NotFoundError, MediaError, DamagedError, AlreadyExistsError for a
+        name that is taken by another concept, or BaseUnavailableError.
         """
         _check_count(library, wanted)
         for prompt in wanted.prompts:
@@ -175,10 +168,14 @@ class Grid:
         base = _base(library, wanted)
         known = backbones.identify(base), backbones.defaults(base)
         count = count if machine.device().type == "cpu" else 0
-        grid = cls(library, base, *known, wanted, folder, change, count)
+        grid = cls(library, base, *known, wanted, folder, count)
+        backbones.check_subjects(base, 1 + len(wanted.others))
         for kind in KINDS:
             grid.named[kind] = {}
-            grid.concepts[kind] = grid._found(kind)
+            grid.axes[kind] = grid._axis(kind)
+            names = dict.fromkeys([*grid.axes[kind], *wanted.beside(kind)])
+            grid.concepts[kind] = {name: grid._taught(kind, name) for name in names}
+        grid._check_places()
         grid.recipe(next(grid.cells(*grid._first)))  # raises for what no recipe can have
         return grid
 
@@ -187,7 +184,7 @@ class Grid:
     @property
     def counts(self) -> dict[str, int]:
         """Jobs of each kind."""
-        pairs = len(self.concepts["appearance"]) * len(self.concepts["motion"])
+        pairs = len(self.axes["appearance"]) * len(self.axes["motion"])
         videos = pairs * len(self.wanted.prompts) * self.wanted.how_many_seeds()
         return {LEARN: len(self.lessons), ADAPT: pairs * self._adapts, VIDEO: videos}
 
@@ -201,12 +198,13 @@ class Grid:
         """Every job, after those that it needs."""
         for lesson in self.lessons.values():
             yield Job(lesson.key, LEARN, lesson.title, (), lesson)
-        for appearance in self.concepts["appearance"]:
-            for motion in self.concepts["motion"]:
-                taught = [self.lessons.get(key) for key in (("appearance", appearance), ("motion", motion))]
+        for appearance in self.axes["appearance"]:
+            for motion in self.axes["motion"]:
+                concepts = self._pair(appearance, motion, self.named).concepts.values()
+                taught = [self.lessons.get((one.kind, one.name)) for one in concepts]
                 needs = tuple(lesson.key for lesson in taught if lesson)
                 if self._adapts:
-                    key = self._recipe(Combination(appearance, motion, "", 0), self.named).adaptation_key()
+                    key = self._recipe(next(self.cells(appearance, motion)), self.named).adaptation_key()
                     yield Job(key, ADAPT, f"test-time training of {appearance} {motion}", needs, (appearance, motion))
                     needs = (key,)
                 for cell in self.cells(appearance, motion):
@@ -217,9 +215,26 @@ class Grid:
         return self._recipe(cell, self.concepts)
 
     def _recipe(self, cell: Combination, concepts: Mapping[Kind, Mapping[str, Concept]]) -> VideoRecipe:
-        pair = Pair(concepts["appearance"][cell.appearance], concepts["motion"][cell.motion])
-        recipe = self.change(pair.recipe(cell.prompt, self.base, self.fingerprint, self.defaults))
-        return replace(recipe, seed=cell.seed, threads=self.threads)
+        pair = self._pair(cell.appearance, cell.motion, concepts)
+        recipe = pair.recipe(cell.prompt, self.base, self.fingerprint, self.defaults)
+        return replace(self._settings(cell.appearance).again(recipe), seed=cell.seed, threads=self.threads)
+
+    def _pair(self, appearance: str, motion: str, concepts: Mapping[Kind, Mapping[str, Concept]]) -> Pair:
+        looks, moves = concepts["appearance"], concepts["motion"]
+        others = ((looks[one], moves[other] if other else None) for one, other in self.wanted.others)
+        return Pair(looks[appearance], moves[motion], tuple(others))
+
+    def _settings(self, appearance: str) -> Settings:
+        """Those of videos of an appearance: places are of whoever is in them."""
+        settings, there = self.wanted.settings, (appearance, *self.wanted.beside("appearance"))
+        places = {name: place for name, place in settings.places.items() if name in there}
+        return settings.model_copy(update={"places": places})
+
+    def _check_places(self) -> None:
+        """Raise UsageError for the place of who is in no video."""
+        names = list(self.concepts["appearance"])
+        if unknown := [name for name in self.wanted.settings.places if name not in names]:
+            raise UsageError(f"'{unknown[0]}' is no subject of this grid; a place can be given to {listed(names)}.")
 
     def path(self, cell: Combination, recipe: VideoRecipe) -> Path:
         """Where its video goes; the name holds the recipe's digest."""
@@ -271,7 +286,7 @@ class Grid:
     @property
     def _first(self) -> tuple[str, str]:
         """A pair of it."""
-        return next(iter(self.concepts["appearance"])), next(iter(self.concepts["motion"]))
+        return self.axes["appearance"][0], self.axes["motion"][0]
 
     @cached_property
     def _adapts(self) -> bool:
@@ -285,21 +300,23 @@ class Grid:
     def _pair_recipe(self, appearance: str, motion: str) -> VideoRecipe:
         return self.recipe(Combination(appearance, motion, self.wanted.prompts[0], 0))
 
-    def _found(self, kind: Kind) -> dict[str, Concept]:
-        """The concepts of a kind: those that are there, and those that are to be learned."""
+    def _axis(self, kind: Kind) -> list[str]:
+        """The names of a kind: of concepts that are there, and of those that are to be learned."""
         asked = self.wanted.names(kind)
-        lessons = getattr(self.wanted.learn, kind)
         if asked is None:
             fitting = [one for one in self.library.concepts(kind) if one.base_fingerprint == self.fingerprint]
-            asked = list(dict.fromkeys([*lessons, *(one.name for one in fitting)]))
+            asked = list(dict.fromkeys([*getattr(self.wanted.learn, kind), *(one.name for one in fitting)]))
+            if kind == "appearance":
+                asked = [name for name in asked if name not in self.wanted.beside(kind)]
         if not asked:
             raise NotFoundError(
                 f"The grid has no {kind}: nothing of that kind was learned on '{self.base}'; "
                 f"'customttt learn-{kind}' does that, or the grid's file with [learn.{kind}.NAME]."
             )
-        return {name: self._taught(kind, name, lessons) for name in asked}
+        return asked
 
-    def _taught(self, kind: Kind, name: str, lessons: Mapping[str, Any]) -> Concept:
+    def _taught(self, kind: Kind, name: str) -> Concept:
+        lessons: Mapping[str, Any] = getattr(self.wanted.learn, kind)
         if name not in lessons:
             concept = self.library.get(name, kind)
             check_base(concept, self.base, self.fingerprint)
@@ -383,8 +400,7 @@ def _base(library: Library, wanted: Wanted) -> str:
         names, lessons = wanted.names(kind), getattr(wanted.learn, kind)
         if names is None:
             there += library.concepts(kind)
-        else:
-            there += [library.get(name, kind) for name in names if name not in lessons]
+        there += [library.get(name, kind) for name in (*(names or ()), *wanted.beside(kind)) if name not in lessons]
     if not there:
         return backbones.choose_base(os.environ.get("CUSTOMTTT_BASE"))[0]
     bases = {one.base_fingerprint: one.base for one in there}
@@ -441,15 +457,14 @@ def _put(source: Path, path: Path) -> None:
 def _foretold(grid: Grid, missing: Mapping[str, int]) -> Foretold:
     """Jobs of one kind take different times only where videos have another shape, or LoRAs other layers or ranks."""
     first, _ = grid._first
-    samples = {name: grid._pair_recipe(first, name).sample for name in grid.concepts["motion"]}
-    looks = {_adapter(one) for one in grid.concepts["appearance"].values()}
-    moves = {(_adapter(one), samples[name]) for name, one in grid.concepts["motion"].items()}
+    samples = {name: grid._pair_recipe(first, name).sample for name in grid.axes["motion"]}
+    shared = grid.wanted.beside("motion")  # who moves as another does has no LoRA of its own for it
+    looks = {_adapter(grid.concepts["appearance"][name]): name for name in grid.axes["appearance"]}
+    moves = {(_adapter(grid.concepts["motion"][name]), samples[name], name in shared): name for name in samples}
     ttt = grid._pair_recipe(*grid._first).ttt
-    adapting = [
-        planner.composing(grid.base, {"appearance": look, "motion": move}, ttt, sample, 0)
-        for look, (move, sample) in product(looks, moves)
-    ]
-    pair, still = {"appearance": next(iter(looks)), "motion": next(iter(moves))[0]}, ttt.but(steps=0)
+    kinds = [(_adapters(grid, *names), samples[names[1]]) for names in product(looks.values(), moves.values())]
+    adapting = [planner.composing(grid.base, adapters, ttt, sample, 0) for adapters, sample in kinds]
+    still, (pair, _) = ttt.but(steps=0), kinds[0]
     rendering = [planner.composing(grid.base, pair, still, sample, 1) for sample in {*samples.values()}]
     lessons = [one for one in grid.lessons.values() if not one.known]
     learning = [planner.learning(grid.base, one.kind, one.config, one.frames, one.sides) for one in lessons]
@@ -463,20 +478,24 @@ def _foretold(grid: Grid, missing: Mapping[str, int]) -> Foretold:
         },
         max(one.memory for one in forecasts),
         rendering[0].free,
-        _disk(grid, missing, [*samples.values()]),
+        _disk(grid, missing, [adapters for adapters, _ in kinds], [*samples.values()]),
     )
 
 
-def _disk(grid: Grid, missing: Mapping[str, int], samples: Sequence[SampleConfig]) -> int:
+def _disk(
+    grid: Grid, missing: Mapping[str, int], kinds: Sequence[Mapping[str, Adapter]], samples: Sequence[SampleConfig]
+) -> int:
     """Bytes of what is to be learned, of the adapted LoRAs that are kept, and of the videos."""
     new = [one for one in grid.lessons.values() if not one.known]
     learned = sum(planner.lora_bytes(grid.base, Adapter(one.kind, one.config.layers, one.config.rank)) for one in new)
-    pair = sum(
-        max(planner.lora_bytes(grid.base, one) for one in {_adapter(one) for one in grid.concepts[kind].values()})
-        for kind in KINDS
-    )
+    pair = max(sum(planner.lora_bytes(grid.base, one) for one in adapters.values()) for adapters in kinds)
     shown = _mean([one.num_frames * prod(one.sides) * one.magnify**2 for one in samples])
     return int(learned + min(missing[ADAPT], ADAPTED) * pair + missing[VIDEO] * shown * PIXEL_BYTES)
+
+
+def _adapters(grid: Grid, appearance: str, motion: str) -> dict[str, Adapter]:
+    """The LoRAs of a pair's videos, by name."""
+    return {slot: _adapter(one) for slot, one in grid._pair(appearance, motion, grid.concepts).concepts.items()}
 
 
 def _adapter(concept: Concept) -> Adapter:

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from customttt import wish
 from customttt.concept import check_name
 from customttt.errors import NotFoundError, UsageError
 from customttt.limits import MAX_GRID_FILE, MAX_SEED
 from customttt.text import parsed
+from customttt.wish import Settings
 
 All = Literal["all"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -69,19 +71,6 @@ class Lessons(_Strict):
     motion: dict[str, MotionLesson] = {}
 
 
-class Settings(_Strict):
-    """How videos are composed: options of `compose`; what is None is the base's own."""
-
-    frames: int | None = None
-    aspect: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    ttt_steps: int | None = None
-    appearance_scale: float | None = None
-    motion_scale: float | None = None
-    as_published: bool = False
-
-
 class Wanted(_Strict):
     """A grid, as asked for."""
 
@@ -91,6 +80,8 @@ class Wanted(_Strict):
     prompts: Annotated[list[str], Field(min_length=1)] = [""]
     seeds: Seed | list[Seed] = 1
     """So many from 0, or these."""
+    further: Annotated[list[str], Field(alias="with")] = []
+    """Subjects that are in every video, too: "dog:jumping", or "cat" of which the prompts say what it does."""
     base: str | None = None
     settings: Settings = Settings()
     learn: Lessons = Lessons()
@@ -98,11 +89,22 @@ class Wanted(_Strict):
     """From where the paths of pictures and clips are."""
 
     def names(self, kind: Literal["appearance", "motion"]) -> list[str] | None:
-        """Those of a kind, each once; None for all that the library has."""
-        asked, taught = getattr(self, f"{kind}s"), list(getattr(self.learn, kind))
+        """Those of a kind, each once; None for all that the library has, but for further subjects."""
+        asked, further = getattr(self, f"{kind}s"), self.beside(kind)
+        taught = [name for name in getattr(self.learn, kind) if name not in further]
         if asked is None and taught:
             return taught
         return None if asked in (None, "all") else list(dict.fromkeys(asked))
+
+    @property
+    def others(self) -> list[tuple[str, str | None]]:
+        """(appearance, motion or None) of each further subject. Raises UsageError."""
+        return wish.others(self.further)
+
+    def beside(self, kind: Literal["appearance", "motion"]) -> list[str]:
+        """The concepts of a kind that further subjects have. Raises UsageError."""
+        found = [looks if kind == "appearance" else moves for looks, moves in self.others]
+        return [name for name in dict.fromkeys(found) if name]
 
     def all_seeds(self) -> list[int]:
         """Raises UsageError where there is none."""

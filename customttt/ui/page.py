@@ -21,7 +21,7 @@ from customttt.interchange.exchange import Form
 from customttt.ui import parts
 from customttt.ui.door import Door
 from customttt.ui.studio import Asked, Studio
-from customttt.wish import Wish
+from customttt.wish import Settings, Wish
 
 HOST, PORT = "127.0.0.1", 7860
 SECONDS = 1.0
@@ -184,10 +184,10 @@ class Page:
             appearance: str, motion: str, prompt: str, number: float, seed: str, ttt: float, steps: float,
             guidance: float, looks: float, moves: float,
         ) -> str:  # fmt: skip
-            wish = Wish(
-                prompt or "", _whole("The seed", seed) or 0, int(number), steps=int(steps), guidance=guidance,
-                ttt_steps=int(ttt), appearance_scale=looks, motion_scale=moves,
-            )  # fmt: skip
+            settings = Settings(
+                steps=int(steps), guidance=guidance, ttt_steps=int(ttt), appearance_scale=looks, motion_scale=moves
+            )
+            wish = Wish(prompt or "", _whole("The seed", seed) or 0, int(number), settings=settings)
             task = self.studio.compose(appearance or "", motion or "", wish)
             return parts.said(f"{task.title} It is on the desk below.")
 
