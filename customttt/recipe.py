@@ -348,6 +348,14 @@ class VideoRecipe:
         return joint_sentence(self._clauses, self.prompt)
 
     @property
+    def own_prompts(self) -> list[str]:
+        """What is read in each subject's place beside `target_prompt`: "A koala is swimming on Mars."; of a whole
+        sentence, who does what, and not where."""
+        if self._is_template:
+            return [sentence(one.phrase, one.motion.phrase if one.motion else "") for one in self.subjects]
+        return [joint_sentence([clause], self.prompt) for clause in self._clauses]
+
+    @property
     def joint_prompt(self) -> str:
         """What the student reads in test-time training: subjects and movements, without the scene."""
         return joint_sentence(self._clauses)

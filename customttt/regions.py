@@ -7,6 +7,9 @@ linear is multiplied by a soft mask of its subject's part, at every position of 
 time. What it adds to the reading of the prompt has no position, and acts everywhere.
 
 The part is a place that the user gives, or where the base reads the subject's word, as its cross-attention tells.
+In a place, the prediction is half that of the sentence of all subjects and half that of its own subject's sentence (as
+regions of MultiDiffusion, arXiv 2302.08113; halves are ours): the first draws as many as there are, the second says who
+is where, for a base that is told of two draws either of them on either side.
 """
 
 from __future__ import annotations
@@ -23,9 +26,12 @@ from torch.nn import functional as F
 from customttt import lora
 from customttt.backbones import Backbone, PromptEmbeds
 from customttt.recipe import PLACES, VideoRecipe, kind_of
+from customttt.sampling import Parts
 
 SOFT = 0.125
 """Over which share of the frame a place fades out into its neighbour."""
+OWN = 0.5
+"""How much a place's own sentence counts there beside that of all."""
 KEPT = 0.5
 """How much of what was read at earlier steps counts beside the present one."""
 SHARP = 4
@@ -46,6 +52,14 @@ def kept_apart(backbone: Backbone, recipe: VideoRecipe, prompt: PromptEmbeds) ->
     masks: Masks = {}
     _put(masks, backbone, by_adapter(recipe, _by_place(recipe, _shape(backbone, recipe))))
     return lora.masked(backbone.network, masks)
+
+
+def parts(backbone: Backbone, recipe: VideoRecipe) -> Parts:
+    """What is read in the places of a recipe's subjects; nothing where nobody has one."""
+    if not any(one.place for one in recipe.subjects):
+        return []
+    masks = _by_place(recipe, _shape(backbone, recipe))
+    return [(OWN * mask, backbone.embed([own])) for mask, own in zip(masks, recipe.own_prompts, strict=True)]
 
 
 def _shape(backbone: Backbone, recipe: VideoRecipe) -> tuple[int, int, int]:

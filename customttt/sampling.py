@@ -16,6 +16,9 @@ from customttt.config import SampleConfig
 from customttt.progress import Progress, Report, silent
 from customttt.recipe import kind_of, stretches
 
+Parts = Sequence[tuple[Float[Tensor, "f h w"], Float[Tensor, "1 l d"]]]
+"""How much a prompt of its own counts at each position of the latents, and its embeddings."""
+
 
 @torch.no_grad()
 def denoise(
@@ -27,20 +30,22 @@ def denoise(
     guidance_scale: float,
     unconditional_scale: float = 1.0,
     path: Sequence[float],
+    parts: Parts = (),
     report: Report = silent,
 ) -> diffusion.Latents:
     """The latents at the end of `path`, a schedule's or a part of it, from those at its start.
 
-    With guidance_scale 1 the unconditional half is not computed at all.
+    With guidance_scale 1 the unconditional half is not computed at all. Each of `parts` takes a pass more.
     """
     latents, embeds = noise, torch.cat([prompt_embeds, negative_embeds])
     for index, (timestep, following) in enumerate(pairwise(path)):
         batch = torch.full((len(latents),), timestep, device=latents.device)
         if guidance_scale == 1:
-            prediction = backbone.predict(latents, batch, prompt_embeds)
+            prediction = _in_parts(backbone, latents, batch, backbone.predict(latents, batch, prompt_embeds), parts)
         else:
-            halves = _halves(backbone, latents, batch, embeds, unconditional_scale)
-            prediction = diffusion.guide(*halves, guidance_scale)
+            conditional, unconditional = _halves(backbone, latents, batch, embeds, unconditional_scale)
+            conditional = _in_parts(backbone, latents, batch, conditional, parts)
+            prediction = diffusion.guide(conditional, unconditional, guidance_scale)
         latents = backbone.schedule.step(prediction, latents, timestep, following)
         report(Progress("denoising", index + 1, len(path) - 1))
     return latents
@@ -64,6 +69,21 @@ def _halves(
     return conditional, unconditional
 
 
+def _in_parts(
+    backbone: Backbone,
+    latents: diffusion.Latents,
+    timesteps: diffusion.Timesteps,
+    conditional: diffusion.Latents,
+    parts: Parts,
+) -> diffusion.Latents:
+    """The conditional prediction, in each part led towards that of its own prompt."""
+    prediction = conditional
+    for share, embeds in parts:
+        own = backbone.predict(latents, timesteps, embeds.expand(len(latents), -1, -1))
+        prediction = prediction + share.to(own) * (own - conditional)
+    return prediction
+
+
 def denoise_in_phases(
     backbone: Backbone,
     noise: diffusion.Latents,
@@ -72,6 +92,7 @@ def denoise_in_phases(
     sample: SampleConfig,
     scales: Mapping[str, float],
     report: Report = silent,
+    parts: Parts = (),
 ) -> diffusion.Latents:
     """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
     latents, path = noise, backbone.schedule.path(sample.num_inference_steps)
@@ -79,7 +100,8 @@ def denoise_in_phases(
         with lora.active(backbone.network, **acting):
             latents = denoise(
                 backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
-                unconditional_scale=sample.unconditional_scale, path=part, report=_whole(report, path, part),
+                unconditional_scale=sample.unconditional_scale, path=part, parts=parts,
+                report=_whole(report, path, part),
             )  # fmt: skip
     return latents
 

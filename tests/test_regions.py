@@ -106,6 +106,20 @@ def test_a_lora_adds_nothing_outside_of_its_place(backbone: Backbone) -> None:
     assert checked > 20
 
 
+def test_a_place_reads_its_own_sentence_by_half_where_it_is(backbone: Backbone) -> None:
+    made = replace(PAIR, sample=backbone.defaults.sample)
+    assert made.own_prompts == ["A koala is swimming on Mars.", "A dog is jumping on Mars."]
+    (left, koala), (right, dog) = regions.parts(backbone, made)
+    assert left.shape == backbone.latent_shape(made.sample.num_frames, *made.sample.sides)[1:]
+    assert torch.allclose(left + right, torch.full_like(left, regions.OWN))
+    assert torch.equal(koala, backbone.embed(["A koala is swimming on Mars."]))
+    assert torch.equal(dog, backbone.embed(["A dog is jumping on Mars."]))
+    assert regions.parts(backbone, replace(made, place="", others=())) == []
+    assert regions.parts(backbone, replace(WORDS, sample=made.sample)) == []
+    whole = replace(PAIR, prompt="{appearance} sees how {dog} is jumping.", others=(Subject(DOG, None, "right"),))
+    assert whole.own_prompts == ["A koala is swimming.", "A dog."]
+
+
 def test_places_and_words_change_a_video_and_leave_no_trace(tiny_random_base: Path) -> None:
     base = open_base(str(tiny_random_base), CPU)
     sample = base.defaults.sample.but(num_inference_steps=2)

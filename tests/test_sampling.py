@@ -80,6 +80,27 @@ def test_guidance_of_one_reads_the_prompt_alone(backbone: Backbone) -> None:
     assert torch.allclose(denoise(backbone, noise(backbone), prompt, one, guidance_scale=1, path=PATH[1:]), step)
 
 
+@pytest.mark.parametrize("guidance", [1.0, SCALE])
+def test_a_part_is_led_towards_its_own_prompt(backbone: Backbone, guidance: float) -> None:
+    prompt, empty, own = (backbone.embed([words]) for words in ("A koala and a dog.", "", "A dog."))
+    share = torch.zeros(noise(backbone).shape[2:])
+    share[..., share.shape[-1] // 2 :] = 0.25
+    latents, at = noise(backbone), torch.tensor([0.5])
+    with torch.no_grad():
+        joint, apart = backbone.predict(latents, at, prompt), backbone.predict(latents, at, own)
+        blank = backbone.predict(latents, at, empty)
+    blended = (1 - share) * joint + share * apart
+    step = backbone.schedule.step(blank + guidance * (blended - blank), latents, 0.5, 0.0)
+    drawn = denoise(
+        backbone, latents, prompt, empty, guidance_scale=guidance, path=PATH[1:], parts=[(share, own)]
+    )  # fmt: skip
+    assert torch.allclose(drawn, step, atol=1e-5)
+    assert torch.allclose(drawn[..., : share.shape[-1] // 2], denoise(
+        backbone, latents, prompt, empty, guidance_scale=guidance, path=PATH[1:]
+    )[..., : share.shape[-1] // 2], atol=1e-5)  # fmt: skip
+    assert not torch.allclose(joint, apart, atol=1e-2)
+
+
 @pytest.mark.parametrize("unconditional_scale", [0.5, 1.0])
 def test_videos_of_a_batch_are_those_of_each_alone(backbone: Backbone, unconditional_scale: float) -> None:
     prompts, empty = backbone.embed(["A koala.", "A dog.", "An owl is here."]), backbone.embed(["", "A man.", "A"])
