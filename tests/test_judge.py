@@ -13,7 +13,7 @@ from customttt.lab.judge_training import UNKNOWN, random_clips, truth
 from customttt.lab.lessons import Content
 from customttt.measure import metrics, stats
 from customttt.tiny import judge, world
-from customttt.tiny.movements import HELD_OUT_MOVEMENTS
+from customttt.tiny.movements import HELD_OUT_MOVEMENTS, MOVEMENTS
 from customttt.tiny.scenes import SCENES, paint
 from customttt.tiny.world import Look
 
@@ -75,6 +75,15 @@ def test_the_judge_reads_clips_of_any_size(clips: world.Clips) -> None:
     large = torch.nn.functional.interpolate(clips.video[:8], (8, 256, 256), mode="trilinear")
     small, same = judge.load().look(clips.video[:8]), judge.load().look(large)
     assert (small.position - same.position).abs().max() < 0.1
+
+
+def test_the_judge_tells_a_movement_at_any_frame_rate() -> None:
+    """By every frame of 17 it was right in 0.35, by every other one in 0.90 (LOG.md)."""
+    names = list(MOVEMENTS)
+    contents = [Content("fox", movement, "on the grass") for movement in names]
+    opinion = judge.load().look(lessons.render(contents, 5, num_frames=17).video)
+    assert (opinion.movement.argmax(-1) == torch.arange(len(names))).float().mean() >= 0.95
+    assert opinion.position.shape == (len(names), 17, 2)
 
 
 def test_two_subjects_are_put_in_the_order_in_which_they_are_asked_for() -> None:

@@ -92,10 +92,10 @@ def test_pictures_are_encoded_alone(run: pretrain.Run) -> None:
 def test_pictures_lie_where_their_subjects_are(run: pretrain.Run) -> None:
     made = pretrain.encode_clips(run, 2, torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
     weight, line = made["picture weight"].float() - 1, torch.arange(16) + 0.5
-    found = torch.stack([(weight.sum(2) * line).sum(-1), (weight.sum(3) * line).sum(-1)], -1)
+    seen = torch.stack([(weight.sum(2) * line).sum(-1), (weight.sum(3) * line).sum(-1)], -1)
     inside = ((made["centre"] > 2) & (made["centre"] < 14)).all(-1)
     assert inside.any()
-    assert (found / weight.sum((2, 3))[..., None] - made["centre"])[inside].abs().max() < 2
+    assert (seen / weight.sum((2, 3))[..., None] - made["centre"])[inside].abs().max() < 2
 
 
 def test_weights_are_means_of_the_frames_of_each_latent() -> None:

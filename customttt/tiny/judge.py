@@ -243,7 +243,9 @@ class Judge(nn.Module):
     def forward(self, video: Float[Tensor, "b 3 f 64 64"]) -> dict[str, Tensor]:
         """Logits of scene (b s) and `two` (b); of both subjects the logits by head (b 2 n), identity and position."""
         path, seen, scene, two = self.follow(video)
-        logits = self.namer.named(seen.mean(1)) | {"movement": self.mover(path, seen).float()}
+        told = moments(path.shape[1])
+        movement = self.mover(path[:, told], seen[:, told]).float()
+        logits = self.namer.named(seen.mean(1)) | {"movement": movement}
         both = {key: value.view(-1, 2, *value.shape[1:]) for key, value in logits.items()}
         return both | {"position": path[..., :2].view(-1, 2, path.shape[1], 2), "scene": scene, "two": two}
 
@@ -259,6 +261,13 @@ class Judge(nn.Module):
             {key: whole[key][:, slot] for key in (*LOOKS, "movement", "identity", "position")} for slot in (0, 1)
         )
         return Opinion(**first, scene=whole["scene"], two=two, second=Seen(**second))
+
+
+def moments(frames: int) -> list[int]:
+    """By which frames a movement is told: all, or as many as the judge was trained on, evenly apart."""
+    if frames <= world.FRAMES:
+        return list(range(frames))
+    return [round(index * (frames - 1) / (world.FRAMES - 1)) for index in range(world.FRAMES)]
 
 
 def read(video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b 3 f 64 64"]:
