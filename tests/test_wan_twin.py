@@ -10,7 +10,7 @@ from diffusers import WanPipeline
 from small_wan import SmallWan
 
 from customttt.backbones import Backbone, open_base
-from customttt.lab import codec, pretrain
+from customttt.lab import codec, lessons, pretrain, score
 from customttt.lab.wan_twin import WanTwin, decode_unclamped
 from customttt.tiny import captions, wan_models, world
 
@@ -103,6 +103,13 @@ def test_weights_are_means_of_the_frames_of_each_latent() -> None:
     pooled = WanTwin.pool(object.__new__(WanTwin), frames)
     assert pooled[0, :, 0, 0].tolist() == [0.0, 2.5, 6.5]
     assert pooled.shape == (1, 3, 16, 16)
+
+
+def test_a_base_is_scored_and_taught_at_its_own_frame_rate(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "HELD_OUT_NOUNS", ["octopus"])
+    assert all(0 < row["value"] < 40 for row in score.score_codec(backbone).values())
+    clip = lessons.clip("swimming", num_frames=17, fps=16)
+    assert (len(clip.frames), clip.fps) == (17, 16)
 
 
 def test_clips_are_learned_in_more_noise_than_pictures(run: pretrain.Run) -> None:

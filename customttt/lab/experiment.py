@@ -313,7 +313,8 @@ class Study:
         return [self._material(Cell(pairing, "", 0)) for pairing in range(self.size.pairings)]
 
     def _material(self, cell: Cell) -> rivals.Material:
-        seen, moves, anyone = pictures(*cell.subject), clip(cell.movement), Arm("a rival")
+        sample, anyone = self.backbone.defaults.sample, Arm("a rival")
+        seen, moves = pictures(*cell.subject), clip(cell.movement, num_frames=sample.num_frames, fps=sample.fps)
         words = {kind: wording(kind, self._content(kind, cell)) for kind in KINDS}
         return rivals.Material(
             learn.manifest(self.backbone, seen, words["appearance"], self._config("appearance", anyone)),
@@ -379,7 +380,8 @@ def judged(frames: media.Frames, cell: Cell) -> dict[str, float]:
     opinion = judge.load().look(to_video(frames))
     cosines = (opinion.identity @ score.in_all_looks(noun).T)[0]
     mine = score.LOOKS.index(look)
-    truth = render([Content(CLIP_NOUN, cell.movement, CLIP_SCENE)], 0, vary=0.0).pose[0, 0, :, :2]
+    moves = [Content(CLIP_NOUN, cell.movement, CLIP_SCENE)]
+    truth = render(moves, 0, num_frames=len(frames), vary=0.0).pose[0, 0, :, :2]
     subject = opinion.names("noun") == [noun] and int(cosines.argmax()) == mine
     movement, scene = opinion.names("movement") == [cell.movement], opinion.names("scene") == [cell.scene]
     return {

@@ -106,10 +106,10 @@ def pictures(noun: str, look: world.Look, seed: int = SEED) -> list[media.Pictur
     ]
 
 
-def clip(movement: str, seed: int = SEED) -> media.Clip:
+def clip(movement: str, seed: int = SEED, num_frames: int = world.FRAMES, fps: float = 8.0) -> media.Clip:
     """A dog in the desert that does it."""
-    video = render([Content(CLIP_NOUN, movement, CLIP_SCENE)], seed, vary=0.0).video
-    return media.Clip(movement, to_frames(video), 8.0, "0" * 64)
+    video = render([Content(CLIP_NOUN, movement, CLIP_SCENE)], seed, num_frames=num_frames, vary=0.0).video
+    return media.Clip(movement, to_frames(video), fps, "0" * 64)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,12 @@ class School:
             return known
         self.say(f"learning the {kind} {of.file_name} in blocks {','.join(map(str, config.layers))}")
         seed, words = SEED + config.seed, replace(wording(kind, of), name=name)
-        inputs = clip(of.movement, seed) if kind == "motion" else pictures(of.noun, of.look, seed)
+        sample = self.shop.backbone.defaults.sample
+        inputs = (
+            clip(of.movement, seed, sample.num_frames, sample.fps)
+            if kind == "motion"
+            else pictures(of.noun, of.look, seed)
+        )
         return self.shop.learn(self.shop.plan(words, inputs, config), force=True)  # another process may have, too
 
     def name(self, kind: Kind, of: Content, config: TrainConfig) -> str:

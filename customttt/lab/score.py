@@ -215,7 +215,7 @@ def score_codec(backbone: Backbone) -> dict[str, Any]:
             Content(noun, "jumping", place, look)
             for noun, place, look in zip(world.HELD_OUT_NOUNS, PLACES, cycle(worn), strict=False)
         ]
-        clips = render(contents, 10_003)
+        clips = render(contents, 10_003, num_frames=backbone.defaults.sample.num_frames)
         error = (backbone.decode(backbone.encode(clips.video)).cpu() - clips.video).square() / 4
         mask = clips.mask.unsqueeze(1).expand_as(error)
         whole = -10 * error.flatten(1).mean(1).log10()
@@ -261,7 +261,8 @@ def score_prompts(backbone: Backbone, out: Path, say: Say, count: int = ASKED) -
         torch.save(((video + 1) * 127.5).round().byte(), file)
     made = torch.load(file, weights_only=True).float() / 127.5 - 1
     rows: dict[str, Any] = {}
-    for name, video in (("tiny", made), ("real renders", render(contents, 10_006).video)):
+    real = render(contents, 10_006, num_frames=made.shape[2])
+    for name, video in (("tiny", made), ("real renders", real.video)):
         hits_of = asked_and_seen(judge.load().look(video), contents)
         rows |= {f"{name}: {row}": asdict(stats.share(sum(hits), len(hits))) for row, hits in hits_of.items() if hits}
     shown = [(content.prompt, to_frames(clip[None])) for content, clip in zip(contents, made[:SHOWN], strict=False)]
@@ -317,7 +318,7 @@ def learn_one(school: School, kind: str, content: Content, seed: int) -> tuple[d
     finally:
         lora.remove(backbone.network, adapter)
     shown = [Content(c.noun, c.movement, c.scene, content.look) for c in asked]
-    real = render(shown, 600 + seed, vary=0.0 if kind == "movement" else 1.0)
+    real = render(shown, 600 + seed, num_frames=after.shape[2], vary=0.0 if kind == "movement" else 1.0)
     scores: dict[str, float] = {}
     for name, video in (("before", before), ("after", after), ("real", real.video)):
         opinion = judge.load().look(video)

@@ -132,8 +132,9 @@ def _reference(noun: str, look: Look) -> Float[Tensor, " d"]:
 
 
 def _track(seen: judge.Seen, movement: str) -> float:
-    truth = render([Content(CLIP_NOUN, movement, CLIP_SCENE)], 0, vary=0.0).pose[0, 0, :, :2]
-    return metrics.correlation(seen.position[0], truth)
+    track = seen.position[0]
+    truth = render([Content(CLIP_NOUN, movement, CLIP_SCENE)], 0, num_frames=len(track), vary=0.0)
+    return metrics.correlation(track, truth.pose[0, 0, :, :2])
 
 
 @dataclass(frozen=True)
