@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from customttt.config import SampleConfig, TTTConfig, check_seed, parse_aspect
 from customttt.errors import UsageError
-from customttt.recipe import Ingredient, VideoRecipe, check_prompt
+from customttt.recipe import PLACES, Ingredient, VideoRecipe, check_prompt, listed
 
 MAX_VIDEOS = 1000
 
@@ -99,8 +99,26 @@ def others(texts: Sequence[str]) -> list[tuple[str, str | None]]:
     for text in texts:
         appearance, colon, motion = text.partition(":")
         if not appearance or (colon and not motion) or ":" in motion:
-            raise UsageError(f"--with is '{text}'; give an appearance and a motion, dog:jumping, or dog alone.")
+            raise UsageError(
+                f"A further subject cannot be '{text[:80]}'; give an appearance and a motion, dog:jumping, or dog "
+                "alone."
+            )
         found.append((appearance, motion or None))
+    return found
+
+
+def places(texts: Sequence[str]) -> dict[str, str]:
+    """Places by the names of subjects, of "koala:left". Raises UsageError."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, place = text.partition(":")
+        if place not in PLACES:
+            raise UsageError(
+                f"A place cannot be '{text[:80]}'; give a subject and one of {listed([*PLACES])}, such as koala:left."
+            )
+        if name in found:
+            raise UsageError(f"'{name}' has two places; give it one.")
+        found[name] = place
     return found
 
 

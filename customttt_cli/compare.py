@@ -16,7 +16,7 @@ from customttt.errors import CustomTTTError, UsageError
 from customttt.library import Library
 from customttt.measure.compare import METHODS
 from customttt.recipe import Rival, VideoRecipe
-from customttt.wish import Wish
+from customttt.wish import Settings, Wish, others, places
 from customttt_cli import completion, evaluate, exhibits, options, output, relearn, render
 from customttt_cli.exhibits import Exhibit
 
@@ -43,6 +43,9 @@ def compare(
     appearance: Annotated[str, options.concept_argument("appearance")],
     motion: Annotated[str, options.concept_argument("motion")],
     prompt: options.Scene = "",
+    further: options.Others = None,
+    place: options.Places = None,
+    apart: options.Apart = False,
     methods: _Methods = None,
     images: Annotated[
         list[Path] | None,
@@ -60,12 +63,12 @@ def compare(
 ) -> None:
     """Compose by every method from the same noise, and lay the videos side by side; a killed run goes on."""
     chosen = _chosen(methods, bool(images), bool(clip))
-    wish = Wish(prompt, seed=0, num=seeds, base=base)
+    wish = Wish(prompt, 0, seeds, base, Settings(apart=apart, places=places(place or ())))
     wish.check()
     from customttt import media
 
     library = Library()
-    pair = pairs.named(library, appearance, motion)
+    pair = pairs.named(library, appearance, motion, others(further or ()))
     media.check_output(folder / "grid.mp4")
     recipe = render.settle(pair, wish)
     material = relearn.read(pair, recipe, images, clip) if images and clip else None

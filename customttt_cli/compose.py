@@ -14,7 +14,7 @@ from customttt.errors import DamagedError, UsageError
 from customttt.library import Library
 from customttt.pairs import Pair
 from customttt.recipe import VideoRecipe
-from customttt.wish import Settings, Wish, others
+from customttt.wish import Settings, Wish, others, places
 from customttt_cli import options, output, render, showing
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def compose(
     settings = Settings(
         frames=frames, aspect=aspect, steps=steps, guidance=guidance, ttt_steps=ttt_steps,
         appearance_scale=appearance_scale, motion_scale=motion_scale, as_published=published, apart=apart,
-        places=options.places(place),
+        places=places(place or ()),
     )  # fmt: skip
     wish = Wish(prompt, seed, num, base, settings)
     wish.check()

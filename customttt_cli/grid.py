@@ -17,6 +17,7 @@ from customttt.many import wanted as files
 from customttt.many.wanted import Wanted
 from customttt.progress import Progress, duration
 from customttt.recipe import listed
+from customttt.wish import places
 from customttt_cli import options, output
 from customttt_cli.sources import count
 
@@ -85,7 +86,7 @@ def grid(
     changes = {
         "frames": frames, "aspect": aspect, "steps": steps, "guidance": guidance, "ttt_steps": ttt_steps,
         "appearance_scale": appearance_scale, "motion_scale": motion_scale, "as_published": published or None,
-        "apart": apart or None, "places": options.places(place) or None,
+        "apart": apart or None, "places": places(place or ()) or None,
     }  # fmt: skip
     wanted = _wanted(file, given, changes)
     made = _planned(Library(), wanted, folder, threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -167,19 +167,6 @@ def _at_home(value: Any, place: bool) -> Any:
         ) from error
     check_length(Path(path))
     return path
-
-
-def places(texts: Sequence[str] | None) -> dict[str, str]:
-    """What `--place` says: places by the names of subjects. Raises UsageError."""
-    found: dict[str, str] = {}
-    for text in texts or ():
-        name, _, place = text.partition(":")
-        if place not in PLACES:
-            raise UsageError(f"--place is '{text}'; give a subject and one of {listed([*PLACES])}, such as koala:left.")
-        if name in found:
-            raise UsageError(f"--place gives '{name}' two places; give one.")
-        found[name] = place
-    return found
 
 
 def ttt_steps(none: bool, steps: int | None) -> int | None:

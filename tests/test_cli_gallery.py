@@ -18,7 +18,7 @@ from customttt import limits, media, previews
 from customttt.config import SampleConfig, TTTConfig
 from customttt.library import Library
 from customttt.many import gallery
-from customttt.recipe import Ingredient, VideoRecipe
+from customttt.recipe import Ingredient, Subject, VideoRecipe
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 
@@ -48,10 +48,12 @@ class Reader(html.parser.HTMLParser):
             self.text += data
 
 
-def video(path: Path, appearance: str = "koala", prompt: str = "on Mars", seed: int = 0) -> Path:
+def video(
+    path: Path, appearance: str = "koala", prompt: str = "on Mars", seed: int = 0, others: tuple[Subject, ...] = ()
+) -> Path:
     recipe = VideoRecipe(
         Ingredient(appearance, appearance, "a" * 64), Ingredient("../x", "swimming", "b" * 64), prompt, "tiny", "f00d",
-        TTTConfig(), SampleConfig(), seed,
+        TTTConfig(), SampleConfig(), seed, others=others,
     )  # fmt: skip
     media.write_video(path, np.zeros((2, 32, 32, 3), np.uint8), 8, recipe.to_dict())
     return path
@@ -85,6 +87,19 @@ def test_the_page_is_one_file_in_which_names_are_text(tmp_path: Path) -> None:
     assert by_seed[3]["still"]
     assert by_seed[0]["command"] == "customttt compose --recipe ./b.mp4 --output again.mp4"
     assert ["prompt", "A koala is swimming on Mars."] in by_seed[0]["recipe"]
+
+
+def test_further_subjects_are_shown_and_can_be_chosen_by(tmp_path: Path) -> None:
+    dog, cat = (Ingredient(name, name, "c" * 64) for name in ("dog", "cat"))
+    jumping = Ingredient("jumping", "jumping", "d" * 64)
+    video(tmp_path / "a.gif")
+    video(tmp_path / "b.gif", others=(Subject(dog, jumping, "left"), Subject(cat, jumping)))
+    assert run("gallery", tmp_path).exit_code == 0
+    one, other = data_of(Reader((tmp_path / "gallery.html").read_text()))["videos"]
+    assert (one["with"], other["with"]) == ("", "dog:jumping, cat:jumping")
+    told = dict(other["recipe"])
+    assert [told[name].split()[0] for name in ("appearance2", "motion2", "appearance3")] == ["dog", "jumping", "cat"]
+    assert told["places"] == "koala wherever nobody else is, dog left, cat wherever nobody else is"
 
 
 def test_only_the_page_s_own_script_may_run(tmp_path: Path) -> None:

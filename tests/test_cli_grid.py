@@ -277,7 +277,7 @@ def test_a_further_subject_can_be_learned_first_and_what_fails_says_what_needed_
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--with", "dog:"), 2, ("--with is 'dog:'",)),
+        (("--with", "dog:"), 2, ("A further subject cannot be 'dog:'",)),
         (("--with", "doggg:swimming"), 3, ("no concept 'doggg'",)),
         (("--with", "swimming"), 2, ("'swimming' is a motion",)),
         (("--appearances", "koala", "--with", "koala"), 2, ("'koala' is a subject twice",)),

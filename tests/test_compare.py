@@ -22,7 +22,7 @@ from customttt.errors import UsageError
 from customttt.library import Library
 from customttt.measure import rivals
 from customttt.measure.compare import METHODS
-from customttt.recipe import Ingredient, VideoRecipe
+from customttt.recipe import Ingredient, Subject, VideoRecipe
 
 pytestmark = pytest.mark.usefixtures("nobody")
 
@@ -47,6 +47,14 @@ def test_every_method_is_the_recipe_it_says() -> None:
         "base", "appearance", "motion", "untrained", "customttt"
     ]  # fmt: skip
     assert {one.target_prompt for one in made.values()} == {"A koala is swimming on Mars."}
+
+
+def test_a_method_without_loras_leaves_out_those_of_every_subject() -> None:
+    several = replace(RECIPE, others=(Subject(Ingredient("dog", "dog", "c" * 64), RECIPE.motion),))
+    scales = {name: [one.scale for one in METHODS[name].recipe(several).ingredients.values()] for name in METHODS}
+    assert scales["base"] == [0, 0, 0]
+    assert scales["appearance"] == [1, 0, 1]
+    assert scales["customttt"] == [1, 1, 1]
 
 
 def test_switching_lets_one_lora_act_at_a_time(learned: Path, tiny_random_base: Path) -> None:
@@ -112,6 +120,7 @@ def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
     assert_one_sentence(run("compare", "koala", "swimming", "--methods", "magic", *out), 2, "no method 'magic'")
     assert_one_sentence(run("compare", "koala", "nobody", *out), 3, "no concept 'nobody'")
     assert_one_sentence(run("compare", "swimming", "koala", *out), 2, "is needed here")
+    assert_one_sentence(run("compare", "koala", "swimming", "--with", "koala", *out), 2, "'koala' is a subject twice")
     assert snapshot(tmp_path) == before
 
 

@@ -176,6 +176,14 @@ def test_an_uploads_captions_stay_beside_it_and_what_is_no_picture_is_named(
     assert [one.captions for one in found] == [("A koala.",), ("A tiger.",)]
 
 
+def test_what_is_no_number_is_one_sentence() -> None:
+    assert (parts.number("Rate", " "), parts.number("Rate", "1e-4"), parts.whole("Steps", "7")) == (None, 1e-4, 7)
+    for read, text in [(parts.number, one) for one in ("nan", "inf", "-inf", "1e999", "x")] + [(parts.whole, "1.5")]:
+        with pytest.raises(UsageError, match=f"The rate cannot be '{text}'; give a"):
+            read("The rate", text)
+    assert parts.split(" dog:jumping,, cat ") == ["dog:jumping", "cat"]
+
+
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
@@ -185,6 +193,7 @@ def test_an_uploads_captions_stay_beside_it_and_what_is_no_picture_is_named(
         (lambda studio, file: studio.strip(file), "no.txt"),
         (lambda studio, _: studio.compose("", "", Wish("")), "Choose an appearance"),
         (lambda studio, _: studio.compose("koala", "swimming", Wish("")), "no concept 'koala'"),
+        (lambda studio, _: studio.compose("koala", "swimming", Wish(""), [("dog", "x")]), "no concept 'dog'"),
         (lambda studio, _: studio.admit(""), "no file to import"),
         (lambda studio, file: studio.admit(file), "cannot be imported"),
         (lambda studio, _: studio.learn(Asked("motion", "../x"), ()), "cannot be a concept's name"),

@@ -27,7 +27,7 @@ from customttt.concept import Concept
 from customttt.errors import CustomTTTError, DamagedError, NotFoundError, UsageError
 from customttt.limits import MAX_GALLERY, MAX_NOTE
 from customttt.measure.compare import METHODS
-from customttt.recipe import VideoRecipe
+from customttt.recipe import Subject, VideoRecipe
 from customttt.text import escaped, parsed
 
 ENDINGS = (".mp4", ".gif", ".webp")
@@ -198,11 +198,17 @@ def _fields(one: Shown, lines: Lines, out: Path) -> dict[str, Any]:
     beside = Path(os.path.relpath(one.path, out.parent)).as_posix()
     return {
         "src": _link(one.path, out), "still": one.path.suffix.lower() != ".mp4", "fps": recipe.sample.fps,
-        "appearance": recipe.appearance.name, "motion": recipe.motion.name, "prompt": recipe.prompt,
-        "seed": recipe.seed, "method": one.method, "sentence": recipe.target_prompt,
+        "appearance": recipe.appearance.name, "motion": recipe.motion.name,
+        "with": ", ".join(map(_name, recipe.others)), "prompt": recipe.prompt, "seed": recipe.seed,
+        "method": one.method, "sentence": recipe.target_prompt,
         "recipe": [*lines(recipe), ("file", escaped(beside))], "scores": dict(one.scores),
         "command": f"customttt compose --recipe {shlex.quote(escaped(f'./{beside}'))} --output again.mp4",
     }  # fmt: skip
+
+
+def _name(one: Subject) -> str:
+    """A further subject as it is typed: "dog:jumping"."""
+    return f"{one.appearance.name}:{one.motion.name}" if one.motion else one.appearance.name
 
 
 def _link(path: Path, out: Path) -> str:

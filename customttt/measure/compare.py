@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from customttt.recipe import VideoRecipe
+from customttt.wish import Settings
 
 SWITCH_AT = 0.4
 """Share of the denoising steps that belongs to the motion LoRA: the path is settled early, the subject late (ours)."""
@@ -34,10 +35,9 @@ def _plain(recipe: VideoRecipe, **parts: float) -> VideoRecipe:
 
 
 def _without(*kinds: str) -> Callable[[VideoRecipe], VideoRecipe]:
-    """Without test-time training and without these LoRAs, sampled as the base does it."""
-    return lambda recipe: replace(
-        _untrained(recipe), **{kind: replace(getattr(recipe, kind), scale=0.0) for kind in kinds}
-    )
+    """Without test-time training and without these LoRAs, of any subject, sampled as the base does it."""
+    looks, moves = (0.0 if kind in kinds else None for kind in ("appearance", "motion"))
+    return Settings(ttt_steps=0, appearance_scale=looks, motion_scale=moves).again
 
 
 METHODS: Mapping[str, Method] = {

@@ -13,7 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported; nothi
 import gradio as gr
 from starlette.middleware import Middleware
 
-from customttt import backbones
+from customttt import backbones, wish
 from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.errors import CustomTTTError, UsageError
@@ -94,6 +94,7 @@ class Page:
                 prompt = gr.Textbox(label="Sentence to learn with, if not the usual one", max_lines=2)
                 with gr.Accordion("More", open=False):
                     base = _base(self.studio)
+                    aspect = self._shape(base, kind == "motion")
                     own = "; empty: the base's own"
                     numbers = [gr.Textbox(label=f"{one}{own}", max_lines=1) for one in ("Steps", "Rank")]
                     numbers += [gr.Textbox(label=f"Learning rate{own}", max_lines=1), gr.Textbox("0", label="Seed")]
@@ -101,32 +102,44 @@ class Page:
                 button = gr.Button("Learn", variant="primary", elem_id=f"learn-{kind}")
                 told = gr.HTML(elem_id=f"told-{kind}")
 
-        form = [files, start, end, name, phrase, prompt, base, force, *numbers]
+        form = [files, start, end, aspect, name, phrase, prompt, base, force, *numbers]
 
         @_telling
         def learn(
-            files: Any, start: float, end: float, name: str, phrase: str, prompt: str, base: str, force: bool,
-            *numbers: str,
+            files: Any, start: float, end: float, aspect: str, name: str, phrase: str, prompt: str, base: str,
+            force: bool, *numbers: str,
         ) -> str:  # fmt: skip
             steps, rank, rate, seed = numbers
             changes = {
-                "steps": _whole("Steps", steps), "rank": _whole("Rank", rank),
-                "learning_rate": _number("The learning rate", rate), "seed": _whole("The seed", seed),
+                "steps": parts.whole("Steps", steps), "rank": parts.whole("Rank", rank),
+                "learning_rate": parts.number("The learning rate", rate), "seed": parts.whole("The seed", seed),
             }  # fmt: skip
             asked = Asked(kind, name.strip(), phrase, prompt, base or "", changes, force)
             if kind == "appearance":
                 task = self.studio.learn(asked, self.studio.pictures(files or [], asked.base)[0])
             else:
-                task = self.studio.learn(asked, self.studio.clip(files or "", start, end or None, asked.base))
+                task = self.studio.learn(asked, self.studio.clip(files or "", start, end or None, asked.base, aspect))
             return parts.said(f"{task.title}: it is on the desk below.")
 
         button.click(learn, form, told, api_visibility="private")
         if kind == "appearance":
             files.change(_telling(self._seen), [files, base], taken, api_visibility="private")
         else:
-            files.change(self._film, [files, base], [taken, part, start, end], api_visibility="private")
-            for slider in (start, end):
-                slider.release(self._part, [files, start, end, base], [taken, part], api_visibility="private")
+            files.change(self._film, [files, base, aspect], [taken, part, start, end], api_visibility="private")
+            for change in (start.release, end.release, aspect.change):
+                change(self._part, [files, start, end, base, aspect], [taken, part], api_visibility="private")
+
+    def _shape(self, base: gr.Dropdown, wanted: bool) -> gr.Textbox:
+        """A field for the shape of videos, where the base makes any but squares."""
+        label = "Width to height, as in 16:9; empty: as the clip is"
+        shape = gr.Textbox(label=label, max_lines=1, visible=wanted and self.studio.makes_shapes(""))
+        if wanted:
+            base.change(self._of_shape, base, shape, api_visibility="private")
+        return shape
+
+    def _of_shape(self, base: str | None) -> Any:
+        there = self.studio.makes_shapes(base or "")
+        return gr.update(visible=True) if there else gr.update(visible=False, value="")
 
     def _seen(self, files: Any, base: str) -> str:
         if not files:
@@ -137,24 +150,24 @@ class Page:
         shown = parts.pictures([(one.name, one.pixels, one.captions) for one in found])
         return parts.said(" ".join([summary, *passed])) + shown
 
-    def _film(self, file: Any, base: str) -> tuple[Any, ...]:
+    def _film(self, file: Any, base: str, aspect: str) -> tuple[Any, ...]:
         """The film strip of a clip, and sliders as long as it is."""
         try:
             last = round(self.studio.strip(file).seconds, 2) if file else 0.0
-            shown = self._part(file, 0.0, last, base)
+            shown = self._part(file, 0.0, last, base, aspect)
         except CustomTTTError as error:
             file, last, shown = None, 0.0, (parts.said(str(error), bad=True), "")
         there, most = bool(file), max(last, 0.1)
         start, end = (gr.update(visible=there, maximum=most, value=value) for value in (0, last))
         return (*shown, start, end)
 
-    def _part(self, file: Any, start: float, end: float, base: str) -> tuple[str, str]:
+    def _part(self, file: Any, start: float, end: float, base: str, aspect: str) -> tuple[str, str]:
         """The strip with the part between the sliders, and what is taken of it."""
         if not file:
             return "", ""
         film = parts.film(self.studio.strip(file), start, end)
         try:
-            clip = self.studio.clip(file, start, end, base or "")
+            clip = self.studio.clip(file, start, end, base or "", aspect)
         except CustomTTTError as error:
             return film, parts.said(str(error), bad=True)
         height, width = clip.frames.shape[1:3]
@@ -173,6 +186,15 @@ class Page:
                 prompt = gr.Textbox(label="Where", placeholder="on Mars", max_lines=2, elem_id="prompt")
                 number = gr.Slider(1, SEEDS, 1, step=1, label="Videos", elem_id="number")
                 seed = gr.Textbox("0", label="Seed of the first", max_lines=1)
+                label = "Width to height, as in 16:9; empty: as the motion's clip is"
+                aspect = gr.Textbox(label=label, max_lines=1, visible=self.studio.makes_shapes(""))
+                with gr.Accordion("Several subjects", open=False):
+                    further = gr.Textbox(
+                        label="Who else: dog:jumping, or dog alone, of whom the sentence above speaks; commas between",
+                        max_lines=1, elem_id="further",
+                    )  # fmt: skip
+                    places = gr.Textbox(label="Who is where: koala:left, dog:right", max_lines=1)
+                    apart = gr.Checkbox(label="Keep them apart by the words for them")
             with gr.Column():
                 of_base = _sliders(defaults)
                 scales = [gr.Slider(0, 2, 1, step=0.05, label=f"Strength of the {one}") for one in get_args(Kind)]
@@ -181,19 +203,20 @@ class Page:
 
         @_telling
         def compose(
-            appearance: str, motion: str, prompt: str, number: float, seed: str, ttt: float, steps: float,
-            guidance: float, looks: float, moves: float,
+            appearance: str, motion: str, prompt: str, number: float, seed: str, aspect: str, further: str,
+            places: str, apart: bool, ttt: float, steps: float, guidance: float, looks: float, moves: float,
         ) -> str:  # fmt: skip
             settings = Settings(
-                steps=int(steps), guidance=guidance, ttt_steps=int(ttt), appearance_scale=looks, motion_scale=moves
-            )
-            wish = Wish(prompt or "", _whole("The seed", seed) or 0, int(number), settings=settings)
-            task = self.studio.compose(appearance or "", motion or "", wish)
+                steps=int(steps), guidance=guidance, ttt_steps=int(ttt), appearance_scale=looks, motion_scale=moves,
+                aspect=aspect.strip() or None, places=wish.places(parts.split(places)), apart=apart,
+            )  # fmt: skip
+            asked = Wish(prompt or "", parts.whole("The seed", seed) or 0, int(number), settings=settings)
+            task = self.studio.compose(appearance or "", motion or "", asked, wish.others(parts.split(further)))
             return parts.said(f"{task.title} It is on the desk below.")
 
-        form = [appearance, motion, prompt, number, seed, *of_base, *scales]
+        form = [appearance, motion, prompt, number, seed, aspect, further, places, apart, *of_base, *scales]
         button.click(compose, form, told, api_visibility="private")
-        appearance.change(self._of_base, appearance, of_base, api_visibility="private")
+        appearance.change(self._of_base, appearance, [*of_base, aspect], api_visibility="private")
         for one, kind in ((appearance, "appearance"), (motion, "motion")):
             fresh = self._fresh(kind)  # type: ignore[arg-type]
             one.focus(fresh, None, one, api_visibility="private")
@@ -206,13 +229,14 @@ class Page:
         return lambda: gr.update(choices=self._names(kind))
 
     def _of_base(self, appearance: str | None) -> list[Any]:
-        """The sliders as the base of an appearance has them."""
+        """The sliders as the base of an appearance has them, and whether it makes other shapes than squares."""
         try:
-            defaults = backbones.defaults(self.studio.library.get(appearance or "").base)
+            base = self.studio.library.get(appearance or "").base
+            defaults = backbones.defaults(base)
         except CustomTTTError:
-            return [gr.skip()] * 3
-        sample = defaults.sample
-        return [gr.update(value=one) for one in (defaults.ttt.steps, sample.num_inference_steps, sample.guidance_scale)]
+            return [gr.skip()] * 4
+        own = defaults.ttt.steps, defaults.sample.num_inference_steps, defaults.sample.guidance_scale
+        return [*(gr.update(value=one) for one in own), self._of_shape(base)]
 
     # -- the library
 
@@ -353,22 +377,6 @@ def _sliders(defaults: Defaults) -> list[gr.Slider]:
 def _theme() -> Any:
     """With this system's own fonts: others would be asked for on the network."""
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-
-
-def _number(what: str, text: str) -> float | None:
-    """None for no text. Raises UsageError."""
-    try:
-        return float(text) if text.strip() else None
-    except ValueError as error:
-        raise UsageError(f"{what} cannot be {text[:40]!r}; give a number, or nothing.") from error
-
-
-def _whole(what: str, text: str) -> int | None:
-    """None for no text. Raises UsageError."""
-    try:
-        return int(text) if text.strip() else None
-    except ValueError as error:
-        raise UsageError(f"{what} cannot be {text[:40]!r}; give a whole number, or nothing.") from error
 
 
 def _chosen(name: str | None) -> str:

@@ -1,9 +1,12 @@
-"""The pieces of the page that show something, as HTML: everything in them is escaped, whoever wrote it. No tensors."""
+"""The pieces of the page that show something, as HTML, in which everything is escaped, whoever wrote it; and what the
+text of its fields means. No tensors.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from PIL import Image
 
 from customttt import previews
 from customttt.concept import Concept
-from customttt.errors import DamagedError
+from customttt.errors import DamagedError, UsageError
 from customttt.many import gallery
 from customttt.media import FilmStrip, Pixels
 from customttt.ui.desk import DeskTask
@@ -86,6 +89,30 @@ def embedded(pixels: Pixels) -> str:
     image.thumbnail((previews.CELL, previews.CELL))
     image.save(content, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def number(what: str, text: str) -> float | None:
+    """None for no text. Raises UsageError."""
+    try:
+        number = float(text) if text.strip() else None
+    except ValueError:
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise UsageError(f"{what} cannot be {text[:40]!r}; give a number, or nothing.")
+    return number
+
+
+def whole(what: str, text: str) -> int | None:
+    """None for no text. Raises UsageError."""
+    try:
+        return int(text) if text.strip() else None
+    except ValueError as error:
+        raise UsageError(f"{what} cannot be {text[:40]!r}; give a whole number, or nothing.") from error
+
+
+def split(text: str) -> list[str]:
+    """What stands between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def style() -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 from customttt import backbones, media, pairs, previews, threads, workshop
 from customttt.concept import Concept, Kind, check_name
-from customttt.errors import MediaError, UsageError
+from customttt.config import parse_aspect
+from customttt.errors import CustomTTTError, MediaError, UsageError
 from customttt.interchange import exchange, parcel
 from customttt.interchange.exchange import Form
 from customttt.learn import Inputs, Wording
@@ -87,12 +88,15 @@ class Studio:
         """Frames of a whole uploaded clip. Raises MediaError."""
         return _strip(clip)
 
-    def clip(self, file: str, start: float, end: float | None, base: str = "") -> media.Clip:
-        """What is taken of an uploaded clip. Raises MediaError, UsageError or BaseUnavailableError."""
+    def clip(self, file: str, start: float, end: float | None, base: str = "", aspect: str = "") -> media.Clip:
+        """What is taken of an uploaded clip, in its own shape or as asked.
+
+        Raises MediaError, UsageError or BaseUnavailableError.
+        """
         if not file:
             raise MediaError("There is no clip yet; drop one of one movement.")
         name = self._base(base)
-        sample = workshop.for_clip(name, backbones.defaults(name).sample, file)
+        sample = workshop.for_clip(name, backbones.defaults(name).sample, file, parse_aspect(aspect.strip() or None))
         return media.read_clip(file, sample.num_frames, sample.fps, sample.sides, start, end)
 
     def learn(self, asked: Asked, inputs: Inputs) -> DeskTask:
@@ -129,19 +133,24 @@ class Studio:
 
     # -- composing
 
-    def recipe(self, appearance: str, motion: str, wish: Wish) -> VideoRecipe:
-        """The recipe of the first video. Raises what cannot be composed, in a sentence."""
+    def recipe(
+        self, appearance: str, motion: str, wish: Wish, others: Sequence[tuple[str, str | None]] = ()
+    ) -> VideoRecipe:
+        """The recipe of the first video, with further subjects. Raises what cannot be composed, in a sentence."""
         if not appearance or not motion:
             raise UsageError("Choose an appearance and a motion; what is not there yet is learned on the first tabs.")
         wish.check()
-        pair = pairs.named(self.library, appearance, motion)
+        pair = pairs.named(self.library, appearance, motion, others)
         base = pair.appearance.base
+        backbones.check_subjects(base, 1 + len(others))
         known = backbones.identify(base), backbones.defaults(base)
         return replace(wish.again(pair.recipe(wish.prompt, base, *known)), threads=self.cores)
 
-    def compose(self, appearance: str, motion: str, wish: Wish) -> DeskTask:
+    def compose(
+        self, appearance: str, motion: str, wish: Wish, others: Sequence[tuple[str, str | None]] = ()
+    ) -> DeskTask:
         """Let a video be made for each seed. Raises, before it waits, whatever would stop it."""
-        recipe = self.recipe(appearance, motion, wish)
+        recipe = self.recipe(appearance, motion, wish, others)
         backbones.check_at_hand(recipe.base)
         media.check_output(self.videos / "video.mp4")
         return self.desk.add(recipe.target_prompt, partial(self._compose, recipe, wish.seeds(recipe)))
@@ -176,6 +185,13 @@ class Studio:
         return arrival.add_to(self.library), list(arrival.notes)
 
     # -- below: how it is done
+
+    def makes_shapes(self, base: str) -> bool:
+        """Whether videos of a base can be other than squares; no, where it cannot be told."""
+        try:
+            return not backbones.is_square(self._base(base))
+        except CustomTTTError:
+            return False
 
     def _base(self, asked: str) -> str:
         return backbones.choose_base(asked or self.base)[0]

@@ -2,9 +2,9 @@
 // Everything that comes from files is set as text or as an attribute, never as HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id);
-const AXES = ["appearance", "motion", "prompt", "seed", "method"];
+const AXES = ["appearance", "motion", "with", "prompt", "seed", "method"];
 const values = Object.fromEntries(AXES.map(axis => [axis, [...new Set(data.videos.map(one => one[axis]))]]));
-for (const axis of ["appearance", "motion", "prompt"]) values[axis].sort();
+for (const axis of ["appearance", "motion", "with", "prompt"]) values[axis].sort();
 values.seed.sort((a, b) => a - b);
 const axes = AXES.filter(axis => values[axis].length > 1 || axis === data.rows || axis === data.columns);
 const chosen = {};
@@ -170,7 +170,7 @@ function step(frames) {
 // -- begin
 
 data.videos.forEach(one => {
-  one.words = [one.sentence, one.prompt, one.appearance, one.motion, one.method, `seed ${one.seed}`].join(" ").toLowerCase();
+  one.words = [one.sentence, one.prompt, one.appearance, one.motion, one.with, one.method, `seed ${one.seed}`].join(" ").toLowerCase();
 });
 for (const axis of axes.filter(axis => values[axis].length > 1)) {
   const select = make("select", { id: `choose-${axis}` }, option("", "all"), ...values[axis].map(value => option(`=${value}`, named(axis, value))));
