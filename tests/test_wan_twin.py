@@ -9,10 +9,15 @@ import torch
 from diffusers import WanPipeline
 from small_wan import SmallWan
 
-from customttt.backbones import Backbone, open_base
+from customttt import backbones
+from customttt.backbones import Backbone, hub, open_base
+from customttt.backbones.family import Known
+from customttt.backbones.survey import survey
+from customttt.backbones.wan import Wan
+from customttt.errors import UsageError
 from customttt.lab import codec, lessons, pretrain, score
 from customttt.lab.wan_twin import WanTwin, decode_unclamped
-from customttt.tiny import captions, wan_models, world
+from customttt.tiny import captions, known, wan_models, world
 
 CPU = torch.device("cpu")
 
@@ -60,6 +65,25 @@ def test_an_exported_base_is_what_was_trained(run: pretrain.Run, backbone: Backb
     assert backbone.defaults.sample.num_frames == wan_models.FRAMES
     decoded = run.twin.decode(run.twin.unscaled(latents))
     torch.testing.assert_close(backbone.decode(latents), decoded, rtol=0, atol=1e-3)
+
+
+def test_it_can_be_a_base_with_a_name(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Known("tiny-wan", "a transformer", "Apache-2.0, OFL-1.1", folder=exported, square=True, subjects=2)
+    monkeypatch.setattr(Wan, "KNOWN", (*Wan.KNOWN, own))
+    monkeypatch.setattr(hub, "answers", lambda: False)
+    assert backbones.identify("tiny-wan") == backbones.identify(str(exported))
+    assert open_base("tiny-wan", CPU).latent_shape(17, 128, 128) == (16, 5, 16, 16)
+    assert known.draws("tiny-wan")
+    assert [status.here for status in survey() if status.known is own] == [True]
+    with pytest.raises(UsageError, match="knows squares alone"):
+        backbones.sketch("tiny-wan", CPU).latent_shape(17, 128, 192)
+    with pytest.raises(UsageError, match="3 subjects"):
+        backbones.check_subjects("tiny-wan", 3)
+
+
+def test_a_prompt_is_planned_with_as_many_tokens_as_are_read(exported: Path, backbone: Backbone) -> None:
+    assert backbones.sketch(str(exported), CPU).prompt_shape == backbone.prompt_shape == (32, 128)
+    assert backbone.count_tokens("a koala")[1] == 32
 
 
 def test_diffusers_own_pipeline_opens_it(exported: Path, backbone: Backbone) -> None:
