@@ -69,6 +69,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_a_base(
     monkeypatch.setattr(pretrain, "run_stage", whole_stage)
     pretrain.train(again, MOMENT)
     assert again.steps == {"codec": 1, "still": 1, "clip": 1}
+    assert (tmp_path / "sheet-codec-000001.png").is_file()
     pretrain.export(again, tmp_path / "base")
     frames = 8 if twin is UNetTwin else 17
     assert open_base(str(tmp_path / "base"), CPU).latent_shape(frames, 128, 128) == shape

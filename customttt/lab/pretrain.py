@@ -49,7 +49,7 @@ VARIANTS = 2
 """Captions a clip."""
 EMPTY_SHARE = 0.1
 """How often the prompt is empty, for classifier-free guidance."""
-SHEET_STEPS, SHEET_GUIDANCE = 15, 3.0
+SHEET_STEPS, SHEET_GUIDANCE, SHEET_CLIPS = 15, 3.0, 6
 SHEET_PROMPTS = [
     "A koala is running on Mars.", "A tiger is jumping in the snow.", "A blue dog is spinning on the grass.",
     "A teddy bear with a crown is sliding at night.", "A striped pink unicorn is rising at sunset.",
@@ -266,7 +266,9 @@ def codec_work(run: Run) -> Work:
 
 
 def _decibels(run: Run) -> dict[str, float]:
-    """How well the codec shows clips that are never trained on, and some of their frames alone."""
+    """How well the codec shows clips that are never trained on, and some of their frames alone; a sheet of the clips,
+    each above what the codec makes of it.
+    """
     shown = _held_out_clips(run)
     sorts = [("", shown.video, shown.mask)]
     if run.twin.PICTURES:
@@ -274,7 +276,10 @@ def _decibels(run: Run) -> dict[str, float]:
         sorts.append(("pictures: ", frames.transpose(1, 2).flatten(0, 1), masks.flatten(0, 1)))
     numbers: dict[str, float] = {}
     for name, video, mask in sorts:
-        whole, under = codec.decibels(run.twin.decode(run.twin.encode(video)), video, mask)
+        decoded = run.twin.decode(run.twin.encode(video))
+        if video is shown.video:
+            _write_rows(run, torch.stack([video, decoded], 1)[:SHEET_CLIPS].flatten(0, 1))
+        whole, under = codec.decibels(decoded, video, mask)
         numbers |= {f"{name}decibels": float(whole.mean()), f"{name}under the subject": float(under.mean())}
     return numbers
 
@@ -440,7 +445,7 @@ def _validate(run: Run, held_out: Cache, modes: list[Mode]) -> dict[str, float]:
 
 
 def write_sheet(run: Run) -> None:
-    """Sample SHEET_PROMPTS with the averaged weights into `sheet-STAGE-STEP.png`, a clip a row, about eight frames."""
+    """Sample SHEET_PROMPTS with the averaged weights into `sheet-STAGE-STEP.png`."""
     assert run.optimizer is not None
     twin, schedule, count = run.twin, run.twin.schedule, len(SHEET_PROMPTS)
     shape = (count, *twin.latent_shape(1 if run.stage == "still" else twin.FRAMES))
@@ -452,9 +457,14 @@ def write_sheet(run: Run) -> None:
             wanted, free = twin.predict(torch.cat([noisy, noisy]), batch, embeds).chunk(2)
             noisy = schedule.step(diffusion.guide(wanted, free, SHEET_GUIDANCE), noisy, step, following)
         video = twin.decode(twin.unscaled(noisy))
+    _write_rows(run, video)
+
+
+def _write_rows(run: Run, video: Tensor) -> None:
+    """A sheet of clips (b 3 f h w), one a row, about eight frames of each."""
     shown = video[:, :, :: max(video.shape[2] // 8, 1)].permute(0, 3, 2, 4, 1)
     pixels = ((shown.clamp(-1, 1) + 1) * 127.5).byte().cpu().numpy()
-    pixels = pixels.reshape(count * world.SIZE, -1, 3)
+    pixels = pixels.reshape(len(video) * world.SIZE, -1, 3)
     Image.fromarray(pixels).save(run.folder / f"sheet-{run.stage}-{run.steps[run.stage]:06d}.png")
 
 
