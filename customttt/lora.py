@@ -112,12 +112,17 @@ def active(network: nn.Module, **scales: float) -> Iterator[None]:
             layer.scaling.update({name: scale for name, scale in scaling.items() if name in layer.lora_A})
 
 
+def acting(network: nn.Module) -> dict[str, float]:
+    """The scales of the adapters that act here."""
+    layers = [layer for _, layer in _layers(network)]
+    return {name: layer.scaling[name] for layer in layers for name in layer.active_adapters if name in layer.lora_A}
+
+
 @contextmanager
 def weaker(network: nn.Module, factor: float) -> Iterator[None]:
     """Let the adapters that act here act at `factor` of their scale."""
-    layers = [layer for _, layer in _layers(network)] if factor else []
-    acting = {name: layer.scaling[name] for layer in layers for name in layer.active_adapters if name in layer.lora_A}
-    with active(network, **{name: factor * scale for name, scale in acting.items()}):
+    scales = acting(network) if factor else {}
+    with active(network, **{name: factor * scale for name, scale in scales.items()}):
         yield
 
 
@@ -141,6 +146,19 @@ def masked(network: nn.Module, masks: Mapping[str, Mapping[str, Float[Tensor, "r
     finally:
         for layer, _ in layers:
             del layer.masks
+
+
+@contextmanager
+def unmasked(network: nn.Module) -> Iterator[None]:
+    """While this lasts, what adapters add is added everywhere, whatever `masked` says around it."""
+    layers = [(layer, layer.masks) for _, layer in _layers(network) if hasattr(layer, "masks")]
+    try:
+        for layer, _ in layers:
+            layer.masks = {}
+        yield
+    finally:
+        for layer, masks in layers:
+            layer.masks = masks
 
 
 def wrapped(network: nn.Module) -> list[str]:

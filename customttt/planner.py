@@ -119,15 +119,19 @@ def learning(base: str, kind: Kind, config: TrainConfig, frames: int, sides: Sid
 
 
 def composing(
-    base: str, adapters: Mapping[str, Adapter], config: TTTConfig, sample: SampleConfig, videos: int = 1
+    base: str, adapters: Mapping[str, Adapter], config: TTTConfig, sample: SampleConfig, videos: int = 1, areas: int = 0
 ) -> Forecast:
-    """Of test-time training of LoRAs, given by name, and of rendering. Raises BaseUnavailableError or UsageError."""
+    """Of test-time training of LoRAs, given by name, and of rendering videos with so many areas of their own.
+
+    Raises BaseUnavailableError or UsageError.
+    """
     device = machine.device()
     ladder = rungs(min(min(one.layers) for one in adapters.values()), 1, _sketch(base, device).heaviest)
     # a step on which one LoRA rests costs less: rehearsed is one on which both act
     one = config.but(steps=1, reference_steps=1, references=0, learning_rate=1.0, motion_rate=1.0, student_rests=False)
     denoising = denoising_step(base, sample, device)
-    rendering = (denoising * sample.num_inference_steps + decoding(base, sample, device)) * videos
+    steps = sample.num_inference_steps * (1 + areas / 2)  # a step with guidance predicts twice
+    rendering = (denoising * steps + decoding(base, sample, device)) * videos
     shown = min(config.references or config.steps, config.steps)
 
     def cost(position: int) -> Cost:

@@ -7,16 +7,16 @@ linear is multiplied by a soft mask of its subject's part, at every position of 
 time. What it adds to the reading of the prompt has no position, and acts everywhere.
 
 The part is a place that the user gives, or where the base reads the subject's word, as its cross-attention tells.
-In a place, the prediction is half that of the sentence of all subjects and half that of its own subject's sentence (as
-regions of MultiDiffusion, arXiv 2302.08113; halves are ours): the first draws as many as there are, the second says who
-is where, for a base that is told of two draws either of them on either side.
+In a place, most of the prediction is that of its own subject's sentence and LoRAs alone, the rest that of the sentence
+of all (after the regions of MultiDiffusion, arXiv 2302.08113): a base that is told of two draws either on either side.
+What is a place's own is predicted with the place in the middle of the frame, where movements are learned (ours).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -25,13 +25,14 @@ from torch.nn import functional as F
 
 from customttt import lora
 from customttt.backbones import Backbone, PromptEmbeds
-from customttt.recipe import PLACES, VideoRecipe, kind_of
-from customttt.sampling import Parts
+from customttt.concept import Kind
+from customttt.recipe import PLACES, Subject, VideoRecipe, kind_of
+from customttt.sampling import Area
 
 SOFT = 0.125
 """Over which share of the frame a place fades out into its neighbour."""
-OWN = 0.5
-"""How much a place's own sentence counts there beside that of all."""
+OWN = 0.7
+"""How much a place's own prediction counts there beside that of all [M: LOG.md]."""
 KEPT = 0.5
 """How much of what was read at earlier steps counts beside the present one."""
 SHARP = 4
@@ -54,12 +55,28 @@ def kept_apart(backbone: Backbone, recipe: VideoRecipe, prompt: PromptEmbeds) ->
     return lora.masked(backbone.network, masks)
 
 
-def parts(backbone: Backbone, recipe: VideoRecipe) -> Parts:
-    """What is read in the places of a recipe's subjects; nothing where nobody has one."""
+def areas(backbone: Backbone, recipe: VideoRecipe) -> list[Area]:
+    """What is predicted in the places of a recipe's subjects; nothing where nobody has one."""
     if not any(one.place for one in recipe.subjects):
         return []
     masks = _by_place(recipe, _shape(backbone, recipe))
-    return [(OWN * mask, backbone.embed([own])) for mask, own in zip(masks, recipe.own_prompts, strict=True)]
+    return [
+        Area(OWN * mask, backbone.embed([prompt]), frozenset(_slots(recipe, one)), _to_the_middle(mask))
+        for one, mask, prompt in zip(recipe.subjects, masks, recipe.own_prompts, strict=True)
+    ]
+
+
+def _slots(recipe: VideoRecipe, subject: Subject) -> list[str]:
+    """The adapters that a subject has."""
+    own = {kind: one.name for kind in get_args(Kind) if (one := getattr(subject, kind))}
+    return [slot for slot, one in recipe.ingredients.items() if own.get(kind_of(slot)) == one.name]
+
+
+def _to_the_middle(mask: Float[Tensor, "f h w"]) -> int:
+    """By how many columns a place is moved; never up or down, where there are ground and sky."""
+    columns = mask.sum((0, 1))
+    middle = float((columns * (torch.arange(len(columns)) + 0.5)).sum() / columns.sum().clamp(min=1e-6))
+    return round(len(columns) / 2 - middle)
 
 
 def _shape(backbone: Backbone, recipe: VideoRecipe) -> tuple[int, int, int]:
@@ -76,12 +93,11 @@ def _put(masks: Masks, backbone: Backbone, regions: Mapping[str, Float[Tensor, "
 
 def by_adapter(recipe: VideoRecipe, masks: Sequence[Float[Tensor, "f h w"]]) -> dict[str, Float[Tensor, "f h w"]]:
     """Where each adapter acts, from 0 to 1, by where each subject is; a motion where any is who has it."""
-    regions = {}
-    for slot, one in recipe.ingredients.items():
-        whose = [getattr(subject, kind_of(slot)) for subject in recipe.subjects]
-        own = [mask for mask, its in zip(masks, whose, strict=True) if its and its.name == one.name]
-        regions[slot] = torch.stack(own).sum(0).clamp(max=1)
-    return regions
+    whose = [_slots(recipe, one) for one in recipe.subjects]
+    own = {
+        slot: [mask for mask, slots in zip(masks, whose, strict=True) if slot in slots] for slot in recipe.ingredients
+    }
+    return {slot: torch.stack(some).sum(0).clamp(max=1) for slot, some in own.items()}
 
 
 def _by_place(recipe: VideoRecipe, shape: Sequence[int]) -> list[Float[Tensor, "f h w"]]:

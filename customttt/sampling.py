@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -16,8 +16,19 @@ from customttt.config import SampleConfig
 from customttt.progress import Progress, Report, silent
 from customttt.recipe import kind_of, stretches
 
-Parts = Sequence[tuple[Float[Tensor, "f h w"], Float[Tensor, "1 l d"]]]
-"""How much a prompt of its own counts at each position of the latents, and its embeddings."""
+
+@dataclass(frozen=True)
+class Area:
+    """A part of a video that is led towards a prediction of its own."""
+
+    share: Float[Tensor, "f h w"]
+    """How much that counts at each position."""
+    embeds: Float[Tensor, "1 l d"]
+    """Of what is read."""
+    adapters: frozenset[str]
+    """The LoRAs that may act."""
+    shift: int
+    """By how many columns of latents the frame is moved while it is predicted, round its edge."""
 
 
 @torch.no_grad()
@@ -30,21 +41,21 @@ def denoise(
     guidance_scale: float,
     unconditional_scale: float = 1.0,
     path: Sequence[float],
-    parts: Parts = (),
+    areas: Sequence[Area] = (),
     report: Report = silent,
 ) -> diffusion.Latents:
     """The latents at the end of `path`, a schedule's or a part of it, from those at its start.
 
-    With guidance_scale 1 the unconditional half is not computed at all. Each of `parts` takes a pass more.
+    With guidance_scale 1 the unconditional half is not computed at all. Each of `areas` takes a pass more.
     """
     latents, embeds = noise, torch.cat([prompt_embeds, negative_embeds])
     for index, (timestep, following) in enumerate(pairwise(path)):
         batch = torch.full((len(latents),), timestep, device=latents.device)
         if guidance_scale == 1:
-            prediction = _in_parts(backbone, latents, batch, backbone.predict(latents, batch, prompt_embeds), parts)
+            prediction = _in_areas(backbone, latents, batch, backbone.predict(latents, batch, prompt_embeds), areas)
         else:
             conditional, unconditional = _halves(backbone, latents, batch, embeds, unconditional_scale)
-            conditional = _in_parts(backbone, latents, batch, conditional, parts)
+            conditional = _in_areas(backbone, latents, batch, conditional, areas)
             prediction = diffusion.guide(conditional, unconditional, guidance_scale)
         latents = backbone.schedule.step(prediction, latents, timestep, following)
         report(Progress("denoising", index + 1, len(path) - 1))
@@ -69,18 +80,21 @@ def _halves(
     return conditional, unconditional
 
 
-def _in_parts(
+def _in_areas(
     backbone: Backbone,
     latents: diffusion.Latents,
     timesteps: diffusion.Timesteps,
     conditional: diffusion.Latents,
-    parts: Parts,
+    areas: Sequence[Area],
 ) -> diffusion.Latents:
-    """The conditional prediction, in each part led towards that of its own prompt."""
-    prediction = conditional
-    for share, embeds in parts:
-        own = backbone.predict(latents, timesteps, embeds.expand(len(latents), -1, -1))
-        prediction = prediction + share.to(own) * (own - conditional)
+    """The conditional prediction, in each part led towards that of its own prompt by its own LoRAs."""
+    prediction, scales = conditional, lora.acting(backbone.network) if areas else {}
+    for area in areas:
+        acting = {name: scale for name, scale in scales.items() if name in area.adapters}
+        with lora.active(backbone.network, **acting), lora.unmasked(backbone.network):
+            moved, embeds = latents.roll(area.shift, -1), area.embeds.expand(len(latents), -1, -1)
+            own = backbone.predict(moved, timesteps, embeds).roll(-area.shift, -1)
+        prediction = prediction + area.share.to(own) * (own - conditional)
     return prediction
 
 
@@ -92,7 +106,7 @@ def denoise_in_phases(
     sample: SampleConfig,
     scales: Mapping[str, float],
     report: Report = silent,
-    parts: Parts = (),
+    areas: Sequence[Area] = (),
 ) -> diffusion.Latents:
     """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
     latents, path = noise, backbone.schedule.path(sample.num_inference_steps)
@@ -100,7 +114,7 @@ def denoise_in_phases(
         with lora.active(backbone.network, **acting):
             latents = denoise(
                 backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
-                unconditional_scale=sample.unconditional_scale, path=part, parts=parts,
+                unconditional_scale=sample.unconditional_scale, path=part, areas=areas,
                 report=_whole(report, path, part),
             )  # fmt: skip
     return latents

@@ -106,16 +106,24 @@ def test_a_lora_adds_nothing_outside_of_its_place(backbone: Backbone) -> None:
     assert checked > 20
 
 
-def test_a_place_reads_its_own_sentence_by_half_where_it_is(backbone: Backbone) -> None:
+def test_a_place_has_a_prediction_of_its_own_subject_in_the_middle_of_the_frame(backbone: Backbone) -> None:
     made = replace(PAIR, sample=backbone.defaults.sample)
-    assert made.own_prompts == ["A koala is swimming on Mars.", "A dog is jumping on Mars."]
-    (left, koala), (right, dog) = regions.parts(backbone, made)
-    assert left.shape == backbone.latent_shape(made.sample.num_frames, *made.sample.sides)[1:]
-    assert torch.allclose(left + right, torch.full_like(left, regions.OWN))
-    assert torch.equal(koala, backbone.embed(["A koala is swimming on Mars."]))
-    assert torch.equal(dog, backbone.embed(["A dog is jumping on Mars."]))
-    assert regions.parts(backbone, replace(made, place="", others=())) == []
-    assert regions.parts(backbone, replace(WORDS, sample=made.sample)) == []
+    shape = backbone.latent_shape(made.sample.num_frames, *made.sample.sides)[1:]
+    left, right = regions.areas(backbone, made)
+    assert torch.allclose(left.share + right.share, torch.full(shape, regions.OWN))
+    assert torch.equal(left.embeds, backbone.embed(["A koala is swimming on Mars."]))
+    assert torch.equal(right.embeds, backbone.embed(["A dog is jumping on Mars."]))
+    assert (left.adapters, right.adapters) == ({"appearance", "motion"}, {"appearance2", "motion2"})
+    assert left.shift == -right.shift == round(shape[-1] / 4)
+    upright = replace(made, place="top", others=(Subject(DOG, SWIMMING, "bottom"),))
+    assert [area.shift for area in regions.areas(backbone, upright)] == [0, 0]
+    assert regions.areas(backbone, upright)[1].adapters == {"appearance2", "motion"}
+    assert regions.areas(backbone, replace(made, place="", others=())) == []
+    assert regions.areas(backbone, replace(WORDS, sample=made.sample)) == []
+
+
+def test_what_a_place_reads_is_its_own_subjects_clause() -> None:
+    assert PAIR.own_prompts == ["A koala is swimming on Mars.", "A dog is jumping on Mars."]
     whole = replace(PAIR, prompt="{appearance} sees how {dog} is jumping.", others=(Subject(DOG, None, "right"),))
     assert whole.own_prompts == ["A koala is swimming.", "A dog."]
 

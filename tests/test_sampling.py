@@ -14,7 +14,7 @@ from customttt import lora
 from customttt.backbones import Backbone
 from customttt.config import SampleConfig
 from customttt.progress import Progress
-from customttt.sampling import denoise, denoise_in_phases, phases
+from customttt.sampling import Area, denoise, denoise_in_phases, phases
 
 SCALE, PATH = 3.0, [1.0, 0.5, 0.0]
 SAMPLE = SampleConfig(num_frames=5, size=16, num_inference_steps=4, guidance_scale=SCALE)
@@ -81,24 +81,26 @@ def test_guidance_of_one_reads_the_prompt_alone(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, SCALE])
-def test_a_part_is_led_towards_its_own_prompt(backbone: Backbone, guidance: float) -> None:
+def test_a_part_is_led_towards_its_own_prediction(backbone: Backbone, guidance: float) -> None:
+    """Of its own prompt and LoRA, in a frame that is moved."""
     prompt, empty, own = (backbone.embed([words]) for words in ("A koala and a dog.", "", "A dog."))
-    share = torch.zeros(noise(backbone).shape[2:])
-    share[..., share.shape[-1] // 2 :] = 0.25
-    latents, at = noise(backbone), torch.tensor([0.5])
-    with torch.no_grad():
-        joint, apart = backbone.predict(latents, at, prompt), backbone.predict(latents, at, own)
-        blank = backbone.predict(latents, at, empty)
+    latents, at, half = noise(backbone), torch.tensor([0.5]), noise(backbone).shape[-1] // 2
+    share = torch.zeros(latents.shape[2:])
+    share[..., half:] = 0.25
+    path = {"guidance_scale": guidance, "path": PATH[1:]}
+    with torch.no_grad(), lora.active(backbone.network, **BOTH):
+        joint, blank = (backbone.predict(latents, at, read) for read in (prompt, empty))
+        plain = denoise(backbone, latents, prompt, empty, **path)
+        drawn = denoise(
+            backbone, latents, prompt, empty, **path, areas=[Area(share, own, frozenset({"motion", "motion2"}), 2)]
+        )  # fmt: skip
+        with lora.active(backbone.network, motion=BOTH["motion"]):
+            apart = backbone.predict(latents.roll(2, -1), at, own).roll(-2, -1)
     blended = (1 - share) * joint + share * apart
     step = backbone.schedule.step(blank + guidance * (blended - blank), latents, 0.5, 0.0)
-    drawn = denoise(
-        backbone, latents, prompt, empty, guidance_scale=guidance, path=PATH[1:], parts=[(share, own)]
-    )  # fmt: skip
     assert torch.allclose(drawn, step, atol=1e-5)
-    assert torch.allclose(drawn[..., : share.shape[-1] // 2], denoise(
-        backbone, latents, prompt, empty, guidance_scale=guidance, path=PATH[1:]
-    )[..., : share.shape[-1] // 2], atol=1e-5)  # fmt: skip
-    assert not torch.allclose(joint, apart, atol=1e-2)
+    assert torch.allclose(drawn[..., :half], plain[..., :half], atol=1e-5)
+    assert not torch.allclose(drawn[..., half:], plain[..., half:], atol=1e-2)
 
 
 @pytest.mark.parametrize("unconditional_scale", [0.5, 1.0])
