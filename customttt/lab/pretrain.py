@@ -115,7 +115,8 @@ def _enter(run: Run, stage: Stage) -> None:
     run.stage = stage
     for network in run.twin.networks.values():
         network.float()
-    run.optimizer = Optimizer(run.trained(), precision(run.device), muon=stage != "codec", outer=run.twin.OUTER)
+    muon = stage != "codec" or run.twin.CODEC_MUON
+    run.optimizer = Optimizer(run.trained(), precision(run.device), muon=muon, outer=run.twin.OUTER)
     if stage != "codec":
         nn.Module.to(run.twin.vae, precision(run.device))
 

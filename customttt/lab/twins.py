@@ -58,6 +58,9 @@ class Twin(ABC):
     OUTER: ClassVar[tuple[str, ...]] = OUTER
     """Parts of the names of the layers that AdamW moves: first and last ones."""
 
+    CODEC_MUON: ClassVar[bool] = False
+    """Whether Muon moves the inner weights of the codec, too."""
+
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.vae, self.network, self.text = self.build(len(tokenizer))

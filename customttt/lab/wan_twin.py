@@ -46,6 +46,7 @@ class WanTwin(Twin):
     """From the third latent frame on, the codec does the same to each."""
     PICTURES = 4
     MAX_TOKENS = wan_models.MAX_TOKENS
+    CODEC_MUON = True
     OUTER = (*OUTER, "scale_shift_table", "transformer.proj_out", "shared", "relative_attention_bias")
 
     schedule: FlowSchedule
