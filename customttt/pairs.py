@@ -36,6 +36,8 @@ class Pair:
     def recipe(self, prompt: str, base: str, fingerprint: str, defaults: Defaults, seed: int = 0) -> VideoRecipe:
         """The recipe of a video of them by a base's own settings, in the shape that the first motion was learned in.
 
+        Subjects are side by side.
+
         Raises UsageError for a prompt that cannot be read, BaseUnavailableError for a base that they do not belong to.
         """
         self.check_base(base, fingerprint)
@@ -44,7 +46,8 @@ class Pair:
         others = tuple(
             Subject(Ingredient.of(looks), Ingredient.of(moves) if moves else None) for looks, moves in self.others
         )
-        return VideoRecipe(*ingredients, prompt, base, fingerprint, defaults.ttt, sample, seed, others=others)
+        made = VideoRecipe(*ingredients, prompt, base, fingerprint, defaults.ttt, sample, seed, others=others)
+        return made.side_by_side()
 
     def check_base(self, base: str, fingerprint: str) -> None:
         """Raise BaseUnavailableError unless they were learned on the base as it is now."""

@@ -27,6 +27,8 @@ PLACES: Mapping[str, tuple[float, float, float, float]] = MappingProxyType({
     "left-third": (0, 1 / 3, 0, 1), "middle": (1 / 3, 2 / 3, 0, 1), "right-third": (2 / 3, 1, 0, 1),
 })  # fmt: skip
 """Where a subject may be, as shares of the frame: from left to right, and from top to bottom."""
+ABREAST = MappingProxyType({2: ("left", "right"), 3: ("left-third", "middle", "right-third")})
+"""Where so many subjects are of whom nothing else is said."""
 BRACES = re.compile(r"\{([^{}]+)\}")
 DETERMINERS = {"a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "one", "two", "some"}
 VOWEL_SOUND = re.compile(r"(?!uni(?![nm])|ufo|us[aeiu]|eu|one\b)[aeiou]", re.IGNORECASE)
@@ -402,12 +404,17 @@ class VideoRecipe:
         return replace(self, seed=seed)
 
     def placed(self, places: Mapping[str, str]) -> VideoRecipe:
-        """With subjects, by name, in these places. Raises UsageError for who is not there, and as a recipe does."""
+        """With subjects, by name, in these places alone. Raises UsageError for who is not there."""
         names = [one.appearance.name for one in self.subjects]
         if unknown := [name for name in places if name not in names]:
             raise UsageError(f"'{unknown[0]}' is no subject of this video; a place can be given to {listed(names)}.")
-        others = tuple(replace(one, place=places.get(one.appearance.name, one.place)) for one in self.others)
-        return replace(self, place=places.get(names[0], self.place), others=others)
+        others = tuple(replace(one, place=places.get(one.appearance.name, "")) for one in self.others)
+        return replace(self, place=places.get(names[0], ""), others=others)
+
+    def side_by_side(self) -> VideoRecipe:
+        """With two or three subjects from left to right, as they stand in the sentence; more have no places (ours)."""
+        names = [one.appearance.name for one in self.subjects]
+        return self.placed(dict(zip(names, ABREAST[len(names)], strict=True))) if len(names) in ABREAST else self
 
     def as_published(self) -> VideoRecipe:
         """With the paper's test-time training in place of the base's own, and both LoRAs acting throughout."""

@@ -29,7 +29,7 @@ class Settings(BaseModel):
     as_published: bool = False
     apart: bool = False
     places: Mapping[str, str] = {}
-    """Of subjects, by name; see `recipe.PLACES`."""
+    """Of subjects, by name, in place of all that stand in the recipe; see `recipe.PLACES`."""
 
     def check(self) -> None:
         """Raise UsageError for values that no base could use."""
@@ -40,7 +40,8 @@ class Settings(BaseModel):
 
     def again(self, recipe: VideoRecipe) -> VideoRecipe:
         """A recipe with what was given in place of what stands in it."""
-        recipe = (recipe.as_published() if self.as_published else recipe).placed(self.places)
+        recipe = recipe.as_published() if self.as_published else recipe
+        recipe = recipe.placed(self.places) if self.places or self.apart else recipe
         return replace(
             recipe,
             appearance=_scaled(recipe.appearance, self.appearance_scale),

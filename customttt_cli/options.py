@@ -33,7 +33,7 @@ Places = Annotated[
     list[str] | None,
     typer.Option(
         "--place",
-        help=f"Where a subject is, koala:left, where alone its LoRAs act: {listed([*PLACES])}. Can be repeated.",
+        help=f"Where a subject is, koala:left, by default beside the others: {listed([*PLACES])}. Can be repeated.",
         show_default=False,
     ),
 ]

@@ -69,6 +69,7 @@ def test_several_subjects_become_one_video_which_renders_again(here: Path) -> No
     assert done.stdout == "koala-swimming-dog-jumping.mp4\n"
     recipe = VideoRecipe.from_dict(media.read_recipe(here / done.stdout.strip()))
     assert recipe.target_prompt == "A koala is swimming and a dog is jumping on Mars."
+    assert [one.place for one in recipe.subjects] == ["left", "right"]
     shown = run("show", done.stdout.strip()).stdout
     assert [line.split()[:2] for line in shown.splitlines() if line.startswith(("appearance", "motion"))] == [
         ["appearance", "koala"], ["motion", "swimming"], ["appearance2", "dog"], ["motion2", "jumping"]

@@ -16,6 +16,7 @@ from customttt import compose, lora, regions
 from customttt.backbones import Backbone, open_base
 from customttt.errors import UsageError
 from customttt.recipe import PLACES, Ingredient, Subject, VideoRecipe, kind_of
+from customttt.wish import Settings
 
 CPU = torch.device("cpu")
 WORDS = recipe(others=(Subject(Ingredient("man", "man", "c" * 64), JUMPING),), apart=True)
@@ -209,9 +210,20 @@ def test_places_are_kept_in_a_recipe_and_do_not_train_again() -> None:
     assert "place" not in recipe().to_dict()
 
 
+def test_two_or_three_are_side_by_side_and_one_or_four_anywhere() -> None:
+    crowd = [Subject(Ingredient(name, name, "d" * 64), JUMPING) for name in ("dog", "man", "cat")]
+    for number, places in enumerate([("",), ("left", "right"), ("left-third", "middle", "right-third"), ("",) * 4]):
+        made = recipe(others=tuple(crowd[:number])).side_by_side()
+        assert tuple(one.place for one in made.subjects) == places
+    wish = Settings(places={"dog": "top"})
+    assert [one.place for one in wish.again(PAIR).subjects] == ["", "top"]
+    assert [one.place for one in Settings(apart=True).again(PAIR).subjects] == ["", ""]
+    assert Settings(steps=3).again(PAIR).place == "left"
+
+
 def test_places_that_cannot_be_are_refused() -> None:
     with pytest.raises(UsageError, match=r"The places of 'koala' \(left\) and 'dog' \(top\) overlap"):
-        PAIR.placed({"dog": "top"})
+        PAIR.placed({"koala": "left", "dog": "top"})
     with pytest.raises(UsageError, match=r"'cat' is no subject of this video; .+ to koala and dog"):
         PAIR.placed({"cat": "top"})
     with pytest.raises(UsageError, match="The place 'nowhere' is unknown; there are left, right"):
