@@ -2,7 +2,7 @@
 
 It starts the page on a base with random weights, drops pictures and a clip, some with hostile names, learns, stops,
 goes on, looks on from a second tab, composes, renames, exports, imports and removes; and takes screenshots at 1,400
-and 400 pixels, light and dark.
+and 400 pixels, light and dark. On real weights: `--base tiny --pictures FOLDER --clip FILE --steps 60`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from bases import build_tiny_random
@@ -22,6 +23,7 @@ from browser import HOSTILE, check
 from material import make_clip, make_pictures
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
+from customttt import backbones
 from customttt.library import Library
 
 START = """
@@ -31,14 +33,32 @@ from customttt_cli.__main__ import main
 main()
 """
 TEMPLATES = "{{7*7}} ${7*7}"
-STEPS, PATIENCE = 300, 240_000
+PATIENCE = 900_000
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learned from, on what and how long."""
+
+    base: str
+    files: list[Path]
+    clip: Path
+    steps: int
+
+    @property
+    def taken(self) -> tuple[str, str]:
+        """What the page says of pictures and of the clip."""
+        sample = backbones.defaults(self.base).sample
+        pictures = sum(one.suffix not in (".md", ".txt") for one in self.files)
+        height, width = sample.sides
+        return f"Taken: {pictures} pictures of {width} x {height}.", f"Taken: {sample.num_frames} frames"
 
 
 @contextmanager
-def running(out: Path, base: Path) -> Iterator[str]:
+def running(out: Path, base: str) -> Iterator[str]:
     """The page, in a process of its own; its address."""
     environment = {**os.environ, "CUSTOMTTT_HOME": str(out / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", START, "ui", "--base", str(base), "--output", str(out / "videos")]
+    command = [sys.executable, "-c", START, "ui", "--base", base, "--output", str(out / "videos")]
     with (out / "said.txt").open("w") as said:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, env=environment, text=True)
         assert server.stdout is not None
@@ -74,7 +94,7 @@ def card(page: Page, words: str, state: str) -> Locator:
     return found
 
 
-def learn(page: Page, kind: str, name: str, steps: int = STEPS) -> None:
+def learn(page: Page, kind: str, name: str, steps: int) -> None:
     page.get_by_label("What to call the").filter(visible=True).fill(name)
     if not page.get_by_label("Steps; empty").filter(visible=True).count():
         page.get_by_text("More", exact=True).filter(visible=True).click()
@@ -82,39 +102,44 @@ def learn(page: Page, kind: str, name: str, steps: int = STEPS) -> None:
     page.locator(f"#learn-{kind}").click()
 
 
-def subjects(page: Page, files: list[Path]) -> None:
-    """Drop pictures, refuse names, learn, stop, go on."""
-    page.set_input_files("#files-appearance input[type=file]", [str(one) for one in files])
-    told(page, "taken-appearance", "Taken: 4 pictures of 64 x 64.")
-    check(page.locator("#taken-appearance img").count() == 4, "four pictures are shown as they are taken")
+def subjects(page: Page, what: Material) -> None:
+    """Drop pictures, refuse names and numbers, learn, stop, go on."""
+    page.set_input_files("#files-appearance input[type=file]", [str(one) for one in what.files])
+    told(page, "taken-appearance", what.taken[0])
+    check(f" {page.locator('#taken-appearance img').count()} pictures" in what.taken[0], "each is shown as it is taken")
     check(page.get_by_text("onerror").count() > 0, "a hostile file name and caption are text")
     told(page, "taken-appearance", "notes.md (")
     check(True, "what is no picture is named")
     for name in ("../x", HOSTILE):
-        learn(page, "appearance", name)
+        learn(page, "appearance", name, what.steps)
         told(page, "told-appearance", "cannot be a concept's name")
     check(True, "../x and an element are no names")
+    page.get_by_label("Learning rate").filter(visible=True).fill("nan")
+    learn(page, "appearance", "koala", what.steps)
+    told(page, "told-appearance", "The learning rate cannot be 'nan'; give a number")
+    page.get_by_label("Learning rate").filter(visible=True).fill("")
+    check(True, "nan is no number")
     page.get_by_label("Noun, if").fill(f"koala {HOSTILE} {TEMPLATES}")
-    learn(page, "appearance", "koala")
+    learn(page, "appearance", "koala", what.steps)
     card(page, "'koala'", "running")
     page.locator("#tasks polyline").first.wait_for(timeout=PATIENCE)
     page.locator("#made img").first.wait_for(timeout=PATIENCE)
     check(True, "a curve of losses and a preview while it learns")
     page.locator("#tasks button", has_text="Stop").click()
     at = card(page, "'koala'", "stopped").locator("p").first.inner_text()
-    check(f"of {STEPS}" in at and f"step {STEPS} " not in at, f"stopped: {at}")
+    check(f"of {what.steps}" in at and f"step {what.steps} " not in at, f"stopped: {at}")
 
 
-def movements(page: Page, clip: Path) -> None:
+def movements(page: Page, what: Material) -> None:
     tab(page, "Learn a movement")
-    page.set_input_files("#files-motion input[type=file]", str(clip))
-    told(page, "part-motion", "Taken: 4 frames")
+    page.set_input_files("#files-motion input[type=file]", str(what.clip))
+    told(page, "part-motion", what.taken[1])
     check(page.locator("#taken-motion img").count() == 10, "ten frames of the film strip")
-    page.get_by_label("number input for Start").fill("1.5")
+    page.get_by_label("number input for Start").fill("0.5")
     page.get_by_label("number input for Start").press("Tab")
     page.locator("#taken-motion .ct-out").first.wait_for(timeout=60_000)
-    check(page.locator("#taken-motion .ct-out").count() >= 4, "what lies before the start is pale")
-    learn(page, "motion", "swimming", 4)
+    check(page.locator("#taken-motion .ct-out").count() >= 1, "what lies before the start is pale")
+    learn(page, "motion", "swimming", what.steps if what.base == "tiny" else 4)
 
 
 def look_on(browser: Browser, at: str) -> None:
@@ -171,12 +196,12 @@ def house(page: Page, out: Path) -> None:
     told(page, "told-library", "Imported the appearance 'bear'.")
 
 
-def screenshots(browser: Browser, at: str, out: Path, files: list[Path], clip: Path) -> None:
+def screenshots(browser: Browser, at: str, out: Path, what: Material) -> None:
     for width in (1400, 400):
         for scheme in ("light", "dark"):
             page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()  # type: ignore[arg-type]
             page.goto(at)
-            page.set_input_files("#files-appearance input[type=file]", [str(one) for one in files])
+            page.set_input_files("#files-appearance input[type=file]", [str(one) for one in what.files])
             page.locator("#taken-appearance img").first.wait_for(timeout=60_000)
             for name in ("Learn a subject", "Learn a movement", "Compose", "Library"):
                 if page.get_by_role("tab", name=name).filter(visible=True).count():
@@ -185,7 +210,7 @@ def screenshots(browser: Browser, at: str, out: Path, files: list[Path], clip: P
                     page.locator(".overflow-menu button").first.click()
                     page.locator(".overflow-dropdown button", has_text=name).click()
                 if name == "Learn a movement":
-                    page.set_input_files("#files-motion input[type=file]", str(clip))
+                    page.set_input_files("#files-motion input[type=file]", str(what.clip))
                     page.locator("#part-motion img").first.wait_for(timeout=60_000)
                 page.wait_for_timeout(1500)
                 page.screenshot(path=out / f"{name.split()[-1]}-{width}-{scheme}.png", full_page=True)
@@ -198,17 +223,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chromium", default=shutil.which("chromium"))
+    parser.add_argument("--base", help="by default one with random weights, in the new folder")
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--clip", type=Path)
+    parser.add_argument("--steps", type=int, default=300)
     given = parser.parse_args()
     out = given.out.absolute()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    base = build_tiny_random(out / "base")
-    folder, clip = make_pictures(out / "imgs", 4), make_clip(out / "clip.mp4", 24)
-    hostile = folder / "<img src=x onerror=alert(1)>.jpg"
-    (folder / "0.jpg").rename(hostile)
-    (folder / "1.txt").write_text(f"A koala {HOSTILE} {TEMPLATES}\n")
+    base = given.base or str(build_tiny_random(out / "base"))
+    folder = shutil.copytree(given.pictures, out / "imgs") if given.pictures else make_pictures(out / "imgs", 4)
+    first = min(folder.iterdir())
+    first.rename(folder / f"<img src=x onerror=alert(1)>{first.suffix}")
+    (folder / max(folder.iterdir()).with_suffix(".txt")).write_text(f"A koala {HOSTILE} {TEMPLATES}\n")
     (folder / "notes.md").write_text("No picture.\n")
-    files = sorted(folder.iterdir())
+    what = Material(base, sorted(folder.iterdir()), given.clip or make_clip(out / "clip.mp4", 24), given.steps)
     with sync_playwright() as playwright, running(out, base) as at:
         browser = playwright.chromium.launch(executable_path=given.chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 900})
@@ -219,18 +248,18 @@ def main() -> None:
         page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
         page.goto(at)
         page.locator("#learn-appearance").wait_for(timeout=90_000)
-        subjects(page, files)
-        movements(page, clip)
+        subjects(page, what)
+        movements(page, what)
         look_on(browser, at)
         card(page, "'koala'", "done")
         card(page, "'swimming'", "done")
         losses = Library(out / "home").get("koala").losses
-        check(len(losses) == STEPS, "stopped and gone on from another tab, which was closed, it is learned whole")
+        check(len(losses) == what.steps, "stopped and gone on from another tab, which was closed, it is learned whole")
         composing(page)
         house(page, out)
         check(page.title() == "customttt", "no name has become a script")
         check(page.locator("img[src=x]").count() == 0, "nor an element")
-        screenshots(browser, at, out, files, clip)
+        screenshots(browser, at, out, what)
         strangers = [url for url in asked if not url.startswith((at, "data:", "blob:"))]
         check(not strangers, f"nothing is asked of anyone else {strangers}")
         check(not wrong, f"no error: {wrong}")
