@@ -65,8 +65,10 @@ def start(file: Path, home: Path, out: Path, way: Sequence[str], said: Path) -> 
 
 def kill(driver: subprocess.Popen[bytes], what: str, family: Sequence[psutil.Process]) -> str:
     """Kill the driver, a worker or Ray's own process, the driver where there is none yet; what was killed."""
-    wanted = {"worker": ("ray::Hand", "spawn_main"), "ray": ("raylet/raylet", "gcs_server")}.get(what, ())
     names = {one: name for one in family if (name := name_of(one))}
+    on_ray = any("raylet" in name for name in names.values())
+    worker = "ray::Hand" if on_ray else "spawn_main"
+    wanted = {"worker": (worker,), "ray": ("raylet/raylet", "gcs_server", "spawn_main")}.get(what, ())
     found = [one for one, name in names.items() if any(mark in name for mark in wanted)]
     victim = random.choice(found) if found else psutil.Process(driver.pid)
     with suppress(psutil.NoSuchProcess):  # it ended meanwhile
@@ -90,7 +92,11 @@ def run(file: Path, folder: Path, way: Sequence[str], kills: int, seconds: float
     left, families = kills, list[psutil.Process]()
     while left or not is_whole(said):
         began, driver, killed = time.monotonic(), start(file, home, out, way, said), False
+        early, before = random.random() < 0.3, len(told(said))
         while driver.poll() is None and left:
+            if not early and len(told(said)) == before:  # most kills come when jobs are done
+                time.sleep(0.2)
+                continue
             try:
                 driver.wait(random.uniform(0.2, 1.8) * seconds)
             except subprocess.TimeoutExpired:
@@ -148,7 +154,7 @@ def main() -> None:
     parser.add_argument("--base")
     parser.add_argument("--size", type=int, default=4, help="appearances, and motions")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--every", type=float, default=40.0, help="seconds between two kills, on average")
+    parser.add_argument("--every", type=float, default=15.0, help="seconds of work until a kill, on average")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     given = parser.parse_args()
     shutil.rmtree(given.out, ignore_errors=True)
