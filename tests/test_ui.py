@@ -182,6 +182,7 @@ def test_what_is_no_number_is_one_sentence() -> None:
         with pytest.raises(UsageError, match=f"The rate cannot be '{text}'; give a"):
             read("The rate", text)
     assert parts.split(" dog:jumping,, cat ") == ["dog:jumping", "cat"]
+    assert [parts.given(text) for text in (None, " ", " 16:9")] == [None, None, "16:9"], "a hidden field gives None"
 
 
 @pytest.mark.parametrize(

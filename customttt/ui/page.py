@@ -106,7 +106,7 @@ class Page:
 
         @_telling
         def learn(
-            files: Any, start: float, end: float, aspect: str, name: str, phrase: str, prompt: str, base: str,
+            files: Any, start: float, end: float, aspect: str | None, name: str, phrase: str, prompt: str, base: str,
             force: bool, *numbers: str,
         ) -> str:  # fmt: skip
             steps, rank, rate, seed = numbers
@@ -118,7 +118,9 @@ class Page:
             if kind == "appearance":
                 task = self.studio.learn(asked, self.studio.pictures(files or [], asked.base)[0])
             else:
-                task = self.studio.learn(asked, self.studio.clip(files or "", start, end or None, asked.base, aspect))
+                task = self.studio.learn(
+                    asked, self.studio.clip(files or "", start, end or None, asked.base, parts.given(aspect))
+                )
             return parts.said(f"{task.title}: it is on the desk below.")
 
         button.click(learn, form, told, api_visibility="private")
@@ -150,7 +152,7 @@ class Page:
         shown = parts.pictures([(one.name, one.pixels, one.captions) for one in found])
         return parts.said(" ".join([summary, *passed])) + shown
 
-    def _film(self, file: Any, base: str, aspect: str) -> tuple[Any, ...]:
+    def _film(self, file: Any, base: str, aspect: str | None) -> tuple[Any, ...]:
         """The film strip of a clip, and sliders as long as it is."""
         try:
             last = round(self.studio.strip(file).seconds, 2) if file else 0.0
@@ -161,13 +163,13 @@ class Page:
         start, end = (gr.update(visible=there, maximum=most, value=value) for value in (0, last))
         return (*shown, start, end)
 
-    def _part(self, file: Any, start: float, end: float, base: str, aspect: str) -> tuple[str, str]:
+    def _part(self, file: Any, start: float, end: float, base: str, aspect: str | None) -> tuple[str, str]:
         """The strip with the part between the sliders, and what is taken of it."""
         if not file:
             return "", ""
         film = parts.film(self.studio.strip(file), start, end)
         try:
-            clip = self.studio.clip(file, start, end, base or "", aspect)
+            clip = self.studio.clip(file, start, end, base or "", parts.given(aspect))
         except CustomTTTError as error:
             return film, parts.said(str(error), bad=True)
         height, width = clip.frames.shape[1:3]
@@ -203,12 +205,12 @@ class Page:
 
         @_telling
         def compose(
-            appearance: str, motion: str, prompt: str, number: float, seed: str, aspect: str, further: str,
+            appearance: str, motion: str, prompt: str, number: float, seed: str, aspect: str | None, further: str,
             places: str, apart: bool, ttt: float, steps: float, guidance: float, looks: float, moves: float,
         ) -> str:  # fmt: skip
             settings = Settings(
                 steps=int(steps), guidance=guidance, ttt_steps=int(ttt), appearance_scale=looks, motion_scale=moves,
-                aspect=aspect.strip() or None, places=wish.places(parts.split(places)), apart=apart,
+                aspect=parts.given(aspect), places=wish.places(parts.split(places)), apart=apart,
             )  # fmt: skip
             asked = Wish(prompt or "", parts.whole("The seed", seed) or 0, int(number), settings=settings)
             task = self.studio.compose(appearance or "", motion or "", asked, wish.others(parts.split(further)))

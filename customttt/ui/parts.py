@@ -110,9 +110,14 @@ def whole(what: str, text: str) -> int | None:
         raise UsageError(f"{what} cannot be {text[:40]!r}; give a whole number, or nothing.") from error
 
 
-def split(text: str) -> list[str]:
+def given(text: str | None) -> str | None:
+    """None for no text; that of a field that is not shown is None, too."""
+    return (text or "").strip() or None
+
+
+def split(text: str | None) -> list[str]:
     """What stands between commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def style() -> str:

@@ -88,7 +88,7 @@ class Studio:
         """Frames of a whole uploaded clip. Raises MediaError."""
         return _strip(clip)
 
-    def clip(self, file: str, start: float, end: float | None, base: str = "", aspect: str = "") -> media.Clip:
+    def clip(self, file: str, start: float, end: float | None, base: str = "", aspect: str | None = None) -> media.Clip:
         """What is taken of an uploaded clip, in its own shape or as asked.
 
         Raises MediaError, UsageError or BaseUnavailableError.
@@ -96,7 +96,7 @@ class Studio:
         if not file:
             raise MediaError("There is no clip yet; drop one of one movement.")
         name = self._base(base)
-        sample = workshop.for_clip(name, backbones.defaults(name).sample, file, parse_aspect(aspect.strip() or None))
+        sample = workshop.for_clip(name, backbones.defaults(name).sample, file, parse_aspect(aspect))
         return media.read_clip(file, sample.num_frames, sample.fps, sample.sides, start, end)
 
     def learn(self, asked: Asked, inputs: Inputs) -> DeskTask:
