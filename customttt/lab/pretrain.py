@@ -39,7 +39,7 @@ TWINS: dict[str, type[Twin]] = {"animatediff": UNetTwin, "wan": WanTwin}
 """By family."""
 SHARES: dict[Stage, float] = {"codec": 0.15, "still": 0.33, "clip": 0.52}
 TURNS: dict[Stage, list[Mode]] = {"still": ["crop", "frame", "crop"], "clip": ["clip", "clip", "clip", "crop"]}
-RATES: dict[Stage, float] = {"codec": 1.5e-3, "still": 7e-4, "clip": 7e-4}
+RATES: dict[Stage, float] = {"codec": Twin.CODEC_RATE, "still": 7e-4, "clip": 7e-4}
 CHECKPOINT_SECONDS, SHEET_SECONDS, LOG_SECONDS = 240, 1500, 30
 SUBJECT_WEIGHT = 5.0  # how much more a latent under the subject counts
 VALIDATION_CLIPS, VALIDATION_BATCHES, VALIDATION_SEED = 64, 8, 1
@@ -531,7 +531,7 @@ def main() -> None:
         export(run, arguments.export)
         return
     print(f"pid {os.getpid()}, {run.stage} stage, {run.seconds}", flush=True)
-    train(run, arguments.minutes, {**RATES, "still": arguments.rate, "clip": arguments.rate})
+    train(run, arguments.minutes, {"codec": twin.CODEC_RATE, "still": arguments.rate, "clip": arguments.rate})
 
 
 if __name__ == "__main__":

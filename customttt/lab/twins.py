@@ -61,6 +61,9 @@ class Twin(ABC):
     CODEC_MUON: ClassVar[bool] = False
     """Whether Muon moves the inner weights of the codec, too."""
 
+    CODEC_RATE: ClassVar[float] = 1.5e-3
+    """Highest learning rate of the codec."""
+
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.vae, self.network, self.text = self.build(len(tokenizer))

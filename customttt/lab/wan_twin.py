@@ -46,7 +46,7 @@ class WanTwin(Twin):
     """From the third latent frame on, the codec does the same to each."""
     PICTURES = 4
     MAX_TOKENS = wan_models.MAX_TOKENS
-    CODEC_MUON = True
+    CODEC_MUON, CODEC_RATE = True, 4e-3
     OUTER = (*OUTER, "scale_shift_table", "transformer.proj_out", "shared", "relative_attention_bias")
 
     schedule: FlowSchedule
