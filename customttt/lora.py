@@ -119,6 +119,52 @@ def acting(network: nn.Module) -> dict[str, float]:
 
 
 @contextmanager
+def merged(network: nn.Module, **scales: float) -> Iterator[None]:
+    """As `active`, but W + scale B A are the weights while this lasts; afterwards they are what they were, to the bit.
+
+    Nothing can be learned, and no scale or place changed, in between.
+    """
+    with active(network, **scales):
+        layers: list[Any] = [layer for _, layer in _layers(network) if layer.active_adapters]
+        weights = [layer.get_base_layer().weight.detach() for layer in layers]
+        before = [weight.clone() for weight in weights]
+        try:
+            for number, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
+                added = (layer.get_delta_weight(name).detach() for name in layer.active_adapters)
+                weight.copy_(_rounded(sum(added, weight.float()), weight.dtype, seed=number))
+            with active(network):
+                yield
+        finally:
+            for weight, own in zip(weights, before, strict=True):
+                weight.copy_(own)
+
+
+def _rounded(weight: Float[Tensor, "*n"], dtype: torch.dtype, seed: int) -> Float[Tensor, "*n"]:
+    """A weight in float32 as it is in `dtype`, up or down by chance, but always the same (arXiv 1502.02551).
+
+    To the nearest, a B A that is small beside W would be lost in bfloat16.
+    """
+    step = round(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
+    if step <= 1:
+        return weight
+    generator = None if weight.is_meta else torch.Generator(weight.device).manual_seed(seed)
+    chance = torch.randint(step, weight.shape, generator=generator, device=weight.device, dtype=torch.int32)
+    return ((weight.view(torch.int32) + chance) & -step).view(torch.float32)
+
+
+def is_masked(network: nn.Module) -> bool:
+    """Whether what an adapter adds is multiplied by a mask now."""
+    return any(hasattr(layer, "masks") for _, layer in _layers(network))
+
+
+def alone(linear: nn.Module) -> nn.Module:
+    """A linear without the wrap of adapters of which none acts now."""
+    if isinstance(linear, LoraLayer) and not any(name in linear.lora_A for name in linear.active_adapters):
+        linear = linear.get_base_layer()
+    return linear
+
+
+@contextmanager
 def weaker(network: nn.Module, factor: float) -> Iterator[None]:
     """Let the adapters that act here act at `factor` of their scale."""
     scales = acting(network) if factor else {}

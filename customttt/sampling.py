@@ -15,6 +15,7 @@ from customttt.backbones import Backbone
 from customttt.config import SampleConfig
 from customttt.progress import Progress, Report, silent
 from customttt.recipe import kind_of, stretches
+from customttt.thrift import frozen
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def denoise_in_phases(
     """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
     latents, path = noise, backbone.schedule.path(sample.num_inference_steps)
     for acting, part in phases(sample, scales, path):
-        with lora.active(backbone.network, **acting):
+        with frozen(backbone.network, sample.unconditional_scale, **acting):
             latents = denoise(
                 backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
                 unconditional_scale=sample.unconditional_scale, path=part, areas=areas,

@@ -1,5 +1,7 @@
 """How a learning step saves memory, and the ladder that it climbs when memory runs out. Knows no losses.
 
+Time is saved, too: LoRAs that learn nothing are merged on a GPU.
+
 What a backward pass needs of a block can be kept, or computed a second time when it is needed (arXiv 1604.06174); a
 batch can go through in chunks, whose gradients add up to the same. Every rung needs less memory and more time.
 """
@@ -17,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from customttt import lora
 from customttt.backbones import Backbone, autocast
 from customttt.errors import is_out_of_memory
 from customttt.patch import replaced
@@ -115,6 +118,17 @@ class Ladder:
 
 def _learns(module: nn.Module) -> bool:
     return any(".lora_" in name for name, _ in module.named_parameters())
+
+
+def frozen(network: nn.Module, unconditional_scale: float = 1.0, **scales: float) -> AbstractContextManager[None]:
+    """Let LoRAs act that learn nothing now: on a GPU, whose networks are narrow, as part of the weights.
+
+    On a CPU beside them, as ever, so that videos stay the same to the bit; and so where they act differently in places
+    or in the unconditional half of guidance.
+    """
+    narrow = next(network.parameters()).dtype != torch.float32
+    alike = unconditional_scale == 1 and not lora.is_masked(network)
+    return lora.merged(network, **scales) if narrow and alike else lora.active(network, **scales)
 
 
 def recomputed(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:

@@ -33,7 +33,7 @@ from customttt.errors import UsageError
 from customttt.progress import Report, silent
 from customttt.recipe import kind_of, renoised
 from customttt.sampling import denoise
-from customttt.thrift import Ladder, Terms
+from customttt.thrift import Ladder, Terms, frozen
 from customttt.train import add_random_noise, optimize
 
 
@@ -129,7 +129,7 @@ class Teacher:
     @contextmanager
     def _acting(self) -> Iterator[None]:
         motion = self.backbone.framewise() if self.kind == "appearance" else nullcontext()
-        with lora.active(self.backbone.network, **{f"{self.slot}_teacher": 1.0}), motion:
+        with frozen(self.backbone.network, self.unconditional_scale, **{f"{self.slot}_teacher": 1.0}), motion:
             yield
 
 

@@ -298,6 +298,51 @@ def test_an_adapter_equals_its_merged_weights(bare: Backbone) -> None:
     assert torch.allclose(merged, expected, atol=1e-4)
 
 
+def test_merged_adapters_act_as_beside_and_the_weights_come_back_to_the_bit(bare: Backbone) -> None:
+    add(bare, "a", fill=0.05)
+    add(bare, "b", "motion", fill=0.05)
+    weights = {name: weight.clone() for name, weight in bare.network.state_dict().items()}
+    alone = predict(bare)
+    with lora.active(bare.network, b=2.0):
+        other = predict(bare)
+        with lora.active(bare.network, a=0.7, b=0.5):
+            beside = predict(bare)
+        with suppress(KeyboardInterrupt), lora.merged(bare.network, a=0.7, b=0.5):
+            assert (predict(bare) - beside).norm() < 0.001 * (beside - alone).norm()
+            raise KeyboardInterrupt
+        assert torch.equal(predict(bare), other)
+    assert all(torch.equal(weight, weights[name]) for name, weight in bare.network.state_dict().items())
+
+
+def test_memory_that_runs_out_while_merging_leaves_the_weights(bare: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(bare, "a", fill=0.05)
+    weights = {name: weight.clone() for name, weight in bare.network.state_dict().items()}
+    rounded, calls = lora._rounded, 0
+
+    def failing(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError
+        return rounded(*arguments, **options)
+
+    monkeypatch.setattr(lora, "_rounded", failing)
+    with pytest.raises(torch.OutOfMemoryError), lora.merged(bare.network, a=1.0):
+        raise AssertionError
+    assert all(torch.equal(weight, weights[name]) for name, weight in bare.network.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_small_beside_a_weight_is_not_lost_by_merging(dtype: torch.dtype) -> None:
+    base = torch.randn(100, 1000).to(dtype).float()
+    added = 0.02 * torch.finfo(dtype).eps * base.abs()
+    narrow = lora._rounded(base + added, dtype, seed=0)
+    assert torch.equal(narrow, narrow.to(dtype).float())
+    assert torch.equal((base + added).to(dtype).float(), base), "to the nearest, all of it would be lost"
+    assert float((narrow - base).sum()) == pytest.approx(float(added.sum()), rel=0.1)
+    assert torch.equal(narrow, lora._rounded(base + added, dtype, seed=0))
+
+
 def test_isolating_one_adapter_restores_the_other(bare: Backbone) -> None:
     add(bare, "a", fill=0.05)
     add(bare, "b", "motion", fill=0.05)

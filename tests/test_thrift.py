@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +277,43 @@ def test_a_base_in_half_precision_learns_what_one_in_full_does(
     assert torch.allclose(half, whole, rtol=0.004)
     assert torch.cosine_similarity(wide, narrow, dim=0) > 0.999
     assert narrow.norm() / wide.norm() == pytest.approx(1, abs=0.01)
+
+
+def test_loras_that_learn_nothing_are_merged_where_the_base_is_narrow_alone(
+    any_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, asked = open_base(str(any_base), torch.device("cpu")), []
+
+    def noted(name: str) -> Any:
+        def note(_: Any, **scales: float) -> Any:
+            asked.append((name, scales))
+            return nullcontext()
+
+        return note
+
+    for name in ("active", "merged"):
+        monkeypatch.setattr(lora, name, noted(name))
+    thrift.frozen(one.network, motion=0.5)
+    one.network.bfloat16()
+    thrift.frozen(one.network, motion=0.5)
+    thrift.frozen(one.network, 0.25, motion=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(lora, "is_masked", lambda _: True)
+        thrift.frozen(one.network, motion=0.5)
+    assert asked == [(name, {"motion": 0.5}) for name in ("active", "merged", "active", "active")]
+
+
+def test_teachers_whose_loras_are_merged_teach_the_same(
+    tiny_random_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, uses = open_base(str(tiny_random_base), torch.device("cpu")), []
+
+    def merged(network: Any, _: float, **scales: float) -> Any:
+        uses.append(scales)
+        return lora.merged(network, **scales)
+
+    options = {"steps": 1, "reference_guidance": 1.0}
+    _, expected = adapt(one, 0, silent, **options)
+    monkeypatch.setattr(ttt, "frozen", merged)
+    assert adapt(one, 0, silent, **options)[1] == pytest.approx(expected, rel=1e-4)
+    assert uses == [{"appearance_teacher": 1.0}, {"motion_teacher": 1.0}]

@@ -10,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from customttt import lora
+
 
 class Attend:
     """What diffusers' `AttnProcessor2_0` does, but q, k and v of a frozen self-attention are one product.
 
-    Their weights lie one after the other, as parts of `together`. Where a LoRA wraps one of them, each is a product of
-    its own again. And nothing is divided by one.
+    Their weights lie one after the other, as parts of `together`. Where a LoRA acts on one of them, each is a product
+    of its own again. And nothing is divided by one.
     """
 
     def __init__(self, attention: Attention) -> None:
@@ -43,8 +45,8 @@ class Attend:
         return to_out[1](to_out[0](found))  # type: ignore[no-any-return]
 
     def joined(self, attention: Attention) -> Tensor | None:
-        """`together`, where the weights still lie in it and no LoRA wraps them."""
-        linears: list[Any] = [attention.to_q, attention.to_k, attention.to_v]
+        """`together`, where the weights still lie in it and no LoRA acts on them."""
+        linears: list[Any] = [lora.alone(one) for one in (attention.to_q, attention.to_k, attention.to_v)]
         if self.together is None or [type(one) for one in linears] != [nn.Linear] * 3:
             return None
         return self.together if linears[0].weight.data_ptr() == self.together.data_ptr() else None
