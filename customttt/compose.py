@@ -104,4 +104,4 @@ def initial_noise(backbone: Backbone, sample: SampleConfig, seed: int) -> diffus
     """Noise of one video; drawn on the CPU, so that a seed means the same on every device."""
     shape = backbone.latent_shape(sample.num_frames, *sample.sides)
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, *shape, generator=generator).to(backbone.device)
+    return diffusion.bring(torch.randn(1, *shape, generator=generator), backbone.device)

@@ -6,7 +6,7 @@ Latents are (b c f h w); timesteps are (b,), what the network reads of how noisy
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -53,6 +53,8 @@ class NoiseSchedule:
     prediction_type: PredictionType = "epsilon"
     spacing: Literal["leading", "linspace", "trailing"] = "leading"
     steps_offset: int = 0
+    _there: dict[torch.device, Float[Tensor, " t"]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """`alphas_cumprod` on the devices that asked for it, so that a step copies nothing there."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
@@ -113,7 +115,9 @@ class NoiseSchedule:
 
     def _roots(self, timesteps: Timesteps) -> tuple[Float[Tensor, "b 1 1 1 1"], Float[Tensor, "b 1 1 1 1"]]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), ready to multiply latents."""
-        alpha_bar = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1, 1)
+        if timesteps.device not in self._there:
+            self._there[timesteps.device] = self.alphas_cumprod.to(timesteps.device)
+        alpha_bar = self._there[timesteps.device][timesteps].view(-1, 1, 1, 1, 1)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
@@ -182,6 +186,11 @@ def zero_terminal_snr(alphas_cumprod: Float[Tensor, " t"]) -> Float[Tensor, " t"
     root = alphas_cumprod.sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     return root.square()
+
+
+def bring(drawn: Num[Tensor, "*n"], device: torch.device) -> Num[Tensor, "*n"]:
+    """What was drawn on the CPU, where a seed means the same for every device, on a device, without waiting for it."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
 
 def guide(conditional: Latents, unconditional: Latents, guidance_scale: float) -> Latents:

@@ -104,11 +104,11 @@ class Ladder:
         units = [unit for block in self.rung.recomputed for unit in self.blocks[block]]
         try:
             with recomputed(units), closing(terms):
-                loss = 0.0
+                backed_up = []
                 while (term := forward()) is not None:
                     accelerator.backward(term)
-                    loss += term.item()
-            return loss
+                    backed_up.append(term.detach())
+            return float(sum(term.item() for term in backed_up))  # a GPU is waited for once a step
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -107,8 +107,8 @@ def add_random_noise(
     Returns (noisy latents, what the network should predict, timesteps).
     """
     schedule = backbone.schedule
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    timesteps = schedule.draw(len(latents), within, generator).to(latents.device)
+    noise = diffusion.bring(torch.randn(latents.shape, generator=generator), latents.device).to(latents.dtype)
+    timesteps = diffusion.bring(schedule.draw(len(latents), within, generator), latents.device)
     return schedule.add_noise(latents, noise, timesteps), schedule.target(latents, noise, timesteps), timesteps
 
 
@@ -149,9 +149,9 @@ def learn_appearance(
     within = noise_of(backbone, "appearance", config.noise)
 
     def terms_at(_: int) -> Terms:
-        pick = torch.randint(0, len(latents), (config.batch_size,), generator=generator)
-        noisy, target, timesteps = add_random_noise(backbone, latents[pick], generator, within)
-        embeds = prompt_embeds[pick]
+        pick = torch.randint(0, len(latents), (config.batch_size,), generator=generator).tolist()
+        picked, embeds = (torch.stack([one[index] for index in pick]) for one in (latents, prompt_embeds))
+        noisy, target, timesteps = add_random_noise(backbone, picked, generator, within)
         with backbone.framewise():
             for part, share in ladder.parts():
                 prediction = backbone.predict(noisy[part], timesteps[part], embeds[part])

@@ -119,7 +119,7 @@ class Teacher:
 
     def _reference(self, step: int) -> diffusion.Latents:
         prompt = self.prompts[step % len(self.prompts)][None]
-        noise = torch.randn(1, *self.shape, generator=self.generator).to(self.backbone.device)
+        noise = diffusion.bring(torch.randn(1, *self.shape, generator=self.generator), self.backbone.device)
         with self._acting():
             return denoise(
                 self.backbone, noise, prompt, self.empty, path=self.path,
