@@ -70,9 +70,12 @@ class Speed:
     """Bytes read and written a second, in a simple function of every number."""
     calls: float
     """Small operations a second."""
+    ahead: bool = False
+    """Whether operations are started while earlier ones run, as on a GPU: whichever takes longer is the time."""
 
     def seconds(self, cost: Cost) -> float:
-        return SLOWER * (cost.flops / self.flops + cost.moved / self.moved + cost.calls / self.calls)
+        working, starting = cost.flops / self.flops + cost.moved / self.moved, cost.calls / self.calls
+        return SLOWER * (max(working, starting) if self.ahead else working + starting)
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,7 @@ def speed(device: torch.device) -> Speed:
         flops=2 * side**3 / _seconds(lambda: matrix @ matrix, device),
         moved=2 * large.nbytes / _seconds(lambda: F.silu(large), device),
         calls=1000 / _seconds(lambda: [small + 1 for _ in range(1000)], device),
+        ahead=device.type == "cuda",
     )
 
 

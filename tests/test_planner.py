@@ -19,6 +19,7 @@ from customttt.backbones.wan import Wan
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
 from customttt.errors import UsageError
 from customttt.planner import Adapter
+from customttt.progress import Progress
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONFIG = TrainConfig(layers=(2,), learning_rate=1.0, steps=1, rank=4, batch_size=4)
@@ -73,6 +74,27 @@ def test_recomputing_blocks_needs_less_memory_and_more_work(any_base: Path) -> N
     plain, saving = (planner.lesson(*step, position, CPU) for position in (0, 7))
     assert saving.memory - resident(any_base) < 0.5 * (plain.memory - resident(any_base))
     assert plain.flops < saving.flops < 1.5 * plain.flops
+
+
+def test_a_gpu_that_waits_for_its_launches_takes_as_long_as_they_do() -> None:
+    """And one that does not, as long as the work: the one goes on during the other. A CPU does them in turn."""
+    launches, work = planner.Cost(calls=8000), planner.Cost(flops=3e13, moved=2e11)
+    gpu, cpu = (planner.Speed(flops=3e14, moved=2e12, calls=1e5, ahead=ahead) for ahead in (True, False))
+    assert gpu.seconds(launches + work) == pytest.approx(gpu.seconds(work)) == pytest.approx(planner.SLOWER * 0.2)
+    assert gpu.seconds(launches * 10 + work) == pytest.approx(gpu.seconds(launches * 10))
+    assert cpu.seconds(launches + work) == pytest.approx(cpu.seconds(launches) + cpu.seconds(work))
+
+
+def test_what_is_done_once_a_run_is_no_part_of_a_step() -> None:
+    counter = planner.CostCounter([])
+    stage = planner.Stage(counter)
+    counter.calls = 900  # LoRAs are put in
+    assert stage.prepare("optimizer") == "optimizer"
+    counter.calls += 30
+    stage.report(Progress("learning", 1, 1))
+    counter.calls += 300  # and taken out
+    assert counter.steps is not None
+    assert counter.steps.calls == 30
 
 
 def test_what_is_remembered_of_operations_changes_nothing(
