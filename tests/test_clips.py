@@ -284,7 +284,7 @@ def test_a_clip_that_is_too_short_tells_how_many_frames_it_has(tmp_path: Path, k
         encode(nine, ramp(9), 25)
     else:
         animate(nine, ramp(9), [40] * 9)
-    message = f"Clip 'run.{kind}' has 9 frames; motion needs 16. Use a longer clip or --frames 9."
+    message = f"Clip 'run.{kind}' has 9 frames; motion needs 16. Use a longer clip, or at most --frames 9."
     with pytest.raises(MediaError, match=re.escape(message)):
         read_clip(nine, 16, 8, 32)
     with pytest.raises(MediaError, match=r"has [23] frames between 0\.1 s and 0\.2 s; motion needs 16"):

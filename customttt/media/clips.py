@@ -121,7 +121,7 @@ def _check_sampling(num_frames: int, fps: float, start: float, end: float | None
 def _too_short(name: str, frames: int, num_frames: int, start: float, end: float | None) -> str:
     where = f" from {start:g} s on" if end is None else f" between {start:g} s and {end:g} s"
     count = f"{frames} frame" + "s" * (frames != 1) + where * (start > 0 or end is not None)
-    advice = f" or --frames {frames}" * (frames > 1)
+    advice = f", or at most --frames {frames}" * (frames > 1)  # a base may take some numbers alone
     return f"Clip '{name}' has {count}; motion needs {num_frames}. Use a longer clip{advice}."
 
 
