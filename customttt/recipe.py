@@ -306,7 +306,7 @@ class VideoRecipe:
     def _check_apart(self) -> None:
         """Raise UsageError for subjects that cannot be told apart by the words for them."""
         nouns = [one.noun for one in self.subjects]
-        if any(one.place for one in self.subjects):
+        if self.is_placed:
             raise UsageError("Subjects are kept apart by their places or by their words; leave out one of the two.")
         if len(nouns) < 2:
             raise UsageError("There is one subject in the video, and nothing to keep it apart from.")
@@ -316,6 +316,11 @@ class VideoRecipe:
     @property
     def subjects(self) -> tuple[Subject, ...]:
         return Subject(self.appearance, self.motion, self.place), *self.others
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether anybody has a place, and so everybody one."""
+        return any(one.place for one in self.subjects)
 
     @property
     def ingredients(self) -> dict[str, Ingredient]:

@@ -48,7 +48,7 @@ def kept_apart(backbone: Backbone, recipe: VideoRecipe, prompt: PromptEmbeds) ->
     """
     if recipe.apart:
         return Words(backbone, recipe, prompt).followed()
-    if not any(one.place for one in recipe.subjects):
+    if not recipe.is_placed:
         return nullcontext()
     masks: Masks = {}
     _put(masks, backbone, by_adapter(recipe, _by_place(recipe, _shape(backbone, recipe))))
@@ -57,7 +57,7 @@ def kept_apart(backbone: Backbone, recipe: VideoRecipe, prompt: PromptEmbeds) ->
 
 def areas(backbone: Backbone, recipe: VideoRecipe) -> list[Area]:
     """What is predicted in the places of a recipe's subjects; nothing where nobody has one."""
-    if not any(one.place for one in recipe.subjects):
+    if not recipe.is_placed:
         return []
     masks = _by_place(recipe, _shape(backbone, recipe))
     return [

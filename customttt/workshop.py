@@ -181,7 +181,7 @@ def forecast(library: Library, pair: pairs.Pair, recipe: VideoRecipe, videos: in
     backbones.check_subjects(recipe.base, len(recipe.subjects))
     adapters = {slot: planner.Adapter(one.kind, one.layers, one.rank) for slot, one in pair.concepts.items()}
     steps = 0 if recipe.rival or library.adapted(recipe.adaptation_key()) else recipe.ttt.steps
-    areas = len(recipe.subjects) if any(one.place for one in recipe.subjects) else 0
+    areas = len(recipe.subjects) if recipe.is_placed else 0
     return planner.composing(recipe.base, adapters, recipe.ttt.but(steps=steps), recipe.sample, videos, areas)
 
 
