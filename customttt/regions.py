@@ -61,7 +61,12 @@ def areas(backbone: Backbone, recipe: VideoRecipe) -> list[Area]:
         return []
     masks = _by_place(recipe, _shape(backbone, recipe))
     return [
-        Area(OWN * mask, backbone.embed([prompt]), frozenset(_slots(recipe, one)), _to_the_middle(mask))
+        Area(
+            OWN * mask.to(backbone.device),
+            backbone.embed([prompt]),
+            frozenset(_slots(recipe, one)),
+            _to_the_middle(mask),
+        )
         for one, mask, prompt in zip(recipe.subjects, masks, recipe.own_prompts, strict=True)
     ]
 
