@@ -37,7 +37,6 @@ from customttt.tiny import captions, world
 
 TWINS: dict[str, type[Twin]] = {"animatediff": UNetTwin, "wan": WanTwin}
 """By family."""
-SHARES: dict[Stage, float] = {"codec": 0.15, "still": 0.33, "clip": 0.52}
 TURNS: dict[Stage, list[Mode]] = {"still": ["crop", "frame", "crop"], "clip": ["clip", "clip", "clip", "crop"]}
 RATES: dict[Stage, float] = {"codec": Twin.CODEC_RATE, "still": 7e-4, "clip": 7e-4}
 CHECKPOINT_SECONDS, SHEET_SECONDS, LOG_SECONDS = 240, 1500, 30
@@ -70,8 +69,8 @@ class Run:
     captioner: torch.Generator
     stage: Stage = "codec"
     optimizer: Optimizer | None = None
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SHARES, 0.0))
-    steps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SHARES, 0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(Twin.SHARES, 0.0))
+    steps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Twin.SHARES, 0))
 
     @property
     def sizes(self) -> Sizes:
@@ -301,7 +300,8 @@ def _held_out_clips(run: Run) -> world.Clips:
 
 @torch.no_grad()
 def encode_clips(run: Run, count: int, generator: torch.Generator, captioner: torch.Generator) -> dict[str, Tensor]:
-    """`count` clips of the world as latents, with weights, the subjects' centres in latents, and tokens of captions.
+    """`count` clips of the world as latents, with weights, the first subjects' centres in latents, and tokens of
+    captions, for crops of the first subject alone.
 
     Where a clip's latents are not those of its frames, some of its frames are encoded alone, too.
     """
@@ -315,9 +315,11 @@ def encode_clips(run: Run, count: int, generator: torch.Generator, captioner: to
         at = torch.rand(count, twin.FRAMES, generator=generator, device=generator.device).argsort(1)[:, : twin.PICTURES]
         row = torch.arange(count, device=at.device)[:, None]
         centre, frames = centre[row, at], clips.video.transpose(1, 2)[row, at].flatten(0, 1).unsqueeze(2)
-        alone = _encoded(run, "picture", frames, clips.mask[row, at].flatten(0, 1).unsqueeze(1))
-        made |= {name: part.view(*at.shape, *part.shape[2:]) for name, part in alone.items()}
-    return made | {"centre": centre, "tokens": torch.stack([tokenize(run, some) for some in texts], 1)}
+        pictures = _encoded(run, "picture", frames, clips.mask[row, at].flatten(0, 1).unsqueeze(1))
+        made |= {name: part.view(*at.shape, *part.shape[2:]) for name, part in pictures.items()}
+    alone = tokenize(run, captions.captions(clips.contents.first(), captioner))
+    tokens = torch.stack([tokenize(run, some) for some in texts], 1)
+    return made | {"centre": centre, "tokens": tokens, "tokens of the first": alone}
 
 
 def _encoded(run: Run, kind: str, video: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -368,7 +370,8 @@ class Cache:
         variant = torch.randint(0, VARIANTS, (count,), generator=generator, device=device)
         without = torch.rand(count, 1, generator=generator, device=device) < EMPTY_SHARE
         timesteps = twin.timesteps(mode, count, generator)
-        tokens = torch.where(without, self.empty, self.parts["tokens"][pick, variant])
+        captioned = self.parts["tokens of the first"][pick] if mode == "crop" else self.parts["tokens"][pick, variant]
+        tokens = torch.where(without, self.empty, captioned)
         return {
             "latents": twin.scaled(latents.float()), "weight": weight.float(), "tokens": tokens,
             "timesteps": timesteps, "noise": torch.randn(latents.shape, generator=generator, device=device),
@@ -376,7 +379,7 @@ class Cache:
 
 
 def crop_around(latents: Tensor, weight: Tensor, centre: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(b c 1 8 8) latents around each subject's centre (b 2) and (b 1 1 8 8) weights, out of whole frames."""
+    """(b c 1 8 8) latents around each first subject's centre (b 2) and (b 1 1 8 8) weights, out of whole frames."""
     jitter = torch.randint(-3, 4, centre.shape, generator=generator, device=centre.device)
     corners = (centre.round().long() - CROP // 2 + jitter).clamp(0, latents.shape[-1] - CROP)
     line = torch.arange(CROP, device=centre.device)
@@ -474,16 +477,17 @@ def _write_rows(run: Run, video: Tensor) -> None:
 
 def train(run: Run, minutes: float, rates: Mapping[Stage, float] = RATES) -> None:
     """The stages from the run's own on, each up to its share of `minutes`; a stage that is skipped leaves its share."""
-    order = list(SHARES)
+    shares = run.twin.SHARES
+    order = list(shares)
     left = order[order.index(run.stage) :]
-    whole = sum(SHARES[stage] for stage in order if run.seconds[stage] or stage in left)
+    whole = sum(shares[stage] for stage in order if run.seconds[stage] or stage in left)
     for stage in left:
         if stage != run.stage:
             _leave(run)
             _enter(run, stage)
             save(run)
         work = codec_work(run) if stage == "codec" else denoising_work(run)
-        run_stage(run, 60 * minutes * SHARES[stage] / whole, rates[stage], work)
+        run_stage(run, 60 * minutes * shares[stage] / whole, rates[stage], work)
         if stage == "codec":
             _measure_scale(run)
     save(run)

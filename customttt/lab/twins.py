@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -44,6 +45,8 @@ class Twin(ABC):
     PARTS: ClassVar[Mapping[str, tuple[Any, str]]]
     """Classes of the networks `vae`, NETWORK and `text`, and their folders in an exported base."""
     TOKENIZER: ClassVar[Any]
+    SHARES: ClassVar[Mapping[Stage, float]] = MappingProxyType({"codec": 0.15, "still": 0.33, "clip": 0.52})
+    """Of the minutes that a run has."""
     SIZES: ClassVar[Mapping[str, Sizes]]
     """By device."""
     SCHEDULER: ClassVar[Mapping[str, Any]]

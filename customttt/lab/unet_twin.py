@@ -34,7 +34,7 @@ class UNetTwin(Twin):
     })  # fmt: skip
     TOKENIZER = CLIPTokenizer
     SIZES = MappingProxyType({
-        "cuda": Sizes({"crop": 512, "frame": 192, "clip": 32}, 96, 20480, 256, 20),
+        "cuda": Sizes({"crop": 512, "frame": 192, "clip": 32}, 96, 8192, 256, 20),
         "cpu": Sizes({"crop": 160, "frame": 48, "clip": 6}, 16, 1024, 16, 5),
     })  # fmt: skip
     """A step of clips costs about as much as one of crops or frames."""

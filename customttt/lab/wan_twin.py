@@ -36,8 +36,9 @@ class WanTwin(Twin):
         "text": (UMT5EncoderModel, "text_encoder"),
     })  # fmt: skip
     TOKENIZER = AutoTokenizer
+    SHARES = MappingProxyType({"codec": 0.25, "still": 0.25, "clip": 0.5})
     SIZES = MappingProxyType({
-        "cuda": Sizes({"crop": 512, "frame": 160, "clip": 32}, 32, 16384, 128, 20),
+        "cuda": Sizes({"crop": 512, "frame": 160, "clip": 32}, 32, 4096, 128, 20),
         "cpu": Sizes({"crop": 128, "frame": 32, "clip": 6}, 4, 768, 8, 10),
     })  # fmt: skip
     SCHEDULER = MappingProxyType(wan_models.SCHEDULER)
@@ -66,12 +67,17 @@ class WanTwin(Twin):
     # -- latents
 
     def encode(self, video: Tensor) -> Tensor:
-        clips = torch.split(video.to(self.vae.dtype), 4)
+        clips = torch.split(video.to(self.vae.dtype), self._at_once(video.device))
         return torch.cat([self.vae.encode(some).latent_dist.mode() for some in clips])
 
     def decode(self, latents: Tensor) -> Tensor:
-        clips = torch.split(latents.to(self.vae.dtype), 4)
+        clips = torch.split(latents.to(self.vae.dtype), self._at_once(latents.device))
         return torch.cat([self.vae.decode(some).sample.float() for some in clips])
+
+    @staticmethod
+    def _at_once(device: torch.device) -> int:
+        """Clips that the codec has in hand: it goes on frame by frame, so that a GPU is kept busy by many alone."""
+        return 64 if device.type == "cuda" else 4
 
     def scale(self) -> dict[str, Any]:
         return {name: list(self.vae.config[name]) for name in ("latents_mean", "latents_std")}
