@@ -162,7 +162,7 @@ class Bench:
             vae = AutoencoderKLWan(**(SMALL_WAN_VAE if self.small else {}))
             return Wan(
                 name="random", fingerprint="", network=network, vae=vae.to(self.device), text_encoder=None,
-                tokenizer=None, schedule=FlowSchedule(shift=3.0), defaults=recipe(len(network.blocks), 16),
+                tokenizer=None, tokens=512, schedule=FlowSchedule(shift=3.0), defaults=recipe(len(network.blocks), 16),
                 device=self.device,
             )  # fmt: skip
 
