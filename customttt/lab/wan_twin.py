@@ -38,13 +38,13 @@ class WanTwin(Twin):
     TOKENIZER = AutoTokenizer
     SHARES = MappingProxyType({"codec": 0.25, "still": 0.25, "clip": 0.5})
     SIZES = MappingProxyType({
-        "cuda": Sizes({"crop": 512, "frame": 160, "clip": 32}, 32, 4096, 128, 20),
-        "cpu": Sizes({"crop": 128, "frame": 32, "clip": 6}, 4, 768, 8, 10),
+        "cuda": Sizes({"crop": 512, "frame": 160, "clip": 32}, 16, 4096, 128, 20),
+        "cpu": Sizes({"crop": 128, "frame": 32, "clip": 6}, 2, 768, 8, 10),
     })  # fmt: skip
     SCHEDULER = MappingProxyType(wan_models.SCHEDULER)
     FRAMES = wan_models.FRAMES
-    SPAN = 9
-    """From the third latent frame on, the codec does the same to each."""
+    SPAN = wan_models.FRAMES
+    """All: each latent sees those before it, and after shorter clips the codec fails (LOG.md)."""
     PICTURES = 4
     MAX_TOKENS = wan_models.MAX_TOKENS
     CODEC_MUON, CODEC_RATE = True, 4e-3
@@ -83,10 +83,12 @@ class WanTwin(Twin):
         return {name: list(self.vae.config[name]) for name in ("latents_mean", "latents_std")}
 
     def measure_scale(self, latents: Tensor) -> None:
-        """Zero means; one deviation for all channels, so that coarse colours stay larger than details (see `codec`)."""
-        means = latents.mean((0, 2, 3, 4))
-        spread = (latents - means.view(1, -1, 1, 1, 1)).std().item()
-        self.vae.register_to_config(latents_mean=means.tolist(), latents_std=[spread] * len(means))
+        """Zero means; details smaller than coarse colours, so that those are denoised first (see `codec`)."""
+        deviation, mean = torch.std_mean(latents, (0, 2, 3, 4))
+        wanted = torch.full_like(mean, codec.DETAIL)
+        wanted[:THUMBNAILS] = 1.0
+        wanted /= wanted.square().mean().sqrt()
+        self.vae.register_to_config(latents_mean=mean.tolist(), latents_std=(deviation / wanted).tolist())
 
     def scaled(self, latents: Tensor) -> Tensor:
         mean, std = self._scale(latents)
