@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,9 @@ from customttt.errors import DamagedError, UsageError
 from customttt.library import Library
 from customttt.pairs import Pair
 from customttt.recipe import VideoRecipe
-from customttt.wish import Settings, Wish, others, places
+from customttt.wish import Settings, Wish, others
 from customttt_cli import options, output, render, showing
+from customttt_cli.video_options import with_video_options
 
 if TYPE_CHECKING:
     from customttt.planner import Forecast
@@ -27,25 +28,17 @@ _Output = Annotated[
 _Seed = Annotated[int | None, typer.Option(help="Another seed, another video; by default 0.", show_default=False)]
 
 
+@with_video_options
 def compose(
     appearance: Annotated[str | None, options.concept_argument("appearance")] = None,
     motion: Annotated[str | None, options.concept_argument("motion")] = None,
     prompt: options.Scene = "",
     further: options.Others = None,
-    place: options.Places = None,
-    apart: options.Apart = False,
     out: _Output = None,
     seed: _Seed = None,
     num: Annotated[int, typer.Option(help="How many videos, of consecutive seeds.")] = 1,
-    frames: options.VideoFrames = None,
-    aspect: options.VideoAspect = None,
-    steps: options.DenoisingSteps = None,
-    guidance: options.Guidance = None,
-    no_ttt: options.NoTtt = False,
-    ttt_steps: options.TttSteps = None,
-    published: options.AsPublished = False,
-    appearance_scale: options.Scale = None,
-    motion_scale: options.Scale = None,
+    *,
+    settings: dict[str, Any],
     recipe: Annotated[Path | None, typer.Option(help="Render this video again, or with what else is given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Take a recipe that was altered.")] = False,
     base: options.ConceptsBase = None,
@@ -56,13 +49,7 @@ def compose(
 
     With further subjects, each with a movement of its own: --with dog:jumping.
     """
-    ttt_steps = options.ttt_steps(no_ttt, ttt_steps)
-    settings = Settings(
-        frames=frames, aspect=aspect, steps=steps, guidance=guidance, ttt_steps=ttt_steps,
-        appearance_scale=appearance_scale, motion_scale=motion_scale, as_published=published, apart=apart,
-        places=places(place or ()),
-    )  # fmt: skip
-    wish = Wish(prompt, seed, num, base, settings)
+    wish = Wish(prompt, seed, num, base, Settings(**settings))
     wish.check()
     library = Library()
     names = None if appearance is None or motion is None else (appearance, motion)

@@ -17,9 +17,9 @@ from customttt.many import wanted as files
 from customttt.many.wanted import Wanted
 from customttt.progress import Progress, duration
 from customttt.recipe import listed
-from customttt.wish import places
 from customttt_cli import options, output
 from customttt_cli.sources import count
+from customttt_cli.video_options import with_video_options
 
 if TYPE_CHECKING:
     from customttt.many.engine import Crew, Outcome
@@ -46,6 +46,7 @@ _Threads = Annotated[
 _Names = Annotated[str | None, typer.Option(help="Names with commas between, or all.", show_default=False)]
 
 
+@with_video_options
 def grid(
     file: _File = None,
     appearances: _Names = None,
@@ -54,18 +55,9 @@ def grid(
     prompts: Annotated[Path | None, typer.Option(help="A file with a prompt a line.", show_default=False)] = None,
     seeds: _Seeds = None,
     further: options.Others = None,
-    place: options.Places = None,
-    apart: options.Apart = False,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for the videos.")] = Path("customttt-grid"),
-    frames: options.VideoFrames = None,
-    aspect: options.VideoAspect = None,
-    steps: options.DenoisingSteps = None,
-    guidance: options.Guidance = None,
-    no_ttt: options.NoTtt = False,
-    ttt_steps: options.TttSteps = None,
-    published: options.AsPublished = False,
-    appearance_scale: options.Scale = None,
-    motion_scale: options.Scale = None,
+    *,
+    settings: dict[str, Any],
     base: options.ConceptsBase = None,
     workers: _Workers = None,
     ray: _Ray = None,
@@ -74,7 +66,6 @@ def grid(
     as_json: options.Json = False,
 ) -> None:
     """Compose many videos, and learn what has to be learned first; a killed grid goes on, and nothing is done twice."""
-    ttt_steps = options.ttt_steps(no_ttt, ttt_steps)
     if workers is not None and not 1 <= workers <= 256:
         raise UsageError(f"--workers is {workers}; it must be 1 to 256.")
     given = {
@@ -83,12 +74,7 @@ def grid(
     }  # fmt: skip
     if ray is not None:
         _check_ray()
-    changes = {
-        "frames": frames, "aspect": aspect, "steps": steps, "guidance": guidance, "ttt_steps": ttt_steps,
-        "appearance_scale": appearance_scale, "motion_scale": motion_scale, "as_published": published or None,
-        "apart": apart or None, "places": places(place or ()) or None,
-    }  # fmt: skip
-    wanted = _wanted(file, given, changes)
+    wanted = _wanted(file, given, settings)
     made = _planned(Library(), wanted, folder, threads)
     foretold = _foretold(made)
     _tell_plan(made, foretold, workers or 1, dry_run, as_json)
@@ -116,12 +102,11 @@ def _prompts(typed: list[str] | None, path: Path | None) -> list[str] | None:
     return list(dict.fromkeys(found)) or None
 
 
-def _wanted(file: Path | None, given: dict[str, Any], changes: dict[str, Any]) -> Wanted:
+def _wanted(file: Path | None, given: dict[str, Any], settings: dict[str, Any]) -> Wanted:
     """The grid of the file, if there is one, with what was typed in place of what stands in it."""
     if given["seeds"] is not None and given["seeds"] < 1:
         raise UsageError(f"--seeds is {given['seeds']}; it must be at least 1.")
     wanted = files.read(file) if file else Wanted()
-    settings = {name: value for name, value in changes.items() if value is not None}
     wanted = wanted.model_copy(
         update={
             **{name: value for name, value in given.items() if value is not None},

@@ -103,11 +103,6 @@ Resume = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace the concept that has this name.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-VideoFrames = Annotated[int | None, typer.Option(help="Frames; by default the base's.")]
-VideoAspect = Annotated[
-    str | None,
-    typer.Option(help="Width to height, as in 16:9; by default that of the motion's clip.", show_default=False),
-]
 ClipAspect = Annotated[
     str | None,
     typer.Option(
@@ -116,14 +111,6 @@ ClipAspect = Annotated[
         show_default=False,
     ),
 ]
-DenoisingSteps = Annotated[int | None, typer.Option(help="Steps of denoising; by default the base's.")]
-Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt, from 1.")]
-NoTtt = Annotated[bool, typer.Option("--no-ttt", help="Leave test-time training out.")]
-TttSteps = Annotated[int | None, typer.Option(help="Steps of test-time training; by default the base's.")]
-AsPublished = Annotated[
-    bool, typer.Option("--as-published", help="The paper's test-time training instead of the base's own.")
-]
-Scale = Annotated[float | None, typer.Option(help="How strongly it acts, 0 to 4; 1 as learned.", show_default=False)]
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
@@ -167,10 +154,3 @@ def _at_home(value: Any, place: bool) -> Any:
         ) from error
     check_length(Path(path))
     return path
-
-
-def ttt_steps(none: bool, steps: int | None) -> int | None:
-    """What --no-ttt and --ttt-steps say together. Raises UsageError where they exclude each other."""
-    if none and steps:
-        raise UsageError(f"--no-ttt and --ttt-steps {steps} exclude each other; use one of them.")
-    return 0 if none else steps
