@@ -287,7 +287,7 @@ def living() -> Iterator[dict[str, int]]:
         known.discard(key)
         tally["now"] -= size
 
-    class Counting(TorchDispatchMode):
+    class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             given = {_storage(leaf)._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
             made = func(*args, **(kwargs or {}))
@@ -299,7 +299,7 @@ def living() -> Iterator[dict[str, int]]:
                     weakref.finalize(storage, gone, storage._cdata, storage.nbytes())
             return made
 
-    with Counting():
+    with Counting():  # type: ignore[no-untyped-call]
         yield tally
 
 

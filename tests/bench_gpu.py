@@ -260,7 +260,8 @@ class Work:
 
     def denoise(self, shape: Shape) -> dict[str, float]:
         sample = self.backbone.defaults.sample.but(num_inference_steps=5)
-        given = self.backbone, self.latents(shape), self.embeds, self.embeds, sample, {}
+        scales: dict[str, float] = {}
+        given = self.backbone, self.latents(shape), self.embeds, self.embeds, sample, scales
 
         def work(report: Callable[[Progress], None]) -> None:
             with torch.no_grad(), autocast(self.device):
@@ -292,8 +293,10 @@ def count() -> None:
     """Operations, bytes and memory of a step of each kind of AnimateDiff on a GPU, 16 frames of 256 x 256."""
     base, device = "animatediff", torch.device("cuda")
     torch.cuda.is_bf16_supported = lambda *_, **__: True
-    settings = ("appearance", PAPER.appearance), ("motion", PAPER.motion)
-    pair = tuple((kind, planner.Adapter(kind, config.layers, config.rank)) for kind, config in settings)
+    pair = (
+        ("appearance", planner.Adapter("appearance", PAPER.appearance.layers, PAPER.appearance.rank)),
+        ("motion", planner.Adapter("motion", PAPER.motion.layers, PAPER.motion.rank)),
+    )
     sample, side = PAPER.sample.but(num_frames=16, size=256), (256, 256)
 
     def second(work: Callable[[int], planner.Cost]) -> planner.Cost:

@@ -89,11 +89,11 @@ PROJECTS = {
 """Base -> who trains on it."""
 
 
-class Transformer3DModel(Transformer2DModel):
+class Transformer3DModel(Transformer2DModel):  # type: ignore[misc]
     """What AnimateDiff's own code calls it."""
 
 
-class TemporalTransformerBlock(BasicTransformerBlock):
+class TemporalTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
     """What AnimateDiff's own code calls those in its motion modules."""
 
 
