@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -189,6 +191,22 @@ def test_a_caption_fits_into_the_tokens_that_are_read(tmp_path: Path) -> None:
     words = models.build_tokenizer(tmp_path, captions.corpus())
     texts = captions.captions(world.draw(400, torch.Generator().manual_seed(0), pairs=0.5), torch.Generator())
     assert max(len(words(text).input_ids) for text in texts) <= models.MAX_TOKENS
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_crop_of_two_subjects_is_called_by_the_one_that_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "draw", partial(world.draw, pairs=1.0))
+    monkeypatch.setattr(captions, "UNKNOWN_SHARE", 0.0)
+    run = pretrain.create(tmp_path, CPU)
+    cache = pretrain.Cache(run, 4, run.generator, run.captioner)
+
+    def named(mode: Any) -> set[int]:
+        texts = run.twin.tokenizer.batch_decode(cache.draw(mode, 32)["tokens"], skip_special_tokens=True)
+        return {len(captions.read(text).nouns) for text in texts if text}
+
+    assert (named("crop"), named("frame"), named("clip")) == ({1}, {2}, {2})
 
 
 def test_half_of_the_clips_are_seen_where_tracks_are_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,9 @@ def test_an_exported_base_is_what_was_trained(run: pretrain.Run, backbone: Backb
     torch.testing.assert_close(backbone.encode(video), latents, rtol=0, atol=1e-3)
     assert latents.mean((0, 2, 3, 4)).abs().max() < 2e-3
     assert latents.std() == pytest.approx(1, abs=0.01)
+    spread = latents.std((0, 2, 3, 4))
+    assert spread[:3].tolist() == pytest.approx([spread[0].item()] * 3, rel=0.01)
+    assert (spread[3:] / spread[0]).tolist() == pytest.approx([codec.DETAIL] * 13, rel=0.01)
     embeds = run.twin.embed(pretrain.tokenize(run, texts))
     read = backbone.embed(texts)  # in bfloat16, as Wan reads
     assert read.shape == embeds.shape == (2, *backbone.prompt_shape)

@@ -50,6 +50,8 @@ def test_contents_are_cut_and_moved_as_a_whole() -> None:
     assert len(contents[:2]) == 2
     assert torch.equal(contents[torch.tensor([4])].noun, contents.noun[4:])
     assert torch.equal(contents.to("cpu").scene, contents.scene)
+    alone = world.draw(5, generator(), pairs=1.0).first()
+    assert torch.equal(alone.noun, torch.stack([contents.noun[:, 0], torch.full((5,), world.ABSENT)], 1))
 
 
 @pytest.mark.parametrize("movement", list(MOVEMENTS))
