@@ -9,6 +9,7 @@ import published
 import pytest
 import torch
 from diffusers import UNetMotionModel
+from diffusers.models import modeling_utils
 
 from customttt import lora
 from customttt.backbones import Backbone, defaults, identify, open_base, places
@@ -97,6 +98,17 @@ def test_the_bypass_ends_with_its_context_even_after_an_error(backbone: Backbone
     with pytest.raises(KeyboardInterrupt), backbone.framewise():
         raise KeyboardInterrupt
     assert torch.equal(predict(backbone, latents), before)
+
+
+def test_a_prediction_asks_for_the_precision_no_more_often_than_the_network_itself(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks through all modules each time: 5 ms in Stable Diffusion's."""
+    predict(backbone, noise(backbone, 2))
+    asked, get = [], modeling_utils.get_parameter_dtype
+    monkeypatch.setattr(modeling_utils, "get_parameter_dtype", lambda one: asked.append(one) or get(one))  # type: ignore[func-returns-value]
+    predict(backbone, noise(backbone, 2))
+    assert len(asked) <= 1
 
 
 def test_the_prompt_is_read(backbone: Backbone) -> None:

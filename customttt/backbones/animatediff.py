@@ -127,8 +127,8 @@ class AnimateDiff(UNetFamily):
 
     def predict(self, noisy_latents: Latents, timesteps: Timesteps, prompt_embeds: PromptEmbeds) -> Latents:
         frames = noisy_latents.shape[2]
-        embeds = prompt_embeds.repeat_interleave(frames, 0).to(self.network.dtype)
-        return self.network(noisy_latents.to(self.network.dtype), timesteps, embeds).sample.float()  # type: ignore[no-any-return]
+        embeds = prompt_embeds.repeat_interleave(frames, 0).to(self.dtype)
+        return self.network(noisy_latents.to(self.dtype), timesteps, embeds).sample.float()  # type: ignore[no-any-return]
 
     def framewise(self) -> AbstractContextManager[None]:
         return without_motion(self.network)

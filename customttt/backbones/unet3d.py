@@ -99,7 +99,7 @@ class UNet3D(UNetFamily):
         return NoiseSchedule.from_config(read_config(path) if path.is_file() else SCHEDULE)
 
     def predict(self, noisy_latents: Latents, timesteps: Timesteps, prompt_embeds: PromptEmbeds) -> Latents:
-        dtype = self.network.dtype  # the text is repeated for every frame inside
+        dtype = self.dtype  # the text is repeated for every frame inside
         return self.network(noisy_latents.to(dtype), timesteps, prompt_embeds.to(dtype)).sample.float()  # type: ignore[no-any-return]
 
     def framewise(self) -> AbstractContextManager[None]:

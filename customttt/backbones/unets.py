@@ -143,6 +143,11 @@ class UNetFamily(Family):
         return sorted(range(len(LAYERS)), key=lambda layer: (-abs(2 * layer - len(LAYERS) + 1), -layer))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of what the network reads; to find its own, diffusers looks through all modules."""
+        return self.network.conv_in.weight.dtype  # type: ignore[no-any-return]
+
+    @property
     def prompt_shape(self) -> tuple[int, int]:
         return TOKENS, self.network.config.cross_attention_dim
 

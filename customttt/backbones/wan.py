@@ -203,6 +203,11 @@ class Wan(Family):
         return list(reversed(self.layers("motion")))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of what the network reads; to find its own, diffusers looks through all modules."""
+        return self.networks["motion"].patch_embedding.weight.dtype  # type: ignore[no-any-return]
+
+    @property
     def prompt_shape(self) -> tuple[int, int]:
         return self.tokens, self.network.config.text_dim
 
@@ -261,7 +266,7 @@ class Wan(Family):
         return int(self.tokenizer(noun, add_special_tokens=False).input_ids[-1])
 
     def predict(self, noisy_latents: Latents, timesteps: Timesteps, prompt_embeds: PromptEmbeds) -> Latents:
-        dtype = self.network.dtype
+        dtype = self.dtype
         return self.network(noisy_latents.to(dtype), timesteps, prompt_embeds.to(dtype)).sample.float()  # type: ignore[no-any-return]
 
     def framewise(self) -> AbstractContextManager[None]:
@@ -298,7 +303,7 @@ class Wan(Family):
     ) -> Iterator[None]:
         with torch.no_grad(), ExitStack() as hooks:
             for network in dict.fromkeys(self.networks.values()):
-                starred = network.condition_embedder.text_embedder(starred_embeds.to(self.network.dtype))
+                starred = network.condition_embedder.text_embedder(starred_embeds.to(self.dtype))
                 for layer, block in enumerate(network.blocks):
                     rows = [row for row, layers in enumerate(layer_sets) if layer in layers]
                     handle = block.attn2.register_forward_pre_hook(_swapping(rows, starred))
