@@ -51,10 +51,11 @@ def inject(
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
             inject_adapter_in_model(config, network, adapter_name=adapter)
     network.requires_grad_(False)
+    device = getattr(network, "device", None)  # asked once: diffusers looks through all modules for it
     for _, layer in _layers(network):  # peft gives them the precision of the base, in which an update of 1e-5 is lost
         for matrices in (layer.lora_A, layer.lora_B):
             if adapter in matrices:
-                matrices[adapter].to(getattr(network, "device", layer.weight.device), torch.float32)
+                matrices[adapter].to(device or layer.weight.device, torch.float32)
         if isinstance(layer, LoraLinear):
             layer.forward = partial(_forward, layer)
     return parameters(network, adapter)
@@ -142,7 +143,8 @@ def merged(network: nn.Module, **scales: float) -> Iterator[None]:
 def _rounded(weight: Float[Tensor, "*n"], dtype: torch.dtype, seed: int) -> Float[Tensor, "*n"]:
     """A weight in float32 as it is in `dtype`, up or down by chance, but always the same (arXiv 1502.02551).
 
-    To the nearest, a B A that is small beside W would be lost in bfloat16.
+    To the nearest, a B A that is small beside W would be lost in bfloat16. Below 6e-5, where float16 has fewer bits, it is
+    rounded to the nearest all the same when it is narrowed.
     """
     step = round(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
     if step <= 1:

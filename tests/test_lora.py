@@ -93,6 +93,21 @@ def test_an_adapter_is_in_full_precision_on_a_base_that_is_not(network: nn.Modul
     assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
 
 
+def test_the_device_is_asked_once_as_diffusers_looks_through_all_modules_for_it(network: nn.Module) -> None:
+    asked = []
+
+    class Asked(nn.Module):
+        @property
+        def device(self) -> torch.device:
+            asked.append(self)
+            return torch.device("cpu")
+
+    whole = Asked()
+    whole.parts = network
+    fill(whole, "a", [f"parts.{name}" for name in LINEARS])
+    assert len(asked) == 1
+
+
 def test_weights_are_a_copy(network: nn.Module) -> None:
     parameters, weights = fill(network, "a"), lora.state(network, "a")
     before = {key: value.clone() for key, value in weights.items()}
@@ -334,7 +349,8 @@ def test_memory_that_runs_out_while_merging_leaves_the_weights(bare: Backbone, m
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_is_small_beside_a_weight_is_not_lost_by_merging(dtype: torch.dtype) -> None:
-    base = torch.randn(100, 1000).to(dtype).float()
+    base = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).to(dtype).float()
+    base = base[base.abs() >= torch.finfo(dtype).smallest_normal]
     added = 0.02 * torch.finfo(dtype).eps * base.abs()
     narrow = lora._rounded(base + added, dtype, seed=0)
     assert torch.equal(narrow, narrow.to(dtype).float())

@@ -25,13 +25,15 @@ MOMENT = 1e-9
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No sheets, a checkpoint after every step, and few clips to a step."""
+    """No sheets, a checkpoint after every step, few clips to a step, a narrow U-Net, and one noun for the codec."""
     monkeypatch.setattr(pretrain, "write_sheet", lambda *_: None)
     monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(pretrain, "VALIDATION_BATCHES", 1)
     monkeypatch.setattr(pretrain, "VALIDATION_CLIPS", 4)
     sizes = Sizes({"crop": 4, "frame": 2, "clip": 1}, 2, clips=4, chunk=4, renew_every=1)
     monkeypatch.setattr(UNetTwin, "SIZES", {"cpu": sizes})
+    monkeypatch.setattr(models, "build_unet", partial(models.build_unet, (16, 32, 48, 48)))
+    monkeypatch.setattr(world, "HELD_OUT_NOUNS", ["octopus"])
 
 
 def narrow_base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
