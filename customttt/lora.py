@@ -144,7 +144,7 @@ def _rounded(weight: Float[Tensor, "*n"], dtype: torch.dtype, seed: int) -> Floa
     """A weight in float32 as it is in `dtype`, up or down by chance, but always the same (arXiv 1502.02551).
 
     To the nearest, a B A that is small beside W would be lost in bfloat16. Below 6e-5, where float16 has fewer bits, it is
-    rounded to the nearest all the same when it is narrowed.
+    rounded so all the same.
     """
     step = round(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
     if step <= 1:
