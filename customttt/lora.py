@@ -143,8 +143,8 @@ def merged(network: nn.Module, **scales: float) -> Iterator[None]:
 def _rounded(weight: Float[Tensor, "*n"], dtype: torch.dtype, seed: int) -> Float[Tensor, "*n"]:
     """A weight in float32 as it is in `dtype`, up or down by chance, but always the same (arXiv 1502.02551).
 
-    To the nearest, a B A that is small beside W would be lost in bfloat16. Below 6e-5, where float16 has fewer bits, it is
-    rounded so all the same.
+    To the nearest, a B A that is small beside W would be lost in bfloat16. Below 6e-5, where float16 has fewer bits,
+    it is rounded so all the same.
     """
     step = round(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
     if step <= 1:
