@@ -39,10 +39,6 @@ class Experts(nn.Module):
     def config(self) -> Any:
         return self.transformer.config
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype  # type: ignore[return-value]
-
     def forward(self, latents: Latents, timesteps: Timesteps, embeds: PromptEmbeds) -> Any:
         """Of the expert for each timestep; `sample` of what is returned is the prediction."""
         if timesteps.is_meta:  # a rehearsal, in which nobody knows the noise: of the one that learns

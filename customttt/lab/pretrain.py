@@ -379,7 +379,7 @@ class Cache:
 
 
 def crop_around(latents: Tensor, weight: Tensor, centre: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(b c 1 8 8) latents around each first subject's centre (b 2) and (b 1 1 8 8) weights, out of whole frames."""
+    """(b c 1 8 8) latents around each subject's centre (b 2) and (b 1 1 8 8) weights, out of whole frames."""
     jitter = torch.randint(-3, 4, centre.shape, generator=generator, device=centre.device)
     corners = (centre.round().long() - CROP // 2 + jitter).clamp(0, latents.shape[-1] - CROP)
     line = torch.arange(CROP, device=centre.device)
