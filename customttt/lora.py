@@ -154,6 +154,11 @@ def _rounded(weight: Float[Tensor, "*n"], dtype: torch.dtype, seed: int) -> Floa
     return ((weight.view(torch.int32) + chance) & -step).view(torch.float32)
 
 
+def is_narrow(network: nn.Module) -> bool:
+    """Whether the linears under the adapters have 16 bits: a network may keep other weights in float32 beside them."""
+    return any(layer.weight.dtype != torch.float32 for _, layer in _layers(network))
+
+
 def is_masked(network: nn.Module) -> bool:
     """Whether what an adapter adds is multiplied by a mask now."""
     return any(hasattr(layer, "masks") for _, layer in _layers(network))

@@ -126,9 +126,8 @@ def frozen(network: nn.Module, unconditional_scale: float = 1.0, **scales: float
     On a CPU beside them, as ever, so that videos stay the same to the bit; and so where they act differently in places
     or in the unconditional half of guidance.
     """
-    narrow = next(network.parameters()).dtype != torch.float32
     alike = unconditional_scale == 1 and not lora.is_masked(network)
-    return lora.merged(network, **scales) if narrow and alike else lora.active(network, **scales)
+    return lora.merged(network, **scales) if alike and lora.is_narrow(network) else lora.active(network, **scales)
 
 
 def recomputed(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:

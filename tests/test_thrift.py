@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from customttt import checkpoint, lora, thrift, train, ttt
-from customttt.backbones import Backbone, open_base
+from customttt.backbones import Backbone, open_base, unets, wan
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
 from customttt.errors import OutOfMemoryError
 from customttt.progress import silent
@@ -279,10 +279,17 @@ def test_a_base_in_half_precision_learns_what_one_in_full_does(
     assert narrow.norm() / wide.norm() == pytest.approx(1, abs=0.01)
 
 
+def with_lora(base: Path) -> Backbone:
+    one = open_base(str(base), torch.device("cpu"))
+    lora.inject(one.network, "motion", one.targets("motion", one.defaults.motion.layers), rank=2)
+    return one
+
+
 def test_loras_that_learn_nothing_are_merged_where_the_base_is_narrow_alone(
     any_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, asked = open_base(str(any_base), torch.device("cpu")), []
+    """Loaded narrow, Wan keeps its first parameter, among others, in float32."""
+    asked: list[tuple[str, dict[str, float]]] = []
 
     def noted(name: str) -> Any:
         def note(_: Any, **scales: float) -> Any:
@@ -293,13 +300,14 @@ def test_loras_that_learn_nothing_are_merged_where_the_base_is_narrow_alone(
 
     for name in ("active", "merged"):
         monkeypatch.setattr(lora, name, noted(name))
-    thrift.frozen(one.network, motion=0.5)
-    one.network.bfloat16()
-    thrift.frozen(one.network, motion=0.5)
-    thrift.frozen(one.network, 0.25, motion=0.5)
-    with monkeypatch.context() as patch:
-        patch.setattr(lora, "is_masked", lambda _: True)
-        thrift.frozen(one.network, motion=0.5)
+    thrift.frozen(with_lora(any_base).network, motion=0.5)
+    for family in (unets, wan):
+        monkeypatch.setattr(family, "precision", lambda _: torch.bfloat16)
+    narrow = with_lora(any_base).network
+    thrift.frozen(narrow, motion=0.5)
+    thrift.frozen(narrow, 0.25, motion=0.5)
+    monkeypatch.setattr(lora, "is_masked", lambda _: True)
+    thrift.frozen(narrow, motion=0.5)
     assert asked == [(name, {"motion": 0.5}) for name in ("active", "merged", "active", "active")]
 
 
