@@ -36,7 +36,7 @@ CHANGEABLE = ("steps", "learning_rate")
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearnedConcept:
     """A concept and its weights, not yet in any library."""
 
     concept: Concept
@@ -71,7 +71,7 @@ def appearance(
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
     rung: int = 0,
-) -> Learned:
+) -> LearnedConcept:
     """Learn a subject from its pictures; where a picture has captions, they replace the prompt."""
     began, concept = time.monotonic(), manifest(backbone, pictures, wording, config)
     latents, prompts = encode_pictures(backbone, pictures, wording.prompt, config)
@@ -114,7 +114,7 @@ def motion(
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
     rung: int = 0,
-) -> Learned:
+) -> LearnedConcept:
     """Learn a movement from one clip."""
     began, concept = time.monotonic(), manifest(backbone, clip, wording, config)
     latents, embeds = backbone.encode(to_video(clip.frames)), backbone.embed([wording.prompt])
@@ -171,6 +171,6 @@ def manifest(backbone: Backbone, inputs: Inputs, wording: Wording, config: Train
     return concept
 
 
-def _learned(concept: Concept, weights: lora.Weights, history: Sequence[float], began: float) -> Learned:
+def _learned(concept: Concept, weights: lora.Weights, history: Sequence[float], began: float) -> LearnedConcept:
     losses, seconds = tuple(round(loss, 6) for loss in history), round(time.monotonic() - began, 1)
-    return Learned(concept.model_copy(update={"losses": losses, "seconds": seconds}), weights)
+    return LearnedConcept(concept.model_copy(update={"losses": losses, "seconds": seconds}), weights)

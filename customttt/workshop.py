@@ -39,7 +39,7 @@ from customttt.errors import CustomTTTError, DamagedError, LockedError, NotFound
 from customttt.learn import Inputs, Wording
 from customttt.library import Library
 from customttt.measure import rivals
-from customttt.measure.rivals import Material, Taught
+from customttt.measure.rivals import Material, MethodWeights
 from customttt.planner import Forecast
 from customttt.progress import Progress, Report, Say, never, silent
 from customttt.recipe import Rival, VideoRecipe, check_prompt, phrase_of, training_prompt
@@ -379,7 +379,7 @@ class Workshop:
         again = "Test-time training: done for these before; its result is used again."
         return lora.split(self._once(recipe.adaptation_key(), again, adapted))
 
-    def teach(self, rival: Rival, material: Material | None = None) -> Taught:
+    def teach(self, rival: Rival, material: Material | None = None) -> MethodWeights:
         """What a rival learned, which is not learned twice; a killed run of it goes on.
 
         Raises UsageError where it has to learn and there is no material, DivergedError or OutOfMemoryError.
@@ -394,7 +394,7 @@ class Workshop:
             if material is None:
                 raise _untaught(rival)
             full = self.library.adapted(material.key("full"))
-            subject = Taught.from_weights(lora.load(full)).loras["appearance"] if full else None
+            subject = MethodWeights.from_weights(lora.load(full)).loras["appearance"] if full else None
             return rivals.teach(
                 rival.name, self.backbone, material, self.accelerator, self.report, stage, subject
             ).to_weights()
@@ -403,23 +403,23 @@ class Workshop:
         weights = self._once(rival.key, again, learned)
         for key in keys if self.library.adapted(rival.key) else ():
             self.library.remove_unfinished(key)
-        return Taught.from_weights(weights)
+        return MethodWeights.from_weights(weights)
 
-    def prepare(self, recipe: VideoRecipe, material: Material | None = None, rung: int = 0) -> Taught:
+    def prepare(self, recipe: VideoRecipe, material: Material | None = None, rung: int = 0) -> MethodWeights:
         """What all videos of a recipe are rendered with, whatever their seed. Raises what `adapt` and `teach` do.
 
         Raises UsageError, too, for frames or a shape that the base cannot do.
         """
         self.backbone.latent_shape(recipe.sample.num_frames, *recipe.sample.sides)
-        return self.teach(recipe.rival, material) if recipe.rival else Taught(self.adapt(recipe, rung))
+        return self.teach(recipe.rival, material) if recipe.rival else MethodWeights(self.adapt(recipe, rung))
 
-    def compose(self, recipe: VideoRecipe, taught: Taught | None = None) -> media.Frames:
+    def compose(self, recipe: VideoRecipe, taught: MethodWeights | None = None) -> media.Frames:
         """The frames of a recipe, uint8 (f h w c); the same again, bit for bit on a CPU. For `taught` see `prepare`."""
         taught = taught or self.prepare(recipe)
         with taught.spoken(self.backbone, recipe.appearance.phrase):
             return compose.render(self.backbone, taught.loras, recipe, self.report)
 
-    def write(self, recipe: VideoRecipe, path: Path | str, taught: Taught | None = None) -> dict[str, Any]:
+    def write(self, recipe: VideoRecipe, path: Path | str, taught: MethodWeights | None = None) -> dict[str, Any]:
         """Compose a video and `save` it. Returns the recipe as it was written; raises what both do."""
         return save(Path(path), self.compose(recipe, taught), recipe)
 

@@ -23,7 +23,7 @@ MOST_FRAMES, FPS, SIZE = 16, 8.0, 256
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One video as it was found."""
+    """One video to be evaluated, and what its recipe says."""
 
     path: Path
     frames: Frames

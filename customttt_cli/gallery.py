@@ -58,12 +58,13 @@ def _videos(folder: Path, path: Path, title: str | None) -> tuple[str, int]:
     from customttt.many import gallery
 
     with output.waiting("Reading the videos"):
-        found = gallery.collect(folder)
+        collection = gallery.collect(folder)
     media.check_place(path)
-    if found.strangers:
-        output.say(f"{count(found.strangers, 'video')} without a recipe of customttt left out.")
-    number = len(found.videos)
-    return gallery.page(found, _recipe, path, title or f"{folder.resolve().name}: {count(number, 'video')}"), number
+    if collection.strangers:
+        output.say(f"{count(collection.strangers, 'video')} without a recipe of customttt left out.")
+    number = len(collection.videos)
+    title = title or f"{folder.resolve().name}: {count(number, 'video')}"
+    return gallery.page(collection, _recipe, path, title), number
 
 
 def _recipe(recipe: VideoRecipe) -> list[tuple[str, str]]:

@@ -13,8 +13,8 @@ import typer
 
 from customttt.errors import IncompleteError, UsageError
 from customttt.library import Library
-from customttt.many import wanted as files
-from customttt.many.wanted import Wanted
+from customttt.many import spec as files
+from customttt.many.spec import GridSpec
 from customttt.progress import Progress, duration
 from customttt.recipe import listed
 from customttt_cli import options, output
@@ -74,8 +74,8 @@ def grid(
     }  # fmt: skip
     if ray is not None:
         _check_ray()
-    wanted = _wanted(file, given, settings)
-    made = _planned(Library(), wanted, folder, threads)
+    spec = _spec(file, given, settings)
+    made = _planned(Library(), spec, folder, threads)
     foretold = _foretold(made)
     _tell_plan(made, foretold, workers or 1, dry_run, as_json)
     if not dry_run:
@@ -98,26 +98,26 @@ def _names(text: str | None) -> str | list[str] | None:
 
 def _prompts(typed: list[str] | None, path: Path | None) -> list[str] | None:
     """Those that were typed, then those of the file, each once."""
-    found = [*(typed or ()), *(files.read_prompts(path) if path else ())]
-    return list(dict.fromkeys(found)) or None
+    prompts = [*(typed or ()), *(files.read_prompts(path) if path else ())]
+    return list(dict.fromkeys(prompts)) or None
 
 
-def _wanted(file: Path | None, given: dict[str, Any], settings: dict[str, Any]) -> Wanted:
+def _spec(file: Path | None, given: dict[str, Any], settings: dict[str, Any]) -> GridSpec:
     """The grid of the file, if there is one, with what was typed in place of what stands in it."""
     if given["seeds"] is not None and given["seeds"] < 1:
         raise UsageError(f"--seeds is {given['seeds']}; it must be at least 1.")
-    wanted = files.read(file) if file else Wanted()
-    wanted = wanted.model_copy(
+    spec = files.read(file) if file else GridSpec()
+    spec = spec.model_copy(
         update={
             **{name: value for name, value in given.items() if value is not None},
-            "settings": wanted.settings.model_copy(update=settings),
+            "settings": spec.settings.model_copy(update=settings),
         }
     )
-    wanted.settings.check()
-    return wanted
+    spec.settings.check()
+    return spec
 
 
-def _planned(library: Library, wanted: Wanted, folder: Path, threads: int) -> Grid:
+def _planned(library: Library, spec: GridSpec, folder: Path, threads: int) -> Grid:
     """The grid on its base, every concept found. Raises what makes it impossible, before anything is loaded."""
     from customttt import media
 
@@ -125,7 +125,7 @@ def _planned(library: Library, wanted: Wanted, folder: Path, threads: int) -> Gr
     with output.loading_torch():
         from customttt.many.grid import Grid
     with output.waiting("Looking at what there is"):
-        made = Grid.planned(library, wanted, folder, threads)
+        made = Grid.planned(library, spec, folder, threads)
     output.say(f"Base: {made.base}")
     return made
 
@@ -149,10 +149,10 @@ def _tell_plan(made: Grid, foretold: Foretold, workers: int, dry_run: bool, as_j
 
 
 def _plan_lines(made: Grid, foretold: Foretold, workers: int) -> Iterator[str]:
-    sizes = [len(made.axes["appearance"]), len(made.axes["motion"]), len(made.wanted.prompts)]
+    sizes = [len(made.axes["appearance"]), len(made.axes["motion"]), len(made.spec.prompts)]
     nouns = ("appearance", "motion", "prompt", "seed")
-    axes = [count(size, noun) for size, noun in zip([*sizes, made.wanted.how_many_seeds()], nouns, strict=True)]
-    beside = f", each with {listed(made.wanted.further)}" if made.wanted.further else ""
+    axes = [count(size, noun) for size, noun in zip([*sizes, made.spec.how_many_seeds()], nouns, strict=True)]
+    beside = f", each with {listed(made.spec.further)}" if made.spec.further else ""
     videos = f"{count(made.counts['video'], 'video')}, {foretold.missing['video']:,} of them missing"
     yield f"{' x '.join(axes)}{beside}: {videos}."
     if foretold.missing["learn"] or foretold.missing["adapt"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from customttt.errors import BaseUnavailableError
-from customttt.many.engine import Job, Returned
+from customttt.many.engine import Job, Result
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Simulated:
 
     count: int
     seconds: Callable[[Job], float] = lambda _: 0.001
-    how: Callable[[Job], Returned] = lambda job: Returned(job)
+    how: Callable[[Job], Result] = lambda job: Result(job)
     now: float = 0.0
     busy: list[tuple[float, int, Job]] = field(default_factory=list)
     given: int = 0
@@ -54,7 +54,7 @@ class Simulated:
         self.given += 1
         heapq.heappush(self.busy, (self.now + self.seconds(job), self.given, job))
 
-    def returned(self) -> list[Returned]:
+    def returned(self) -> list[Result]:
         self.now, _, job = heapq.heappop(self.busy)
         return [self.how(job)]
 
@@ -103,7 +103,7 @@ class There:
     def give(self, job: Job, order: Any) -> None:
         self.job, self.order = job, order
 
-    def returned(self) -> list[Returned]:
+    def returned(self) -> list[Result]:
         assert self.job
         if self.order == "wait":
             self.order = "go on"
@@ -113,4 +113,4 @@ class There:
         if self.order == "odd":
             raise ValueError("It is odd.")
         job, self.job = self.job, None
-        return [Returned(job, value=os.getpid())]
+        return [Result(job, value=os.getpid())]

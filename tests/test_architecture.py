@@ -18,7 +18,7 @@ TORCH_FREE = """
     media.colours media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media previews
     interchange interchange.pickles
     measure.ledger measure.stats measure.tracks measure.sheets measure.compare measure many.engine many.crews
-    many.wanted many.gallery many ui ui.desk ui.door ui.parts tiny lab
+    many.spec many.gallery many ui ui.desk ui.door ui.parts tiny lab
 """.split()  # noqa: SIM905
 ORDER = """
     limits errors text progress machine threads config concept recipe library pairs wish
@@ -32,7 +32,7 @@ ORDER = """
     measure measure.ledger measure.stats measure.tracks measure.sheets measure.metrics measure.extractors
     measure.evaluate measure.compare measure.rivals measure.influence
     workshop
-    many many.engine many.crews many.wanted many.bench many.rays many.grid many.gallery
+    many many.engine many.crews many.spec many.bench many.rays many.grid many.gallery
     ui ui.desk ui.door ui.parts ui.studio ui.page
     tiny.movements tiny.scenes tiny.world tiny.captions tiny.models tiny.wan_models tiny.judge tiny.known tiny.demo
     lab lab.optimizer lab.codec lab.twins lab.unet_twin lab.wan_twin lab.pretrain lab.spoil lab.judge_training

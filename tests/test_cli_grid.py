@@ -13,7 +13,7 @@ from material import assert_one_sentence, run
 from customttt import compose, media
 from customttt.errors import DivergedError, UsageError
 from customttt.library import Library
-from customttt.many import wanted
+from customttt.many import spec
 from customttt.many.engine import Job, Outcome
 from customttt.many.grid import Foretold, Pace
 from customttt.planner import Forecast
@@ -144,12 +144,12 @@ def test_concepts_are_learned_first_from_folders_and_clips(
 def test_a_toml_file_says_the_same(here: Path) -> None:
     (here / "grid.toml").write_text('motions = "all"\nseeds = 3\n[settings]\nno = 1\n')
     with pytest.raises(UsageError, match=r"its 'settings\.no' cannot be used"):
-        wanted.read(here / "grid.toml")
+        spec.read(here / "grid.toml")
     (here / "grid.toml").write_text(
         'appearances = ["koala", "koala"]\nseeds = 3\n[settings]\nttt_steps = 0\n'
         '[learn.motion.running]\nclip = "a.mp4"\n'
     )
-    found = wanted.read(here / "grid.toml")
+    found = spec.read(here / "grid.toml")
     assert (found.names("appearance"), found.names("motion")) == (["koala"], ["running"])
     assert found.all_seeds() == [0, 1, 2]
     assert found.paths("a.mp4") == [here / "a.mp4"]

@@ -15,7 +15,7 @@ from crew import Plain, Simulated, There, obedient, stillborn
 from customttt.errors import BaseUnavailableError, CustomTTTError, DamagedError, IncompleteError
 from customttt.many import engine
 from customttt.many.crews import Apart, Processes
-from customttt.many.engine import Alone, Job, Outcome, Returned
+from customttt.many.engine import Alone, Job, Outcome, Result
 
 
 def job(key: str, *needs: str, what: Any = None) -> Job:
@@ -67,8 +67,8 @@ def test_what_is_known_is_not_done_again() -> None:
 
 
 def test_a_failed_job_says_why_and_stops_only_what_needs_it() -> None:
-    def how(one: Job) -> Returned:
-        return Returned(one, why="It is odd.") if one.key == "1" else Returned(one)
+    def how(one: Job) -> Result:
+        return Result(one, why="It is odd.") if one.key == "1" else Result(one)
 
     jobs = [*pairs(3, 2), job("late", "1-0"), job("other", "0-0")]
     outcomes = list(engine.run(jobs, Plain(), Simulated(2, how=how)))
@@ -100,9 +100,9 @@ def test_what_cannot_be_ordered_or_kept_fails_alone() -> None:
 def test_a_job_whose_worker_is_lost_is_given_to_another_and_not_for_ever() -> None:
     times: dict[str, int] = {}
 
-    def how(one: Job) -> Returned:
+    def how(one: Job) -> Result:
         times[one.key] = times.get(one.key, 0) + 1
-        return Returned(one, lost=one.key == "0-0" or (one.key == "1" and times["1"] < engine.TRIES))
+        return Result(one, lost=one.key == "0-0" or (one.key == "1" and times["1"] < engine.TRIES))
 
     outcomes = list(engine.run(pairs(2, 2), Plain(), Simulated(2, how=how)))
     assert states(outcomes) == {**dict.fromkeys(("0", "0-1", "1", "1-0", "1-1"), "done"), "0-0": "failed"}

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from customttt import lora, machine, planner
 from customttt.backbones import computing, defaults, known_bases, open_base, sketch
-from customttt.backbones.family import Known
+from customttt.backbones.family import NamedBase
 from customttt.backbones.wan import Wan
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
 from customttt.errors import UsageError
@@ -171,5 +171,5 @@ def test_the_gpu_that_a_known_base_needs_is_what_the_planner_says(monkeypatch: p
     config, top = settings.ttt.but(steps=1, reference_steps=1), len(planner.rungs(0, 1, sketch(name, CPU).heaviest)) - 1
     step = planner.adaptation(name, adapters, config, settings.sample, top, CUDA)
     least = max(step.memory, planner.decoding(name, settings.sample, CUDA).memory)
-    assert isinstance(known, Known)
+    assert isinstance(known, NamedBase)
     assert known.memory == math.ceil(least * planner.MARGIN / 1e9 + 1) * 10**9

@@ -18,7 +18,7 @@ from customttt.concept import Concept
 from customttt.library import Library
 from customttt.measure import rivals
 from customttt.measure.compare import METHODS
-from customttt.measure.rivals import Material, Taught
+from customttt.measure.rivals import Material, MethodWeights
 from customttt.progress import Progress, silent
 from customttt.recipe import Ingredient, VideoRecipe
 
@@ -59,7 +59,7 @@ def with_steps(concept: Concept, **changes: object) -> Concept:
 
 
 @pytest.fixture(scope="module")
-def taught(backbone: Backbone, material: Material, accelerator: Accelerator) -> Mapping[str, Taught]:
+def taught(backbone: Backbone, material: Material, accelerator: Accelerator) -> Mapping[str, MethodWeights]:
     """What every rival learns, each once."""
     return {name: rivals.teach(name, backbone, material, accelerator) for name in rivals.RIVALS}
 
@@ -72,14 +72,16 @@ def test_the_methods_that_learn_anew_are_the_rivals() -> None:
     assert {name for name, method in METHODS.items() if method.learns} == set(rivals.RIVALS)
 
 
-def test_full_lora_learns_in_every_layer_that_has_the_modules(backbone: Backbone, taught: Mapping[str, Taught]) -> None:
+def test_full_lora_learns_in_every_layer_that_has_the_modules(
+    backbone: Backbone, taught: Mapping[str, MethodWeights]
+) -> None:
     assert backbone.layers("appearance") == (0, 1, 2, 4, 6, 7, 8)
     assert backbone.layers("motion") == (0, 1, 2, 3, 5, 6, 7, 8)
     for kind, weights in taught["full"].loras.items():
         assert modules(weights) == set(backbone.targets(kind, backbone.layers(kind)))
 
 
-def test_each_rival_wraps_the_attention_that_its_recipe_says(taught: Mapping[str, Taught]) -> None:
+def test_each_rival_wraps_the_attention_that_its_recipe_says(taught: Mapping[str, MethodWeights]) -> None:
     spatial = {name: modules(one.loras["appearance"]) for name, one in taught.items()}
     cross = {name for name in spatial["full"] if ".attn2." in name}
     assert spatial["diffdirector"] == spatial["full"]
@@ -88,7 +90,7 @@ def test_each_rival_wraps_the_attention_that_its_recipe_says(taught: Mapping[str
     assert all(modules(one.loras["motion"]) == modules(taught["full"].loras["motion"]) for one in taught.values())
 
 
-def test_the_spatial_lora_of_the_clip_is_thrown_away(backbone: Backbone, taught: Mapping[str, Taught]) -> None:
+def test_the_spatial_lora_of_the_clip_is_thrown_away(backbone: Backbone, taught: Mapping[str, MethodWeights]) -> None:
     temporal = set(backbone.targets("motion", backbone.layers("motion")))
     assert modules(taught["diffdirector"].loras["motion"]) == temporal
     subject = taught["full"].loras["appearance"]
@@ -99,7 +101,7 @@ def test_the_spatial_lora_of_the_clip_is_thrown_away(backbone: Backbone, taught:
 
 
 def test_the_clip_s_looks_change_what_its_movement_learns(
-    backbone: Backbone, material: Material, taught: Mapping[str, Taught], accelerator: Accelerator,
+    backbone: Backbone, material: Material, taught: Mapping[str, MethodWeights], accelerator: Accelerator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Else the spatial path would be there for nothing."""
@@ -119,7 +121,7 @@ def test_every_rival_has_the_same_steps(backbone: Backbone, material: Material, 
 
 @pytest.mark.parametrize("name", rivals.RIVALS)
 def test_a_rival_leaves_the_base_as_it_was_and_learns_the_same_again(
-    backbone: Backbone, material: Material, taught: Mapping[str, Taught], accelerator: Accelerator, name: str
+    backbone: Backbone, material: Material, taught: Mapping[str, MethodWeights], accelerator: Accelerator, name: str
 ) -> None:
     networks = {"unet": backbone.network, "text": backbone.text_encoder}  # type: ignore[attr-defined]
     before = {part: {key: value.clone() for key, value in one.state_dict().items()} for part, one in networks.items()}
@@ -157,7 +159,7 @@ def test_a_learned_word_changes_only_its_own_embedding(backbone: Backbone) -> No
 
 
 def test_the_word_is_learned_from_its_noun_and_only_dreamvideo_has_one(
-    backbone: Backbone, taught: Mapping[str, Taught]
+    backbone: Backbone, taught: Mapping[str, MethodWeights]
 ) -> None:
     word = taught["dreamvideo"].word
     assert word is not None
@@ -167,29 +169,29 @@ def test_the_word_is_learned_from_its_noun_and_only_dreamvideo_has_one(
 
 
 def test_a_caption_without_the_noun_teaches_the_word_by_its_prompt(
-    backbone: Backbone, material: Material, taught: Mapping[str, Taught], accelerator: Accelerator
+    backbone: Backbone, material: Material, taught: Mapping[str, MethodWeights], accelerator: Accelerator
 ) -> None:
     silent_pictures = [replace(picture, captions=("In the snow.",)) for picture in material.pictures]
     other = rivals.teach("dreamvideo", backbone, replace(material, pictures=silent_pictures), accelerator)
     assert torch.equal(other.word, taught["dreamvideo"].word)  # type: ignore[arg-type]
 
 
-def test_what_was_learned_survives_a_file(taught: Mapping[str, Taught], tmp_path: Path) -> None:
+def test_what_was_learned_survives_a_file(taught: Mapping[str, MethodWeights], tmp_path: Path) -> None:
     for name, one in taught.items():
         lora.save(one.to_weights(), tmp_path / name)
-        read = Taught.from_weights(lora.load(tmp_path / name))
+        read = MethodWeights.from_weights(lora.load(tmp_path / name))
         assert read.to_weights().keys() == one.to_weights().keys()
         assert all(torch.equal(value, read.to_weights()[key]) for key, value in one.to_weights().items())
 
 
 def test_the_word_is_spoken_when_a_video_is_rendered(
-    backbone: Backbone, material: Material, taught: Mapping[str, Taught]
+    backbone: Backbone, material: Material, taught: Mapping[str, MethodWeights]
 ) -> None:
     concepts = Ingredient.of(material.appearance), Ingredient.of(material.motion)
     settings = backbone.defaults
     plain = VideoRecipe(*concepts, "", backbone.name, "f", settings.ttt.but(steps=0), settings.sample)
 
-    def frames(one: Taught) -> media.Frames:
+    def frames(one: MethodWeights) -> media.Frames:
         with one.spoken(backbone, "koala"):
             return compose.render(backbone, one.loras, plain)
 
@@ -197,9 +199,9 @@ def test_the_word_is_spoken_when_a_video_is_rendered(
     grown = {  # so that it can be seen
         kind: {key: 20 * value for key, value in one.items()} for kind, one in learned.loras.items()
     }
-    loud = Taught(grown, torch.linspace(-1, 1, len(backbone.word("koala"))))
+    loud = MethodWeights(grown, torch.linspace(-1, 1, len(backbone.word("koala"))))
     assert np.array_equal(frames(loud), frames(loud))
-    assert not np.array_equal(frames(loud), frames(Taught(loud.loras)))
+    assert not np.array_equal(frames(loud), frames(MethodWeights(loud.loras)))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_a_concept_of_unknown_steps_has_the_base_s(material: Material) -> None:
 @pytest.mark.parametrize("killed_after", [2, STEPS + 3])
 @pytest.mark.parametrize("name", ["motiondirector", "dreamvideo"])
 def test_a_killed_rival_goes_on_and_learns_the_same(
-    backbone: Backbone, material: Material, taught: Mapping[str, Taught], accelerator: Accelerator, name: str,
+    backbone: Backbone, material: Material, taught: Mapping[str, MethodWeights], accelerator: Accelerator, name: str,
     killed_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)

@@ -21,7 +21,7 @@ from customttt.ui import desk as desks
 from customttt.ui import parts
 from customttt.ui.desk import Desk, DeskTask
 from customttt.ui.door import Channel, Door, Scope
-from customttt.ui.studio import Asked, Studio
+from customttt.ui.studio import LearningForm, Studio
 from customttt.wish import Wish
 from customttt.workshop import Plan
 
@@ -139,18 +139,19 @@ def test_a_form_learns_stops_goes_on_and_composes(
             studio.desk.stop(task.number)
         return task.state == "stopped"
 
-    task = studio.learn(Asked("appearance", "koala", changes={"steps": 30, "rank": 4}), found)
+    task = studio.learn(LearningForm("appearance", "koala", changes={"steps": 30, "rank": 4}), found)
     until(lambda: glance(task))
     assert 0 < len(task.losses) < 30
     monkeypatch.setattr("customttt.workshop.GLANCE_SECONDS", 1e9)
     studio.desk.go_on(task.number)
-    moving = studio.learn(Asked("motion", "swimming", changes={"steps": 2, "rank": 4}), studio.clip(str(clip), 0, 1))
+    form = LearningForm("motion", "swimming", changes={"steps": 2, "rank": 4})
+    moving = studio.learn(form, studio.clip(str(clip), 0, 1))
     until(lambda: moving.state in ("done", "failed"))
     assert (task.state, moving.state) == ("done", "done"), (task.said, moving.said)
     assert len(Library().get("koala").losses) == 30
     assert [path.name for path, _ in moving.files] == ["preview.mp4"]
     with pytest.raises(AlreadyExistsError):
-        studio.learn(Asked("appearance", "koala", changes={"steps": 3}), found)
+        studio.learn(LearningForm("appearance", "koala", changes={"steps": 3}), found)
     made = studio.compose("koala", "swimming", Wish("on Mars", num=2))
     until(lambda: made.state in ("done", "failed"))
     assert made.state == "done", made.said
@@ -197,7 +198,7 @@ def test_what_is_no_number_is_one_sentence() -> None:
         (lambda studio, _: studio.compose("koala", "swimming", Wish(""), [("dog", "x")]), "no concept 'dog'"),
         (lambda studio, _: studio.admit(""), "no file to import"),
         (lambda studio, file: studio.admit(file), "cannot be imported"),
-        (lambda studio, _: studio.learn(Asked("motion", "../x"), ()), "cannot be a concept's name"),
+        (lambda studio, _: studio.learn(LearningForm("motion", "../x"), ()), "cannot be a concept's name"),
     ],
 )
 def test_what_a_form_cannot_do_is_one_sentence(

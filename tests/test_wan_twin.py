@@ -11,7 +11,7 @@ from small_wan import SmallWan
 
 from customttt import backbones
 from customttt.backbones import Backbone, hub, open_base
-from customttt.backbones.family import Known
+from customttt.backbones.family import NamedBase
 from customttt.backbones.survey import survey
 from customttt.backbones.wan import Wan
 from customttt.errors import UsageError
@@ -71,8 +71,8 @@ def test_an_exported_base_is_what_was_trained(run: pretrain.Run, backbone: Backb
 
 
 def test_it_can_be_a_base_with_a_name(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Known("tiny-wan", "a transformer", "Apache-2.0, OFL-1.1", folder=exported, square=True, subjects=2)
-    monkeypatch.setattr(Wan, "KNOWN", (*Wan.KNOWN, own))
+    own = NamedBase("tiny-wan", "a transformer", "Apache-2.0, OFL-1.1", folder=exported, square=True, subjects=2)
+    monkeypatch.setattr(Wan, "NAMED", (*Wan.NAMED, own))
     monkeypatch.setattr(hub, "answers", lambda: False)
     assert backbones.identify("tiny-wan") == backbones.identify(str(exported))
     assert open_base("tiny-wan", CPU).latent_shape(17, 128, 128) == (16, 5, 16, 16)

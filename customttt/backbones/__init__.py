@@ -26,7 +26,7 @@ from customttt.config import Defaults
 from customttt.errors import BaseUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from customttt.backbones.family import Family, Known
+    from customttt.backbones.family import Family, NamedBase
 
 __all__ = [
     "Backbone", "Place", "PromptEmbeds", "WordEmbedding", "autocast", "check_at_hand", "check_subjects", "choose_base",
@@ -144,7 +144,7 @@ class Origin:
     base: str
     folder: Path | None = None
     repositories: tuple[hub.Repository, ...] = ()
-    known: Known | None = None
+    known: NamedBase | None = None
 
 
 def locate(base: str) -> Origin:
@@ -179,9 +179,9 @@ def families() -> tuple[type[Family], ...]:
     return AnimateDiff, UNet3D, Wan
 
 
-def known_bases() -> dict[str, Known]:
+def known_bases() -> dict[str, NamedBase]:
     """The bases that have a name."""
-    return {known.name: known for family in families() for known in family.KNOWN}
+    return {known.name: known for family in families() for known in family.NAMED}
 
 
 def check_subjects(base: str, number: int) -> None:
@@ -203,7 +203,7 @@ def family_of(origin: Origin) -> type[Family]:
     """The family that loads a base: by its name, else by its network's class. Raises BaseUnavailableError."""
     architecture = str(_config(origin).get("_class_name", "nameless model")) if origin.known is None else ""
     for family in families():
-        if origin.known in family.KNOWN or architecture in family.NETWORKS:
+        if origin.known in family.NAMED or architecture in family.NETWORKS:
             return family
     expected = ", ".join(name for family in families() for name in family.NETWORKS)
     raise BaseUnavailableError(f"{origin.base!r} is a {architecture}, which is no base here; give one of {expected}.")

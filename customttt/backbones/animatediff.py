@@ -19,7 +19,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
 
 from customttt.backbones import hub
-from customttt.backbones.family import Known, load_part, read_config
+from customttt.backbones.family import NamedBase, load_part, read_config
 from customttt.backbones.interface import PromptEmbeds
 from customttt.backbones.unets import UNetFamily
 from customttt.concept import Kind
@@ -60,17 +60,17 @@ class AnimateDiff(UNetFamily):
     BRANCHES = MappingProxyType({"appearance": "attentions", "motion": "motion_modules"})
     ARCHITECTURES = MappingProxyType({"appearance": "stable-diffusion-v1", "motion": "animatediff"})
     KOHYA_BASE = "sd_v1"
-    KNOWN = (
-        Known(
+    NAMED = (
+        NamedBase(
             "tiny", "the embedded model: a small world of emoji", "Apache-2.0, OFL-1.1", folder=TINY_PATH / "weights",
             architecture_name="customttt-tiny", square=True, subjects=2,
         ),
-        Known(
+        NamedBase(
             "animatediff", "Stable Diffusion 1.5 + AnimateDiff v3, the paper's", "CreativeML OpenRAIL-M, Apache-2.0",
             defaults=PAPER, repositories=(CHECKPOINT, ADAPTER), architecture=ARCHITECTURE,
             # The hub lists 1.72 GB of U-Net and 1.67 of adapter; 0.25 of text encoder and 0.17 of VAE at 2 bytes each.
             download=3_810_000_000,
-            # 3.4 GB with every block recomputed, 7.8 with none, at 16 x 256 x 256 (see `Known.memory`).
+            # 3.4 GB with every block recomputed, 7.8 with none, at 16 x 256 x 256 (see `NamedBase.memory`).
             memory=5_000_000_000,
         ),
     )  # fmt: skip

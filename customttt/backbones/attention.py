@@ -40,9 +40,9 @@ class Attend:
             products = attention.to_q(hidden_states), attention.to_k(read), attention.to_v(read)
             each = tuple(one.view(batch, -1, self.heads, one.shape[-1] // self.heads) for one in products)
         query, key, value = (one.transpose(1, 2) for one in each)
-        found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, length, -1)
+        out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, length, -1)
         to_out: Any = attention.to_out
-        return to_out[1](to_out[0](found))  # type: ignore[no-any-return]
+        return to_out[1](to_out[0](out))  # type: ignore[no-any-return]
 
     def joined(self, attention: Attention) -> Tensor | None:
         """`together`, where the weights still lie in it and no LoRA acts on them."""

@@ -26,7 +26,7 @@ from customttt.patch import replaced
 
 
 @dataclass(frozen=True)
-class Known:
+class NamedBase:
     """A base that has a name. Every number is looked up or computed; its comment says where."""
 
     name: str
@@ -64,7 +64,7 @@ class Family(ABC):
     """Of its network, in a base in diffusers format."""
     NETWORKS: ClassVar[tuple[str, ...]]
     """Class names in the network's config.json that this family loads."""
-    KNOWN: ClassVar[tuple[Known, ...]] = ()
+    NAMED: ClassVar[tuple[NamedBase, ...]] = ()
     """Its bases that have a name."""
     PARTS: ClassVar[tuple[str, ...]] = hub.PARTS
     """Folders that a base must have."""
@@ -118,7 +118,7 @@ class Family(ABC):
             below = cut[0] // step * step
             near = f"{below} or {below + step}" if below else str(step)
             raise UsageError(f"A side is {cut[0]} pixels; {self.name} takes multiples of {step}, such as {near}.")
-        if height != width and any(known.square for known in self.KNOWN if known.name == self.name):
+        if height != width and any(known.square for known in self.NAMED if known.name == self.name):
             raise UsageError(
                 f"Videos of {width} x {height} pixels cannot be made: {self.name} knows squares alone. "
                 "Use --aspect 1:1, or another base."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from customttt import machine
 from customttt.backbones import defaults, hub, known_bases
-from customttt.backbones.family import Known
+from customttt.backbones.family import NamedBase
 from customttt.config import SampleConfig
 
 
@@ -14,7 +14,7 @@ from customttt.config import SampleConfig
 class BaseStatus:
     """A known base on this machine."""
 
-    known: Known
+    known: NamedBase
     sample: SampleConfig
     here: bool
     """Whether all of it is on this machine."""
@@ -41,7 +41,7 @@ def survey() -> list[BaseStatus]:
     return statuses
 
 
-def too_large(known: Known, gpus: list[machine.Gpu]) -> str | None:
+def too_large(known: NamedBase, gpus: list[machine.Gpu]) -> str | None:
     """Why this machine cannot carry a base; None where it can. The first GPU is the one that is used."""
     if known.memory == 0:
         return None

@@ -20,7 +20,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from torch import nn
 
 from customttt.backbones import hub
-from customttt.backbones.family import Known, load_part, read_config
+from customttt.backbones.family import NamedBase, load_part, read_config
 from customttt.backbones.interface import PromptEmbeds
 from customttt.backbones.unets import UNetFamily
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
@@ -61,17 +61,17 @@ class UNet3D(UNetFamily):
     BRANCHES = MappingProxyType({"appearance": "attentions", "motion": "temp_attentions"})
     ARCHITECTURES = MappingProxyType({"appearance": "text-to-video-ms", "motion": "text-to-video-ms"})
     OUTSIDE = MappingProxyType({"transformer_in.": ("motion", 0)})
-    KNOWN = (
-        Known(
+    NAMED = (
+        NamedBase(
             "zeroscope", "ZeroScope v2 576w: ModelScope without its watermark", "CC-BY-NC-4.0", defaults=ZEROSCOPE,
             # The main branch holds pickles only; this commit of refs/pr/46 adds the same weights as safetensors.
             repositories=(ZEROSCOPE_HOME,), architecture=ARCHITECTURE,
             # The hub lists 0.68 GB of text encoder and 0.17 of VAE; 1,411,233,860 parameters of U-Net at 2 bytes each.
             download=3_670_000_000,
-            # 4.7 GB with every block recomputed, 17.2 with none, at 16 x 384 x 384 (see `Known.memory`).
+            # 4.7 GB with every block recomputed, 17.2 with none, at 16 x 384 x 384 (see `NamedBase.memory`).
             memory=7_000_000_000,
         ),
-        Known(
+        NamedBase(
             "modelscope", "ModelScopeT2V 1.7B", "CC-BY-NC-4.0", defaults=MODELSCOPE,
             repositories=(MODELSCOPE_HOME,), architecture=ARCHITECTURE,
             # The hub lists 2.82 GB of U-Net; text encoder and VAE are those of zeroscope.

@@ -27,7 +27,16 @@ from transformers.utils import logging as text_logging
 from customttt import lora
 from customttt.backbones import hub
 from customttt.backbones.experts import EXPERTS, Experts
-from customttt.backbones.family import Family, Known, load_part, read_as, read_config, resting, unavailable, visiting
+from customttt.backbones.family import (
+    Family,
+    NamedBase,
+    load_part,
+    read_as,
+    read_config,
+    resting,
+    unavailable,
+    visiting,
+)
 from customttt.backbones.interface import Place, PromptEmbeds, WordEmbedding, computing, precision
 from customttt.concept import Kind
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
@@ -95,14 +104,14 @@ class Wan(Family):
     CONFIGS = ("vae/config.json", "text_encoder/config.json")
     ARCHITECTURES = MappingProxyType({"appearance": "wan2.1", "motion": "wan2.1"})
     KOHYA_BASE = "wan2.1"
-    KNOWN = (
-        Known(
+    NAMED = (
+        NamedBase(
             "wan", "Wan 2.1 T2V 1.3B, a diffusion transformer", "Apache-2.0", defaults=recipe(30),
             repositories=(HOME,), architecture=ARCHITECTURE,
             # Everything is in float32 there: 1,418,996,800 parameters of transformer, 5,680,910,336 of text encoder
             # and 126,892,531 of VAE; 0.02 GB of tokenizer. Computed, not looked up.
             download=28_930_000_000,
-            # 5.6 GB with every block recomputed, at 33 x 480 x 480, and 5.1 to decode (see `Known.memory`).
+            # 5.6 GB with every block recomputed, at 33 x 480 x 480, and 5.1 to decode (see `NamedBase.memory`).
             memory=8_000_000_000,
         ),
     )  # fmt: skip

@@ -325,7 +325,7 @@ class Study:
     def _rival(self, cell: Cell, rival: str) -> Rival:
         return Rival(rival, self._materials[cell.pairing].key(rival))
 
-    def _taught(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> rivals.Taught:
+    def _taught(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> rivals.MethodWeights:
         """What a video is rendered with; how long test-time training took is kept in the ledger."""
         if arm.rival:
             return self.shop.teach(self._rival(cell, arm.rival), self._materials[cell.pairing])
@@ -337,7 +337,7 @@ class Study:
         loras = self.shop.adapt(real)
         if recipe.ttt.steps and not known:
             self.ledger.put(self._adaptation(cell, arm, recipe), seconds=time.process_time() - began)
-        return rivals.Taught(loras)
+        return rivals.MethodWeights(loras)
 
     def _adaptation(self, cell: Cell, arm: Arm, recipe: VideoRecipe) -> str:
         """The name of test-time training in the ledger: all that makes it, known before anything is learned."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from customttt import machine
 from customttt.errors import CustomTTTError, IncompleteError
-from customttt.many.engine import Crew, Job, Returned, done, sentence
+from customttt.many.engine import Crew, Job, Result, done, sentence
 
 Opened = Callable[[], Callable[[Any], Any]]
 """Opens, in a worker, what does its orders; it can be pickled."""
@@ -65,9 +65,9 @@ class Apart:
     def give(self, job: Job, order: Any) -> None:
         self._asked("give", job, order)
 
-    def returned(self) -> list[Returned]:
-        found: list[Returned] = self._asked("returned")
-        return found
+    def returned(self) -> list[Result]:
+        results: list[Result] = self._asked("returned")
+        return results
 
     def _asked(self, what: str, *given: Any) -> Any:
         with suppress(OSError):  # it is gone, which is found by waiting for its answer
@@ -129,16 +129,16 @@ class Processes:
         with suppress(OSError):  # it is gone, which is found by waiting for it
             worker.pipe.send((job, order))
 
-    def returned(self) -> list[Returned]:
-        found: list[Returned] = []
-        while not found:
+    def returned(self) -> list[Result]:
+        results: list[Result] = []
+        while not results:
             there = {worker.pipe: index for index, worker in enumerate(self.workers) if worker}
             for pipe in wait(list(there)):
                 index = there[pipe]  # type: ignore[index]
-                found += self._heard(index)
-        return found
+                results += self._heard(index)
+        return results
 
-    def _heard(self, index: int) -> list[Returned]:
+    def _heard(self, index: int) -> list[Result]:
         """What a worker says, or that it is gone."""
         worker = self.workers[index]
         assert worker is not None
@@ -154,7 +154,7 @@ class Processes:
         worker.job = None
         return [said]
 
-    def _gone(self, index: int, worker: _Worker) -> list[Returned]:
+    def _gone(self, index: int, worker: _Worker) -> list[Result]:
         worker.process.join()
         worker.pipe.close()
         self.workers[index] = None
@@ -165,7 +165,7 @@ class Processes:
                 "use fewer --workers."
             )
         seconds = time.monotonic() - worker.since
-        return [Returned(worker.job, seconds, lost=True)] if worker.job else []
+        return [Result(worker.job, seconds, lost=True)] if worker.job else []
 
     def _start(self, index: int) -> _Worker:
         ours, theirs = multiprocessing.Pipe()

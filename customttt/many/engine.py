@@ -50,7 +50,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
+class Result:
     """What a worker gives back."""
 
     job: Job
@@ -86,7 +86,7 @@ class Crew(Protocol):
     def give(self, job: Job, order: Any) -> None:
         """Let a job be done; there is room."""
 
-    def returned(self) -> list[Returned]:
+    def returned(self) -> list[Result]:
         """What has ended; waits until there is something, or for a while. Jobs have been given."""
 
 
@@ -183,7 +183,7 @@ class _Run:
         self.running += 1
         self.crew.give(job, order)
 
-    def _returned(self, one: Returned) -> None:
+    def _returned(self, one: Result) -> None:
         job = one.job
         if one.lost:
             self.lost[job.key] = self.lost.get(job.key, 0) + 1
@@ -236,20 +236,20 @@ class Alone:
     def give(self, job: Job, order: Any) -> None:
         self.held.append((job, order))
 
-    def returned(self) -> list[Returned]:
+    def returned(self) -> list[Result]:
         self.do = self.do or self.opened()
         job, order = self.held.pop()
         return [done(job, order, self.do)]
 
 
-def done(job: Job, order: Any, do: Callable[[Any], Any]) -> Returned:
+def done(job: Job, order: Any, do: Callable[[Any], Any]) -> Result:
     """Do a job here; what it raises is why it failed."""
     began = time.monotonic()
     try:
         value = do(order)
     except Exception as error:  # whatever one job raises stops no other
-        return Returned(job, time.monotonic() - began, why=sentence(error))
-    return Returned(job, time.monotonic() - began, value)
+        return Result(job, time.monotonic() - began, why=sentence(error))
+    return Result(job, time.monotonic() - began, value)
 
 
 def sentence(error: Exception) -> str:

@@ -39,8 +39,8 @@ Lines = Callable[[VideoRecipe], Sequence[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One video as it was found."""
+class GalleryVideo:
+    """One video of a folder, and what is known of it."""
 
     path: Path
     recipe: VideoRecipe
@@ -54,7 +54,7 @@ class Collection:
     """All videos of a folder, and what a grid did not make."""
 
     folder: Path
-    videos: Sequence[Shown]
+    videos: Sequence[GalleryVideo]
     failures: Sequence[Mapping[str, str]] = ()
     strangers: int = 0
     """Videos without a recipe that this version reads."""
@@ -75,7 +75,7 @@ def collect(folder: Path) -> Collection:
         recipes = list(pool.map(_recipe, paths))
     by_video, by_method = _scores(folder)
     videos = [
-        Shown(path, recipe, method, {**by_method.get(method, {}), **by_video.get(path.name, {})})
+        GalleryVideo(path, recipe, method, {**by_method.get(method, {}), **by_video.get(path.name, {})})
         for path, recipe in zip(paths, recipes, strict=True)
         if recipe is not None
         for method in [_method(path, recipe)]
@@ -88,12 +88,12 @@ def collect(folder: Path) -> Collection:
     return Collection(folder, sorted(videos, key=_place), _failures(folder), len(paths) - len(videos))
 
 
-def page(found: Collection, lines: Lines, out: Path, title: str) -> str:
+def page(collection: Collection, lines: Lines, out: Path, title: str) -> str:
     """The page of a collection, as it is to lie at `out`."""
-    names = list(dict.fromkeys(name for one in found.videos for name in one.scores))
-    axes = ("method", "seed") if found.compared else ("appearance", "motion")
-    videos = [_fields(one, lines, out) for one in found.videos]
-    return _rendered(title, videos=videos, scores=names, rows=axes[0], columns=axes[1], failures=found.failures)
+    names = list(dict.fromkeys(name for one in collection.videos for name in one.scores))
+    axes = ("method", "seed") if collection.compared else ("appearance", "motion")
+    videos = [_fields(one, lines, out) for one in collection.videos]
+    return _rendered(title, videos=videos, scores=names, rows=axes[0], columns=axes[1], failures=collection.failures)
 
 
 def library_page(
@@ -146,7 +146,7 @@ def _method(path: Path, recipe: VideoRecipe) -> str:
     return recipe.rival.name if recipe.rival else ""
 
 
-def _place(one: Shown) -> tuple[object, ...]:
+def _place(one: GalleryVideo) -> tuple[object, ...]:
     """By method, as `compare` knows them, then by all that tells videos apart."""
     order, recipe = list(METHODS), one.recipe
     method = order.index(one.method) if one.method in order else len(order)
@@ -179,10 +179,10 @@ def _json(path: Path, kind: type) -> Any:
     """What a file beside the videos says; nothing where it is none of ours."""
     try:
         with path.open(encoding="utf-8") as file:
-            found = parsed(file.read(10 * MAX_NOTE), 10 * MAX_NOTE)
+            content = parsed(file.read(10 * MAX_NOTE), 10 * MAX_NOTE)
     except (OSError, ValueError):
         return kind()
-    return found if isinstance(found, kind) else kind()
+    return content if isinstance(content, kind) else kind()
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -193,7 +193,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _fields(one: Shown, lines: Lines, out: Path) -> dict[str, Any]:
+def _fields(one: GalleryVideo, lines: Lines, out: Path) -> dict[str, Any]:
     recipe = one.recipe
     beside = Path(os.path.relpath(one.path, out.parent)).as_posix()
     return {

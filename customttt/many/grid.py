@@ -30,7 +30,7 @@ from customttt.library import ADAPTED, WEIGHTS, Library
 from customttt.limits import MAX_JOBS
 from customttt.many.bench import Adapt, Learn, Order, Render
 from customttt.many.engine import Job, Outcome
-from customttt.many.wanted import AppearanceLesson, MotionLesson, Wanted
+from customttt.many.spec import AppearanceLesson, GridSpec, MotionLesson
 from customttt.measure.ledger import Ledger
 from customttt.pairs import Pair, check_base
 from customttt.planner import Adapter
@@ -141,7 +141,7 @@ class Grid:
     base: str
     fingerprint: str
     defaults: Defaults
-    wanted: Wanted
+    spec: GridSpec
     folder: Path
     threads: int = 1
     """Of the CPU for each video, whoever makes it, as they decide the last bits; 0: on a GPU."""
@@ -154,26 +154,26 @@ class Grid:
     lessons: dict[tuple[Kind, str], Preparation] = field(default_factory=dict)
 
     @classmethod
-    def planned(cls, library: Library, wanted: Wanted, folder: Path, count: int = 1) -> Grid:
+    def planned(cls, library: Library, spec: GridSpec, folder: Path, count: int = 1) -> Grid:
         """Find every concept, and read every picture and clip that is to be learned from; nothing is loaded.
 
         `count` is of CPU threads. Raises UsageError, NotFoundError, MediaError, DamagedError, AlreadyExistsError for a
         name that is taken by another concept, or BaseUnavailableError.
         """
-        _check_count(library, wanted)
-        for prompt in wanted.prompts:
+        _check_count(library, spec)
+        for prompt in spec.prompts:
             check_prompt(prompt)
-        for seed in wanted.all_seeds():
+        for seed in spec.all_seeds():
             check_seed(seed)
-        base = _base(library, wanted)
+        base = _base(library, spec)
         known = backbones.identify(base), backbones.defaults(base)
         count = count if machine.device().type == "cpu" else 0
-        grid = cls(library, base, *known, wanted, folder, count)
-        backbones.check_subjects(base, 1 + len(wanted.others))
+        grid = cls(library, base, *known, spec, folder, count)
+        backbones.check_subjects(base, 1 + len(spec.others))
         for kind in KINDS:
             grid.named[kind] = {}
             grid.axes[kind] = grid._axis(kind)
-            names = dict.fromkeys([*grid.axes[kind], *wanted.beside(kind)])
+            names = dict.fromkeys([*grid.axes[kind], *spec.beside(kind)])
             grid.concepts[kind] = {name: grid._taught(kind, name) for name in names}
         grid._check_places()
         grid.recipe(next(grid.cells(*grid._first)))  # raises for what no recipe can have
@@ -185,13 +185,13 @@ class Grid:
     def counts(self) -> dict[str, int]:
         """Jobs of each kind."""
         pairs = len(self.axes["appearance"]) * len(self.axes["motion"])
-        videos = pairs * len(self.wanted.prompts) * self.wanted.how_many_seeds()
+        videos = pairs * len(self.spec.prompts) * self.spec.how_many_seeds()
         return {LEARN: len(self.lessons), ADAPT: pairs * self._adapts, VIDEO: videos}
 
     def cells(self, appearance: str, motion: str) -> Iterator[Combination]:
         """The videos of a pair."""
-        for prompt in self.wanted.prompts:
-            for seed in self.wanted.all_seeds():
+        for prompt in self.spec.prompts:
+            for seed in self.spec.all_seeds():
                 yield Combination(appearance, motion, prompt, seed)
 
     def jobs(self) -> Iterator[Job]:
@@ -221,19 +221,19 @@ class Grid:
 
     def _pair(self, appearance: str, motion: str, concepts: Mapping[Kind, Mapping[str, Concept]]) -> Pair:
         looks, moves = concepts["appearance"], concepts["motion"]
-        others = ((looks[one], moves[other] if other else None) for one, other in self.wanted.others)
+        others = ((looks[one], moves[other] if other else None) for one, other in self.spec.others)
         return Pair(looks[appearance], moves[motion], tuple(others))
 
     def _settings(self, appearance: str) -> Settings:
         """Those of videos of an appearance: places are of whoever is in them."""
-        settings, there = self.wanted.settings, (appearance, *self.wanted.beside("appearance"))
+        settings, there = self.spec.settings, (appearance, *self.spec.beside("appearance"))
         places = {name: place for name, place in settings.places.items() if name in there}
         return settings.model_copy(update={"places": places})
 
     def _check_places(self) -> None:
         """Raise UsageError for the place of who is in no video."""
         names = list(self.concepts["appearance"])
-        if unknown := [name for name in self.wanted.settings.places if name not in names]:
+        if unknown := [name for name in self.spec.settings.places if name not in names]:
             raise UsageError(f"'{unknown[0]}' is no subject of this grid; a place can be given to {listed(names)}.")
 
     def path(self, cell: Combination, recipe: VideoRecipe) -> Path:
@@ -298,16 +298,16 @@ class Grid:
         return Ledger(self.library.made)
 
     def _pair_recipe(self, appearance: str, motion: str) -> VideoRecipe:
-        return self.recipe(Combination(appearance, motion, self.wanted.prompts[0], 0))
+        return self.recipe(Combination(appearance, motion, self.spec.prompts[0], 0))
 
     def _axis(self, kind: Kind) -> list[str]:
         """The names of a kind: of concepts that are there, and of those that are to be learned."""
-        asked = self.wanted.names(kind)
+        asked = self.spec.names(kind)
         if asked is None:
             fitting = [one for one in self.library.concepts(kind) if one.base_fingerprint == self.fingerprint]
-            asked = list(dict.fromkeys([*getattr(self.wanted.learn, kind), *(one.name for one in fitting)]))
+            asked = list(dict.fromkeys([*getattr(self.spec.learn, kind), *(one.name for one in fitting)]))
             if kind == "appearance":
-                asked = [name for name in asked if name not in self.wanted.beside(kind)]
+                asked = [name for name in asked if name not in self.spec.beside(kind)]
         if not asked:
             raise NotFoundError(
                 f"The grid has no {kind}: nothing of that kind was learned on '{self.base}'; "
@@ -316,7 +316,7 @@ class Grid:
         return asked
 
     def _taught(self, kind: Kind, name: str) -> Concept:
-        lessons: Mapping[str, Any] = getattr(self.wanted.learn, kind)
+        lessons: Mapping[str, Any] = getattr(self.spec.learn, kind)
         if name not in lessons:
             concept = self.library.get(name, kind)
             check_base(concept, self.base, self.fingerprint)
@@ -347,8 +347,8 @@ class Grid:
     def _inputs(self, asked: AppearanceLesson | MotionLesson) -> Inputs:
         sample = self.defaults.sample
         if isinstance(asked, AppearanceLesson):
-            return media.read_pictures(self.wanted.paths(asked.images), sample.sides, asked.fit)
-        (path,) = self.wanted.paths(asked.clip)
+            return media.read_pictures(self.spec.paths(asked.images), sample.sides, asked.fit)
+        (path,) = self.spec.paths(asked.clip)
         sample = workshop.for_clip(self.base, sample, path, parse_aspect(asked.aspect)).but(num_frames=asked.frames)
         return media.read_clip(path, sample.num_frames, sample.fps, sample.sides, asked.start, asked.end)
 
@@ -362,10 +362,10 @@ class Grid:
                 return None
             self._note(recipe, path)  # the process that wrote it was killed before it could
             return path
-        for found in (path, Path(noted["path"])):
-            if _sha256(found) == noted["sha256"]:
-                if found != path:
-                    _put(found, path)
+        for place in (path, Path(noted["path"])):
+            if _sha256(place) == noted["sha256"]:
+                if place != path:
+                    _put(place, path)
                 return path
         return None
 
@@ -379,10 +379,10 @@ def name_of(recipe: VideoRecipe) -> str:
     return digest({key: value for key, value in recipe.to_dict().items() if key != "threads"})
 
 
-def _check_count(library: Library, wanted: Wanted) -> None:
+def _check_count(library: Library, spec: GridSpec) -> None:
     """Raise UsageError for more jobs than a grid has; nothing is counted out."""
-    sizes = [len(library.concepts(kind)) if (names := wanted.names(kind)) is None else len(names) for kind in KINDS]
-    sizes += [len(wanted.prompts), wanted.how_many_seeds()]
+    sizes = [len(library.concepts(kind)) if (names := spec.names(kind)) is None else len(names) for kind in KINDS]
+    sizes += [len(spec.prompts), spec.how_many_seeds()]
     videos = sizes[0] * sizes[1] * sizes[2] * sizes[3]
     if videos > MAX_JOBS:
         raise UsageError(
@@ -391,20 +391,20 @@ def _check_count(library: Library, wanted: Wanted) -> None:
         )
 
 
-def _base(library: Library, wanted: Wanted) -> str:
+def _base(library: Library, spec: GridSpec) -> str:
     """The one that is asked for; else that of the concepts, or where all are to be learned, what suits this machine."""
-    if wanted.base:
-        return backbones.choose_base(wanted.base)[0]
+    if spec.base:
+        return backbones.choose_base(spec.base)[0]
     there: list[Concept] = []
     for kind in KINDS:
-        names, lessons = wanted.names(kind), getattr(wanted.learn, kind)
+        names, lessons = spec.names(kind), getattr(spec.learn, kind)
         if names is None:
             there += library.concepts(kind)
-        there += [library.get(name, kind) for name in (*(names or ()), *wanted.beside(kind)) if name not in lessons]
+        there += [library.get(name, kind) for name in (*(names or ()), *spec.beside(kind)) if name not in lessons]
     if not there:
         return backbones.choose_base(os.environ.get("CUSTOMTTT_BASE"))[0]
     bases = {one.base_fingerprint: one.base for one in there}
-    if len(bases) > 1 and all(wanted.names(kind) is None for kind in KINDS):
+    if len(bases) > 1 and all(spec.names(kind) is None for kind in KINDS):
         raise UsageError(f"The library has concepts of {len(bases)} bases ({', '.join(bases.values())}); give --base.")
     return there[0].base
 
@@ -458,7 +458,7 @@ def _foretold(grid: Grid, missing: Mapping[str, int]) -> Foretold:
     """Jobs of one kind take different times only where videos have another shape, or LoRAs other layers or ranks."""
     first, _ = grid._first
     samples = {name: grid._pair_recipe(first, name).sample for name in grid.axes["motion"]}
-    shared = grid.wanted.beside("motion")  # who moves as another does has no LoRA of its own for it
+    shared = grid.spec.beside("motion")  # who moves as another does has no LoRA of its own for it
     looks = {_adapter(grid.concepts["appearance"][name]): name for name in grid.axes["appearance"]}
     moves = {(_adapter(grid.concepts["motion"][name]), samples[name], name in shared): name for name in samples}
     ttt = grid._pair_recipe(*grid._first).ttt

@@ -28,7 +28,7 @@ from customttt.library import Library
 from customttt.many import bench
 from customttt.many.bench import Learn, Order, Render
 from customttt.many.crews import STARTS
-from customttt.many.engine import Job, Returned, done
+from customttt.many.engine import Job, Result, done
 from customttt.recipe import VideoRecipe
 
 LOOK_SECONDS = 2.0
@@ -97,7 +97,7 @@ class Hand:
                 return Broken(error)
         return None
 
-    def work(self, job: Job, order: Order, *goods: Entry | Adapted) -> Returned | Broken:
+    def work(self, job: Job, order: Order, *goods: Entry | Adapted) -> Result | Broken:
         """Do a job with what it needs; its value is what was made."""
         if broken := self.open():
             return broken
@@ -220,13 +220,13 @@ class OnRay:
         seat.job, seat.order, seat.since = job, order, time.monotonic()
         seat.ref = seat.actor.work.remote(job, order, *self._needed(order))
 
-    def returned(self) -> list[Returned]:
+    def returned(self) -> list[Result]:
         busy = {seat.ref: seat for seat in self.seats if seat.job}
         with _asking(self.doors):
             ready, _ = self.ray.wait(list(busy), num_returns=1, timeout=LOOK_SECONDS)
             return [one for ref in ready if (one := self._heard(busy[ref]))]
 
-    def _heard(self, seat: _Seat) -> Returned | None:
+    def _heard(self, seat: _Seat) -> Result | None:
         """What became of a job; None where it was given out again."""
         job, order = seat.job, seat.order
         assert job is not None
@@ -240,17 +240,17 @@ class OnRay:
             raise said.error
         self.failed_starts = 0
         if said.why:
-            return Returned(job, said.seconds, why=said.why)
+            return Result(job, said.seconds, why=said.why)
         return replace(done(job, said.value, partial(self._keep, order)), seconds=said.seconds)
 
-    def _lost(self, seat: _Seat, job: Job, order: Order) -> Returned | None:
+    def _lost(self, seat: _Seat, job: Job, order: Order) -> Result | None:
         """A job is to blame for the loss of an actor only where that had opened its base, and Ray is still there."""
         _check(self.doors)
         began, seconds = self._began(seat), time.monotonic() - seat.since
         self.ray.kill(seat.actor)
         seat.actor = seat.opened = seat.job = seat.order = seat.ref = None
         if began:
-            return Returned(job, seconds, lost=True)
+            return Result(job, seconds, lost=True)
         self.failed_starts += 1
         if self.failed_starts >= STARTS:
             raise IncompleteError(

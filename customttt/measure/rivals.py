@@ -76,7 +76,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Taught:
+class MethodWeights:
     """What a method renders with: LoRAs, and DreamVideo's word for the subject."""
 
     loras: lora.Loras
@@ -91,7 +91,7 @@ class Taught:
         return lora.join(self.loras) | ({} if self.word is None else {"word": self.word})
 
     @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor]) -> Taught:
+    def from_weights(cls, weights: Mapping[str, Tensor]) -> MethodWeights:
         return cls(lora.split(weights), weights.get("word"))
 
 
@@ -103,7 +103,7 @@ def teach(
     report: Report = silent,
     stages: Stages = forgetful,
     subject: lora.Weights | None = None,
-) -> Taught:
+) -> MethodWeights:
     """What the rival of that name (see RIVALS) learns from the material.
 
     `subject` is what `full` has learned of the subject, where that is at hand: DiffDirector learns the same.
@@ -165,16 +165,16 @@ class RivalLesson:
         return weights
 
 
-def _pair(appearance: lora.Weights, motion: lora.Weights, word: WordEmbedding | None = None) -> Taught:
-    return Taught({"appearance": appearance, "motion": motion}, word)
+def _pair(appearance: lora.Weights, motion: lora.Weights, word: WordEmbedding | None = None) -> MethodWeights:
+    return MethodWeights({"appearance": appearance, "motion": motion}, word)
 
 
-def full(lesson: RivalLesson) -> Taught:
+def full(lesson: RivalLesson) -> MethodWeights:
     """The paper's "full LoRA": what CustomTTT learns before test-time training, on all layers."""
     return _pair(lesson.subject(), lesson.movement())
 
 
-def motiondirector(lesson: RivalLesson) -> Taught:
+def motiondirector(lesson: RivalLesson) -> MethodWeights:
     """MotionDirector's dual-path recipe (arXiv 2310.08465); spatial LoRAs leave the cross-attention as it is.
 
     Published: AdamW at 5e-4 for both paths, 150 steps for a clip and 1,000 for pictures, half of them mirrored, and at
@@ -185,7 +185,7 @@ def motiondirector(lesson: RivalLesson) -> Taught:
     return _pair(lesson.subject(spatial), _two_paths(lesson, spatial))
 
 
-def diffdirector(lesson: RivalLesson) -> Taught:
+def diffdirector(lesson: RivalLesson) -> MethodWeights:
     """DiffDirector (github.com/ExponentialML/AnimateDiff-MotionDirector): MotionDirector's recipe, for AnimateDiff.
 
     Its spatial LoRAs wrap the cross-attention, too, and its optimizer is Lion: at 5e-5 for the temporal path and 1e-5
@@ -196,7 +196,7 @@ def diffdirector(lesson: RivalLesson) -> Taught:
     return _pair(subject, _two_paths(lesson, lesson.targets("appearance")))
 
 
-def dreamvideo(lesson: RivalLesson) -> Taught:
+def dreamvideo(lesson: RivalLesson) -> MethodWeights:
     """DreamVideo (arXiv 2312.04433), simplified: a word for the subject, then an adapter of the cross-attention.
 
     The word replaces the noun, from whose embedding it starts; 3/4 of the subject's steps are for it, as in the public
@@ -214,7 +214,7 @@ def dreamvideo(lesson: RivalLesson) -> Taught:
     return _pair(identity, lesson.movement(debias=0.0), word)
 
 
-RIVALS: Mapping[str, Callable[[RivalLesson], Taught]] = MappingProxyType(
+RIVALS: Mapping[str, Callable[[RivalLesson], MethodWeights]] = MappingProxyType(
     {"full": full, "motiondirector": motiondirector, "diffdirector": diffdirector, "dreamvideo": dreamvideo}
 )
 """By the name in `compare`."""

@@ -20,7 +20,7 @@ from customttt.errors import CustomTTTError, UsageError
 from customttt.interchange.exchange import Form
 from customttt.ui import parts
 from customttt.ui.door import Door
-from customttt.ui.studio import Asked, Studio
+from customttt.ui.studio import LearningForm, Studio
 from customttt.wish import Settings, Wish
 
 HOST, PORT = "127.0.0.1", 7860
@@ -114,7 +114,7 @@ class Page:
                 "steps": parts.whole("Steps", steps), "rank": parts.whole("Rank", rank),
                 "learning_rate": parts.number("The learning rate", rate), "seed": parts.whole("The seed", seed),
             }  # fmt: skip
-            asked = Asked(kind, name.strip(), phrase, prompt, base or "", changes, force)
+            asked = LearningForm(kind, name.strip(), phrase, prompt, base or "", changes, force)
             if kind == "appearance":
                 task = self.studio.learn(asked, self.studio.pictures(files or [], asked.base)[0])
             else:
@@ -146,10 +146,10 @@ class Page:
     def _seen(self, files: Any, base: str) -> str:
         if not files:
             return ""
-        found, passed = self.studio.pictures(files, base or "")
-        height, width = found[0].pixels.shape[:2]
-        summary = f"Taken: {len(found)} picture{'s' * (len(found) != 1)} of {width} x {height}."
-        shown = parts.pictures([(one.name, one.pixels, one.captions) for one in found])
+        pictures, passed = self.studio.pictures(files, base or "")
+        height, width = pictures[0].pixels.shape[:2]
+        summary = f"Taken: {len(pictures)} picture{'s' * (len(pictures) != 1)} of {width} x {height}."
+        shown = parts.pictures([(one.name, one.pixels, one.captions) for one in pictures])
         return parts.said(" ".join([summary, *passed])) + shown
 
     def _film(self, file: Any, base: str, aspect: str | None) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ FRAMES_OF_STRIP, STRIP_SIDE = 10, 96
 
 
 @dataclass(frozen=True)
-class Asked:
+class LearningForm:
     """A form of learning."""
 
     kind: Kind
@@ -99,7 +99,7 @@ class Studio:
         sample = workshop.for_clip(name, backbones.defaults(name).sample, file, parse_aspect(aspect))
         return media.read_clip(file, sample.num_frames, sample.fps, sample.sides, start, end)
 
-    def learn(self, asked: Asked, inputs: Inputs) -> DeskTask:
+    def learn(self, asked: LearningForm, inputs: Inputs) -> DeskTask:
         """Let a concept be learned. Raises, before it waits, whatever would stop it."""
         base = self._base(asked.base)
         check_name(asked.name)

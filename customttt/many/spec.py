@@ -71,8 +71,8 @@ class Lessons(_Strict):
     motion: dict[str, MotionLesson] = {}
 
 
-class Wanted(_Strict):
-    """A grid, as asked for."""
+class GridSpec(_Strict):
+    """What a grid is to hold."""
 
     appearances: All | list[str] | None = None
     """Names; None: those that are learned first, and where there are none, all that the library has."""
@@ -103,15 +103,15 @@ class Wanted(_Strict):
 
     def beside(self, kind: Literal["appearance", "motion"]) -> list[str]:
         """The concepts of a kind that further subjects have. Raises UsageError."""
-        found = [looks if kind == "appearance" else moves for looks, moves in self.others]
-        return [name for name in dict.fromkeys(found) if name]
+        names = [looks if kind == "appearance" else moves for looks, moves in self.others]
+        return [name for name in dict.fromkeys(names) if name]
 
     def all_seeds(self) -> list[int]:
         """Raises UsageError where there is none."""
-        found = list(range(self.seeds)) if isinstance(self.seeds, int) else list(dict.fromkeys(self.seeds))
-        if not found:
+        seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else list(dict.fromkeys(self.seeds))
+        if not seeds:
             raise UsageError("The grid has no seeds; give 1 or more.")
-        return found
+        return seeds
 
     def how_many_seeds(self) -> int:
         """Without counting them out."""
@@ -122,30 +122,30 @@ class Wanted(_Strict):
         return [self.folder / Path(one).expanduser() for one in ([given] if isinstance(given, str) else given)]
 
 
-def read(path: Path) -> Wanted:
+def read(path: Path) -> GridSpec:
     """The grid of a file. Raises NotFoundError or UsageError."""
     text = _read_text(path, "give a grid as .toml or .json", "a grid needs fewer")
     try:
         data = parsed(text, MAX_GRID_FILE) if path.suffix.lower() == ".json" else tomllib.loads(text)
-        wanted = Wanted.model_validate({**dict(data), "folder": path.absolute().parent})
+        spec = GridSpec.model_validate({**dict(data), "folder": path.absolute().parent})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"] if part != "constrained-str")
         raise UsageError(f"'{path}': its '{field}' cannot be used: {first['msg']}.") from error
     except (ValueError, TypeError, RecursionError) as error:  # of tomllib and parsed, too
         raise UsageError(f"'{path}' is no grid ({' '.join(str(error).split())[:200]}).") from error
-    for name in (*wanted.learn.appearance, *wanted.learn.motion):
+    for name in (*spec.learn.appearance, *spec.learn.motion):
         check_name(name)
-    return wanted
+    return spec
 
 
 def read_prompts(path: Path) -> list[str]:
     """One a line; empty lines are passed over. Raises NotFoundError or UsageError."""
     text = _read_text(path, "give one with a prompt a line", "prompts need fewer")
-    found = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if not found:
+    prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not prompts:
         raise UsageError(f"'{path}' has no prompts; write one a line.")
-    return found
+    return prompts
 
 
 def _read_text(path: Path, way_out: str, fewer: str) -> str:
