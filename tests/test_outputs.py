@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from customttt import lora
 from customttt.errors import StoreError, UsageError
 from customttt.library import Library
 from customttt.media import outputs
+from customttt.ui.desk import Desk
+from customttt.ui.studio import Studio
 
 GONE = 2**22 + 1  # above the largest process number of Linux
 
@@ -60,6 +64,18 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> No
     with outputs.placed(tmp_path / "file") as aside:
         aside.write_text("whole")
     assert {path.name for path in tmp_path.iterdir()} == {"file", *kept}
+
+
+def test_temporary_files_are_of_one_user_and_cleared_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f".customttt-{GONE}-22222222" / "uploads"
+    left.mkdir(parents=True)
+    os.utime(left.parent, (0, 0))
+    studio = Studio(Library(), Desk(), tmp_path / "videos")
+    assert [studio.passing] == [*tmp_path.glob(".customttt-*")]
+    assert stat.S_IMODE(studio.passing.stat().st_mode) == 0o700
 
 
 @pytest.mark.usefixtures("learned")

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -84,7 +83,7 @@ class Hand:
     """An actor: a base, and a library of its own that ends with it."""
 
     def __init__(self, base: str, threads: int) -> None:
-        self.root = media.passing(Path(tempfile.gettempdir()))
+        self.root = media.temporary()
         self.base, self.threads = base, threads
         self.do: Callable[[Order], None] | None = None
 

@@ -139,6 +139,13 @@ def passing(folder: Path) -> Path:
     return made
 
 
+def temporary() -> Path:
+    """The same among the system's temporary files, for this user alone."""
+    made = passing(Path(tempfile.gettempdir()))
+    made.chmod(0o700)
+    return made
+
+
 def _put(aside: Path, path: Path) -> None:
     """Let what is at `aside` be at `path`; a folder that is there is exchanged, or else moved to where it is found."""
     if not path.is_dir():

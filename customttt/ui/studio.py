@@ -56,7 +56,7 @@ class Studio:
     """Where a form names none."""
     cores: int = 0
     """CPU threads of what takes long; 0: as many as torch takes by itself."""
-    passing: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="customttt-ui-")))
+    passing: Path = field(default_factory=media.temporary)
     _open: dict[str, Workshop] = field(default_factory=dict)
 
     def close(self) -> None:
