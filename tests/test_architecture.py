@@ -24,7 +24,7 @@ ORDER = """
     limits errors text progress machine threads config concept recipe library pairs wish
     media.colours media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media previews
     video diffusion losses patch lora lion checkpoint
-    tiny backbones.hub backbones.interface backbones.family backbones.attention backbones.unets
+    tiny backbones.hub backbones.interface backbones.family backbones.reader backbones.attention backbones.unets
     backbones.animatediff backbones.unet3d backbones.experts backbones.wan backbones backbones.survey
     opening thrift train sampling ttt learn regions compose torch_internals planner
     interchange interchange.sorts interchange.scales interchange.keys interchange.pickles interchange.parcel

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -11,9 +13,10 @@ import torch
 from diffusers import UNetMotionModel
 from diffusers.models import modeling_utils
 
-from customttt import lora
+from customttt import lora, threads
 from customttt.backbones import Backbone, defaults, identify, open_base, places
 from customttt.backbones.animatediff import PAPER, AnimateDiff
+from customttt.backbones.reader import KEPT, TextReader
 from customttt.backbones.unet3d import ZEROSCOPE, UNet3D
 from customttt.backbones.unets import LAYERS, LINEARS, UNetFamily
 from customttt.concept import Kind
@@ -46,6 +49,37 @@ def count_lora_parameters(unet: torch.nn.Module, family: type[UNetFamily], kind:
     targets = [name for prefix in inside for name in lora.target_names(unet, prefix, LINEARS)]
     linears = [unet.get_submodule(name) for name in targets]
     return sum(config.rank * (linear.in_features + linear.out_features) for linear in linears)
+
+
+def test_prompts_are_read_once_until_words_mean_something_else(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large text encoder takes seconds to visit a GPU."""
+    assert isinstance(backbone, TextReader)
+    real, readings = backbone.read, list[tuple[str, ...]]()
+
+    def read(prompts: Sequence[str]) -> torch.Tensor:
+        readings.append(tuple(prompts))
+        return real(prompts)
+
+    monkeypatch.setattr(backbone, "read", read)
+    monkeypatch.setattr(backbone, "_kept", OrderedDict())
+    texts = ["A fox.", "A koala."]
+    first = backbone.embed(texts)
+    first.zero_()  # whoever has it may change it
+    assert torch.equal(backbone.embed(texts), real(texts))
+    assert readings == [tuple(texts)]
+    with backbone.meaning("koala", backbone.word("koala") + 1):
+        backbone.embed(texts)
+        backbone.embed(texts)
+    with threads.using(torch.get_num_threads() + 1):  # the last bits of a video depend on it
+        backbone.embed(texts)
+    assert readings == [tuple(texts)] * 4
+    for number in range(KEPT):
+        backbone.embed([str(number)])
+    assert len(backbone._kept) == KEPT
+    assert torch.equal(backbone.embed(texts), real(texts))
+    assert readings[-1] == tuple(texts)
 
 
 def test_the_paper_s_loras_have_the_paper_s_12_124_160_parameters() -> None:

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from customttt.backbones import hub
 from customttt.backbones.hub import Repository
@@ -22,7 +21,6 @@ from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.diffusion import Schedule
 from customttt.errors import BaseUnavailableError, UsageError
-from customttt.patch import replaced
 
 
 @dataclass(frozen=True)
@@ -142,13 +140,8 @@ class Family(ABC):
     def cross_attention(self, layers: Sequence[int]) -> list[str]:  # noqa: ARG002
         raise self._unable()
 
-    def tokens_of(self, prompt: str, word: str) -> list[int]:
-        tokenizer: Any = self.tokenizer  # type: ignore[attr-defined]  # of those that read a prompt
-        read, sought = tokenizer(prompt).input_ids, tokenizer(word, add_special_tokens=False).input_ids
-        starts = [at for at in range(len(read)) if read[at : at + len(sought)] == sought]
-        if not starts or starts[0] + len(sought) > self.prompt_shape[0]:  # type: ignore[attr-defined]
-            raise UsageError(f"The word '{word}' is not read in {prompt!r}; write it there as it is.")
-        return [start + number for start in starts for number in range(len(sought))]
+    def tokens_of(self, prompt: str, word: str) -> list[int]:  # noqa: ARG002
+        raise self._unable()
 
     @contextmanager
     def attending(self, hear: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
@@ -238,18 +231,6 @@ def resting(network: nn.Module, device: torch.device) -> Iterator[None]:
         yield
     finally:
         network.to(device)
-
-
-@contextmanager
-def read_as(table: nn.Embedding, token: int, vector: WordEmbedding) -> Iterator[None]:
-    """A text encoder's table of words has `vector` for a token while this lasts; gradients reach it."""
-
-    def read(ids: Tensor) -> Tensor:
-        known = F.embedding(ids, table.weight)
-        return torch.where((ids == token)[..., None], vector.to(known), known)
-
-    with replaced([table], lambda _: read):
-        yield
 
 
 def _by_heads(values: Tensor, heads: int) -> Tensor:

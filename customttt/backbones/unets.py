@@ -25,9 +25,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from customttt import lora
 from customttt.backbones.attention import attend
-from customttt.backbones.family import Family, load_part, read_as, read_config, unavailable, visiting
+from customttt.backbones.family import load_part, read_config, unavailable, visiting
 from customttt.backbones.hub import variant
-from customttt.backbones.interface import Place, PromptEmbeds, WordEmbedding, precision
+from customttt.backbones.interface import Place, PromptEmbeds, precision
+from customttt.backbones.reader import TextReader
 from customttt.concept import Kind
 from customttt.config import Defaults
 from customttt.diffusion import Latents, NoiseSchedule, Schedule, Timesteps
@@ -49,7 +50,7 @@ LAYERS = [*(f"down_blocks.{i}" for i in range(4)), "mid_block", *(f"up_blocks.{i
 
 
 @dataclass
-class UNetFamily(Family):
+class UNetFamily(TextReader):
     """A loaded base; see `Backbone` for what each method promises."""
 
     FOLDER = "unet"
@@ -57,9 +58,6 @@ class UNetFamily(Family):
     """What the spatial and the temporal modules of a layer are called."""
     OUTSIDE: ClassVar[Mapping[str, tuple[Kind, int]]] = MappingProxyType({})
     """Modules outside the layers in which other programs learn: their kind, and the layer that they are counted to."""
-
-    text_encoder: Any
-    tokenizer: Any
 
     @classmethod
     @abstractmethod
@@ -170,7 +168,7 @@ class UNetFamily(Family):
             images = torch.cat([self.vae.decode(frame).sample for frame in frames.split(1)])
         return images.float().clamp(-1, 1).view(b, f, *images.shape[1:]).transpose(1, 2)
 
-    def embed(self, prompts: Sequence[str]) -> PromptEmbeds:
+    def read(self, prompts: Sequence[str]) -> PromptEmbeds:
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
@@ -179,18 +177,10 @@ class UNetFamily(Family):
             embeds: PromptEmbeds = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state.float()
         return embeds
 
-    def word(self, noun: str) -> WordEmbedding:
-        known: Tensor = self.text_encoder.get_input_embeddings().weight[self._token(noun)]
-        return known.detach().clone()
-
-    @contextmanager
-    def meaning(self, noun: str, vector: WordEmbedding) -> Iterator[None]:
-        table = self.text_encoder.get_input_embeddings()
-        with read_as(table, self._token(noun), vector), visiting(self.text_encoder, self.device):
-            yield  # all of it stays on the device, for a backward pass, too
-
-    def _token(self, noun: str) -> int:
-        return int(self.tokenizer(noun, add_special_tokens=False).input_ids[-1])
+    @property
+    def vocabulary(self) -> nn.Embedding:
+        table: nn.Embedding = self.text_encoder.get_input_embeddings()
+        return table
 
     def layers(self, kind: Kind) -> tuple[int, ...]:
         return tuple(layer for layer in range(len(LAYERS)) if self._linears(kind, layer))

@@ -28,16 +28,15 @@ from customttt import lora
 from customttt.backbones import hub
 from customttt.backbones.experts import EXPERTS, Experts
 from customttt.backbones.family import (
-    Family,
     NamedBase,
     load_part,
-    read_as,
     read_config,
     resting,
     unavailable,
     visiting,
 )
-from customttt.backbones.interface import Place, PromptEmbeds, WordEmbedding, computing, precision
+from customttt.backbones.interface import Place, PromptEmbeds, computing, precision
+from customttt.backbones.reader import TextReader
 from customttt.concept import Kind
 from customttt.config import Defaults, SampleConfig, TrainConfig, TTTConfig
 from customttt.diffusion import FlowSchedule, Latents, Timesteps
@@ -94,7 +93,7 @@ def recipe(blocks: int, frame_rate: int = 16, size: int = 480) -> Defaults:
 
 
 @dataclass
-class Wan(Family):
+class Wan(TextReader):
     """A loaded base; see `Backbone` for what each method promises."""
 
     FOLDER = "transformer"
@@ -116,8 +115,6 @@ class Wan(Family):
         ),
     )  # fmt: skip
 
-    text_encoder: Any
-    tokenizer: Any
     tokens: int
     """That are read of a prompt."""
 
@@ -244,7 +241,7 @@ class Wan(Family):
         mean, std = (torch.tensor(one).view(1, -1, 1, 1, 1) for one in (config.latents_mean, config.latents_std))
         return mean.to(latents), std.to(latents)
 
-    def embed(self, prompts: Sequence[str]) -> PromptEmbeds:
+    def read(self, prompts: Sequence[str]) -> PromptEmbeds:
         """Zero where a prompt is over, as Wan was trained."""
         tokens = self.tokenizer(
             [" ".join(prompt.split()) for prompt in prompts], padding="max_length", truncation=True,
@@ -261,18 +258,10 @@ class Wan(Family):
         layers = [encoder.embed_tokens, *encoder.block, encoder.final_layer_norm]
         return replaced(layers, lambda layer: partial(_visiting, layer, layer.forward, self.device))
 
-    def word(self, noun: str) -> WordEmbedding:
-        known: Tensor = self.text_encoder.encoder.embed_tokens.weight[self._token(noun)]
-        return known.detach().clone().float()
-
-    @contextmanager
-    def meaning(self, noun: str, vector: WordEmbedding) -> Iterator[None]:
-        table = self.text_encoder.encoder.embed_tokens
-        with read_as(table, self._token(noun), vector), visiting(self.text_encoder, self.device):
-            yield  # all of it stays on the device, for a backward pass, too
-
-    def _token(self, noun: str) -> int:
-        return int(self.tokenizer(noun, add_special_tokens=False).input_ids[-1])
+    @property
+    def vocabulary(self) -> nn.Embedding:
+        table: nn.Embedding = self.text_encoder.encoder.embed_tokens
+        return table
 
     def predict(self, noisy_latents: Latents, timesteps: Timesteps, prompt_embeds: PromptEmbeds) -> Latents:
         dtype = self.dtype
