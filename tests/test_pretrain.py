@@ -94,6 +94,8 @@ def test_a_run_can_begin_with_what_another_exported(tmp_path: Path) -> None:
     assert torch.equal(second.twin.network.conv_in.bias, first.twin.network.conv_in.bias.float())
     pretrain.train(second, MOMENT)
     assert second.steps == {"codec": 0, "still": 1, "clip": 1}
+    third = pretrain.create(tmp_path / "third", CPU, tmp_path / "base", stage="codec")
+    assert (third.stage, [*third.trained()]) == ("codec", ["vae"])
 
 
 @pytest.mark.usefixtures("quick")

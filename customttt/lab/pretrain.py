@@ -82,10 +82,16 @@ class Run:
 
 
 def create(
-    folder: Path, device: torch.device, start: Path | None = None, seed: int = 0, twin: type[Twin] = UNetTwin
+    folder: Path,
+    device: torch.device,
+    start: Path | None = None,
+    seed: int = 0,
+    twin: type[Twin] = UNetTwin,
+    stage: Stage | None = None,
 ) -> Run:
     """A new run, of its own or from an exported base, or the state that an earlier one left in `folder`.
 
+    A run from a base begins with `stage`, by default the one after its codec.
     `seed` chooses the clips, captions and noise: another one for each run that goes on from a base.
     """
     words = folder / "tokenizer"  # never built twice: which of two equally frequent pairs comes first is left to chance
@@ -101,7 +107,8 @@ def create(
     generators = torch.Generator(device).manual_seed(seed), torch.Generator().manual_seed(seed)
     run = Run(folder, device, twin(tokenizer), *generators)
     if start:
-        run.stage = run.twin.start_from(start)
+        after = run.twin.start_from(start)
+        run.stage = stage or after
     run.twin.to(device)
     _enter(run, run.stage if saved is None else saved["stage"])
     if saved is not None:
@@ -518,6 +525,7 @@ def main() -> None:
     parser.add_argument("--family", choices=[*TWINS], default="animatediff", help="the architecture")
     parser.add_argument("--minutes", type=float, default=120, help="of computing, over all stages")
     parser.add_argument("--start", type=Path, help="an exported base, for a new run to begin with")
+    parser.add_argument("--stage", choices=[*Twin.SHARES], help="where a new run from --start begins")
     parser.add_argument("--rate", type=float, default=RATES["clip"], help="highest learning rate but the codec's")
     parser.add_argument("--seed", type=int, default=0, help="of clips and noise: another one for each --start")
     parser.add_argument("--export", type=Path, help="write the averaged model here and stop")
@@ -526,11 +534,13 @@ def main() -> None:
     folders = [part for _, part in twin.PARTS.values()]
     if arguments.start and not all((arguments.start / part / "config.json").is_file() for part in folders):
         parser.error(f"{arguments.start} holds no exported base ({', '.join(folders)})")
+    if arguments.stage and not arguments.start:
+        parser.error("--stage is where a run from --start begins; without it all stages are gone through")
     if arguments.seed == VALIDATION_SEED:
         parser.error(f"seed {VALIDATION_SEED} is that of the clips that are never trained on")
     arguments.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = create(arguments.out, device, arguments.start, arguments.seed, twin)
+    run = create(arguments.out, device, arguments.start, arguments.seed, twin, arguments.stage)
     if arguments.export:
         export(run, arguments.export)
         return
