@@ -3,7 +3,7 @@
 4 appearances x 4 motions x 2 prompts x 2 seeds, one concept of which cannot be learned, by one process, by two of them
 and by two workers on Ray. Each but the first is killed at random moments (its driver, a worker, Ray itself) and begun
 again; then all have the same bytes, and nothing that was told to be done was done again. Beside the suite: it takes
-long. It runs on a base with random weights, or with `--base tiny` on that.
+long. It runs on a base with random weights and few steps, or with `--base tiny --full` on that as people use it.
 """
 
 from __future__ import annotations
@@ -35,21 +35,19 @@ WAYS: dict[str, list[str]] = {
 }
 
 
-def grid_file(folder: Path, base: str, size: int) -> Path:
+def grid_file(folder: Path, base: str, size: int, full: bool) -> Path:
     """A grid of so many appearances and motions, the last of which cannot be learned."""
     make_pictures(folder / "imgs", 4)
     make_clip(folder / "clip.mp4", 24)
     learn: dict[str, dict[str, dict[str, object]]] = {"appearance": {}, "motion": {}}
+    steps, settings = ({}, {}) if full else ({"steps": 2}, {"steps": 2, "ttt_steps": 1})
     for index, name in enumerate(NAMES["appearance"][:size]):
-        learn["appearance"][name] = {"images": [f"imgs/{one}.jpg" for one in range(index + 1)], "steps": 2}
+        learn["appearance"][name] = {"images": [f"imgs/{one}.jpg" for one in range(index + 1)], **steps}
     for index, name in enumerate(NAMES["motion"][-size:]):
-        learn["motion"][name] = {"clip": "clip.mp4", "start": 0.1 * index, "steps": 2}
+        learn["motion"][name] = {"clip": "clip.mp4", "start": 0.1 * index, **steps}
     learn["motion"]["running"]["learning_rate"] = 1e30  # its loss is not a number
     learn["motion"]["running"]["steps"] = 4
-    given = {
-        "base": base, "prompts": ["on Mars", "under water"], "seeds": 2, "learn": learn,
-        "settings": {"steps": 2, "ttt_steps": 1},
-    }  # fmt: skip
+    given = {"base": base, "prompts": ["on Mars", "under water"], "seeds": 2, "learn": learn, "settings": settings}
     (folder / "grid.json").write_text(json.dumps(given))
     return folder / "grid.json"
 
@@ -92,9 +90,9 @@ def run(file: Path, folder: Path, way: Sequence[str], kills: int, seconds: float
     left, families = kills, list[psutil.Process]()
     while left or not is_whole(said):
         began, driver, killed = time.monotonic(), start(file, home, out, way, said), False
-        early, before = random.random() < 0.3, len(told(said))
+        early, before = random.random() < 0.3, done(said).total()
         while driver.poll() is None and left:
-            if not early and len(told(said)) == before:  # most kills come when jobs are done
+            if not early and done(said).total() == before:  # most kills come when jobs are done
                 time.sleep(0.2)
                 continue
             try:
@@ -139,12 +137,16 @@ def is_whole(said: Path) -> bool:
     return bool(last) and last[0]["done"] == last[0]["of"]
 
 
+def done(said: Path) -> Counter[str]:
+    """How often each job was told to be done."""
+    return Counter(one["title"] for one in told(said) if one["state"] == "done")
+
+
 def check_told(said: Path) -> None:
-    done = Counter(one["title"] for one in told(said) if one["state"] == "done")
-    twice = [job for job, times in done.items() if times > 1]
+    twice = [job for job, times in done(said).items() if times > 1]
     last = {one["title"]: one for one in told(said)}
     states = Counter((one["kind"], one["state"]) for one in last.values())
-    print(f"  done {sum(done.values())} jobs, {len(twice)} of them twice; at last {dict(states)}", flush=True)
+    print(f"  done {done(said).total()} jobs, {len(twice)} of them twice; at last {dict(states)}", flush=True)
     assert not twice, twice
 
 
@@ -152,6 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base")
+    parser.add_argument("--full", action="store_true", help="as many steps as the base takes by itself")
     parser.add_argument("--size", type=int, default=4, help="appearances, and motions")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--every", type=float, default=15.0, help="seconds of work until a kill, on average")
@@ -160,7 +163,7 @@ def main() -> None:
     shutil.rmtree(given.out, ignore_errors=True)
     given.out.mkdir(parents=True)
     base = given.base or str(build_tiny_random(given.out / "base"))
-    file = grid_file(given.out, base, given.size)
+    file = grid_file(given.out, base, given.size, given.full)
     first: dict[str, str] = {}
     for way in given.ways:
         print(way, flush=True)
