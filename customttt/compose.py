@@ -50,10 +50,12 @@ def render(backbone: Backbone, loras: lora.Loras, recipe: VideoRecipe, report: R
             lora.restore(backbone.network, slot, loras[slot])
         noise = initial_noise(backbone, recipe.sample, recipe.seed)
         prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
-        areas = regions.areas(backbone, recipe)
+        areas, turns = regions.areas(backbone, recipe), regions.turns(backbone, recipe)
         try:
             with autocast(backbone.device), regions.kept_apart(backbone, recipe, prompt):
-                latents = denoise_in_phases(backbone, noise, prompt, empty, recipe.sample, scales, report, areas)
+                latents = denoise_in_phases(
+                    backbone, noise, prompt, empty, recipe.sample, scales, report, areas=areas, turns=turns
+                )
         finally:
             lora.remove(backbone.network, *scales)
         return to_frames(backbone.decode(latents), recipe.sample.magnify)

@@ -21,17 +21,20 @@ class Pair:
     motion: Concept
     others: tuple[tuple[Concept, Concept | None], ...] = ()
     """Who has no motion is a bystander."""
+    then: tuple[Concept, ...] = ()
+    """Motions after the first."""
     weights: Mapping[str, Path] = field(default_factory=dict)
     """By the names of their adapters, as `concepts`."""
 
     @property
     def title(self) -> str:
-        return "-".join(one.name for one in self.concepts.values())
+        return "-".join(dict.fromkeys(one.name for one in self.concepts.values()))
 
     @property
     def concepts(self) -> dict[str, Concept]:
         """All of them, by the names of their adapters."""
-        return by_slot([(self.appearance, self.motion), *self.others])
+        turns = [(self.appearance, one) for one in (self.motion, *self.then)]
+        return by_slot([*turns, *self.others])
 
     def recipe(self, prompt: str, base: str, fingerprint: str, defaults: Defaults, seed: int = 0) -> VideoRecipe:
         """The recipe of a video of them by a base's own settings, in the shape that the first motion was learned in.
@@ -46,7 +49,10 @@ class Pair:
         others = tuple(
             Subject(Ingredient.of(looks), Ingredient.of(moves) if moves else None) for looks, moves in self.others
         )
-        made = VideoRecipe(*ingredients, prompt, base, fingerprint, defaults.ttt, sample, seed, others=others)
+        then = tuple(map(Ingredient.of, self.then))
+        made = VideoRecipe(
+            *ingredients, prompt, base, fingerprint, defaults.ttt, sample, seed, others=others, then=then
+        )
         return made.side_by_side()
 
     def check_base(self, base: str, fingerprint: str) -> None:
@@ -68,12 +74,19 @@ def check_base(concept: Concept, base: str, fingerprint: str) -> None:
     )
 
 
-def named(library: Library, appearance: str, motion: str, others: Sequence[tuple[str, str | None]] = ()) -> Pair:
+def named(
+    library: Library,
+    appearance: str,
+    motion: str,
+    others: Sequence[tuple[str, str | None]] = (),
+    then: Sequence[str] = (),
+) -> Pair:
     """Raises NotFoundError, UsageError for another kind, DamagedError or BaseUnavailableError."""
     further = [
         (library.get(one, "appearance"), library.get(moves, "motion") if moves else None) for one, moves in others
     ]
-    return _pair(library, library.get(appearance, "appearance"), library.get(motion, "motion"), further)
+    looks, first = library.get(appearance, "appearance"), library.get(motion, "motion")
+    return _pair(library, looks, first, further, [library.get(one, "motion") for one in then])
 
 
 def of_recipe(library: Library, recipe: VideoRecipe, video: str = "The video") -> Pair:
@@ -90,7 +103,7 @@ def of_recipe(library: Library, recipe: VideoRecipe, video: str = "The video") -
         for one in recipe.subjects
     ]
     assert motion
-    return _pair(library, appearance, motion, others)
+    return _pair(library, appearance, motion, others, [named("motion", one) for one in recipe.then])
 
 
 def _with_weights(library: Library, kind: Kind, ingredient: Ingredient, fingerprint: str, video: str) -> Concept:
@@ -111,9 +124,13 @@ def _with_weights(library: Library, kind: Kind, ingredient: Ingredient, fingerpr
 
 
 def _pair(
-    library: Library, appearance: Concept, motion: Concept, others: Sequence[tuple[Concept, Concept | None]] = ()
+    library: Library,
+    appearance: Concept,
+    motion: Concept,
+    others: Sequence[tuple[Concept, Concept | None]],
+    then: Sequence[Concept],
 ) -> Pair:
-    pair = Pair(appearance, motion, tuple(others))
+    pair = Pair(appearance, motion, tuple(others), tuple(then))
     for one in pair.concepts.values():
         if appearance.base_fingerprint != one.base_fingerprint:
             apart = "another" if appearance.base != one.base else "another version of that"

@@ -18,6 +18,10 @@ from customttt.errors import UsageError
 from customttt.limits import MAX_PROMPT, MAX_SUBJECTS, MAX_TEXT
 
 FORMAT_VERSION = 1
+LATER = ("others", "place", "apart", "then")
+"""Fields that recipes were given later, which say nothing where there is nothing to say: old ones stay as they are."""
+FRAMES_OF_A_TURN = 4
+"""That a motion needs at least, where one comes after another."""
 MAX_THREADS = 4096
 LINE_BREAKS = "\n\r\v\f\x85\u2028\u2029"
 NO_TEXT = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -104,6 +108,12 @@ def listed(words: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def in_turn(verbs: Sequence[str]) -> str:
+    """`swimming`, `swimming and then jumping`, `swimming, then jumping and then diving`."""
+    *most, last = verbs
+    return f"{', then '.join(most)} and then {last.removeprefix('is ')}" if most else last
+
+
 def training_prompt(kind: Kind, phrase: str) -> str:
     """What a concept is learned with where nothing else is said: "A koala.", "Something is swimming."."""
     return sentence(with_article(phrase)) if kind == "appearance" else sentence("something", phrase)
@@ -155,6 +165,12 @@ class Ingredient:
     def of(cls, concept: Concept, scale: float = 1.0) -> Ingredient:
         return cls(concept.name, concept.phrase, concept.files["lora.safetensors"], scale)
 
+    @classmethod
+    def from_dict(cls, data: Any) -> Ingredient:
+        """Raises UsageError for what is no ingredient of a recipe."""
+        check_fields(cls, data)
+        return cls(**data)
+
 
 One = TypeVar("One", Ingredient, Concept)
 
@@ -163,12 +179,16 @@ def by_slot(pairings: Iterable[tuple[One, One | None]]) -> dict[str, One]:
     """What goes into a video, by the name of its adapter: `appearance` and `motion` of the first subject, then
     `appearance2`, `motion2` and so on; a motion that several share has one."""
     slots: dict[str, One] = {}
-    for number, (appearance, motion) in enumerate(pairings, 1):
-        end = str(number) if number > 1 else ""
-        slots[f"appearance{end}"] = appearance
+    for number, (appearance, motion) in enumerate(pairings):
+        slots[adapter_name("appearance", number)] = appearance
         if motion and all(one.name != motion.name for name, one in slots.items() if kind_of(name) == "motion"):
-            slots[f"motion{end}"] = motion
+            slots[adapter_name("motion", number)] = motion
     return slots
+
+
+def adapter_name(kind: str, number: int) -> str:
+    """Of a kind, of the first pairing (0), the second, and so on."""
+    return f"{kind}{number + 1}" if number else kind
 
 
 def kind_of(slot: str) -> Kind:
@@ -210,8 +230,7 @@ class Subject:
             raise UsageError("The recipe has a place that is no text.")
         for kind in ("appearance", "motion"):
             if kind == "appearance" or values.get(kind) is not None:
-                check_fields(Ingredient, values[kind])
-                values[kind] = Ingredient(**values[kind])
+                values[kind] = Ingredient.from_dict(values[kind])
         return cls(**values)
 
 
@@ -250,6 +269,8 @@ class VideoRecipe:
     """That of the first subject; see `Subject`."""
     apart: bool = False
     """Whether the LoRAs of each subject act where the word for it is read, wherever that is."""
+    then: tuple[Ingredient, ...] = ()
+    """Motions that a subject which is alone makes after the first, each for an equal part of the frames."""
 
     def __post_init__(self) -> None:
         _check_texts(base=self.base, base_fingerprint=self.base_fingerprint)
@@ -271,6 +292,8 @@ class VideoRecipe:
             self._check_several()
         if self.apart:
             self._check_apart()
+        if self.then:
+            self._check_turns()
         for one, other in combinations([subject for subject in self.subjects if subject.place], 2):
             (left, right, top, bottom), (left2, right2, top2, bottom2) = PLACES[one.place], PLACES[other.place]
             if max(left, left2) < min(right, right2) and max(top, top2) < min(bottom, bottom2):
@@ -313,6 +336,40 @@ class VideoRecipe:
         if twice := next((noun for noun in nouns if nouns.count(noun) > 1), None):
             raise UsageError(f"Two subjects are called '{twice}', and cannot be kept apart by it; give them places.")
 
+    def _check_turns(self) -> None:
+        """Raise UsageError for motions that cannot be made one after the other."""
+        names = [one.name for one in self.motions]
+        if self.others or self.place or self.apart:
+            raise UsageError(
+                "One motion comes after another where one subject is alone in the video and has no place; leave out "
+                "further subjects, places and keeping apart."
+            )
+        if self.rival:
+            raise UsageError(f"'{self.rival.name}' knows one motion in a video; leave out '{names[1]}'.")
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UsageError(f"'{twice}' is a motion twice; each can be in a video once.")
+        if named := [name for name in BRACES.findall(self.prompt) if name in names]:
+            raise UsageError(f"The prompt has {{{named[0]}}}, one of several motions; write {{motion}} in its place.")
+
+    def check_frames(self) -> None:
+        """Raise UsageError for fewer frames than motions one after the other take."""
+        frames, number = self.sample.num_frames, len(self.motions)
+        if self.then and frames < FRAMES_OF_A_TURN * number:
+            raise UsageError(
+                f"{frames} frames are too few for {number} motions one after the other; each takes {FRAMES_OF_A_TURN} "
+                "or more."
+            )
+
+    @property
+    def motions(self) -> tuple[Ingredient, ...]:
+        """Of the first subject, in their order."""
+        return self.motion, *self.then
+
+    @property
+    def turns(self) -> list[VideoRecipe]:
+        """What each motion is a video of, in its turn; where there is one, this recipe alone."""
+        return [replace(self, motion=one, then=()) for one in self.motions] if self.then else [self]
+
     @property
     def subjects(self) -> tuple[Subject, ...]:
         return Subject(self.appearance, self.motion, self.place), *self.others
@@ -324,8 +381,8 @@ class VideoRecipe:
 
     @property
     def ingredients(self) -> dict[str, Ingredient]:
-        """All that goes into the video, by the names of their adapters."""
-        return by_slot((one.appearance, one.motion) for one in self.subjects)
+        """All that goes into the video, by the names of their adapters; the subject anew for each of its motions."""
+        return by_slot((one.appearance, one.motion) for turn in self.turns for one in turn.subjects)
 
     @property
     def _words(self) -> dict[str, str]:
@@ -333,7 +390,12 @@ class VideoRecipe:
         words = {}
         for slot, one in self.ingredients.items():
             words[one.name] = one.phrase if kind_of(slot) == "motion" else with_article(one.phrase)
-        return words | {"appearance": with_article(self.appearance.phrase), "motion": self.motion.phrase}
+        return words | {"appearance": with_article(self.appearance.phrase), "motion": self._doing}
+
+    @property
+    def _doing(self) -> str:
+        """ "swimming", or "swimming and then jumping"."""
+        return in_turn([one.phrase for one in self.motions])
 
     @property
     def _is_template(self) -> bool:
@@ -370,7 +432,9 @@ class VideoRecipe:
     @property
     def _clauses(self) -> list[tuple[str, str]]:
         """Who does what; a bystander does the first of what appearance teachers show."""
-        return [(one.phrase, one.motion.phrase if one.motion else self.ttt.doings[0]) for one in self.subjects]
+        first, *others = self.subjects
+        clauses = [(one.phrase, one.motion.phrase if one.motion else self.ttt.doings[0]) for one in others]
+        return [(first.phrase, self._doing), *clauses]
 
     @property
     def teacher_prompts(self) -> dict[str, list[str]]:
@@ -429,7 +493,7 @@ class VideoRecipe:
     def to_dict(self) -> dict[str, Any]:
         settings = {"ttt": self.ttt.to_dict(), "sample": self.sample.to_dict()}
         values = {"customttt": FORMAT_VERSION, **asdict(self), **settings}
-        return {name: value for name, value in values.items() if value or name not in ("others", "place", "apart")}
+        return {name: value for name, value in values.items() if value or name not in LATER}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VideoRecipe:
@@ -439,22 +503,22 @@ class VideoRecipe:
             raise UsageError("The recipe was not written by this version of customttt; it cannot be rendered again.")
         values.pop("versions", None)
         try:
-            others = tuple(map(Subject.from_dict, _list(values.pop("others", []))))
+            others = tuple(map(Subject.from_dict, _list(values.pop("others", []), "others", "subjects")))
+            then = tuple(map(Ingredient.from_dict, _list(values.pop("then", []), "then", "motions")))
             check_fields(cls, values)
             for kind in ("appearance", "motion"):
-                check_fields(Ingredient, values[kind])
-                values[kind] = Ingredient(**values[kind])
+                values[kind] = Ingredient.from_dict(values[kind])
             if values.get("rival") is not None:
                 check_fields(Rival, values["rival"])
                 values["rival"] = Rival(**values["rival"])
             values |= {"ttt": TTTConfig.from_dict(values["ttt"]), "sample": SampleConfig.from_dict(values["sample"])}
-            return cls(**values, others=others)
+            return cls(**values, others=others, then=then)
         except (KeyError, TypeError) as error:
             raise UsageError(f"The recipe is incomplete or has unknown parts ({error}).") from error
 
 
-def _list(value: Any) -> list[Any] | tuple[Any, ...]:
+def _list(value: Any, name: str, content: str) -> list[Any] | tuple[Any, ...]:
     """Raises UsageError for anything else."""
     if not isinstance(value, list | tuple):
-        raise UsageError("The recipe's others are no list of subjects.")
+        raise UsageError(f"The recipe's '{name}' is no list of {content}.")
     return value

@@ -1,4 +1,5 @@
-"""Who is where: the LoRAs of each subject act on its own part of the video alone (ours). Off where nobody has a place.
+"""Who is where, and when: the LoRAs of each subject act on its own part of the video alone (ours). Off where nobody has
+a place, and each has one motion.
 
 Two LoRAs of one kind that act everywhere blur into each other: both draw every subject. Mix-of-Show (arXiv 2305.18292)
 and LoRA-Composer (2403.11627) draw each concept in a box that the user gives, Concept Weaver (2404.03632) in masks of a
@@ -10,6 +11,7 @@ The part is a place that the user gives, or where the base reads the subject's w
 In a place, most of the prediction is that of its own subject's sentence and LoRAs alone, the rest that of the sentence
 of all (after the regions of MultiDiffusion, arXiv 2302.08113): a base that is told of two draws either on either side.
 What is a place's own is predicted with the place in the middle of the frame, where movements are learned (ours).
+Of motions that come one after another, each has frames of its own, in which all is predicted by its LoRAs (ours).
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from torch.nn import functional as F
 from customttt import lora
 from customttt.backbones import Backbone, PromptEmbeds
 from customttt.concept import Kind
-from customttt.recipe import PLACES, Subject, VideoRecipe, kind_of
-from customttt.sampling import Area
+from customttt.recipe import PLACES, Subject, VideoRecipe, adapter_name, kind_of
+from customttt.sampling import Area, Turn
 
 SOFT = 0.125
 """Over which share of the frame a place fades out into its neighbour."""
@@ -68,6 +70,21 @@ def areas(backbone: Backbone, recipe: VideoRecipe) -> list[Area]:
             _to_the_middle(mask),
         )
         for one, mask, prompt in zip(recipe.subjects, masks, recipe.own_prompts, strict=True)
+    ]
+
+
+def turns(backbone: Backbone, recipe: VideoRecipe) -> list[Turn]:
+    """What is predicted in the frames of each motion, where one comes after another; nothing where there is one."""
+    if not recipe.then:
+        return []
+    (frames, _, _), of = _shape(backbone, recipe), len(recipe.turns)
+    return [
+        Turn(
+            _fading(number / of, (number + 1) / of, frames)[:, None, None].to(backbone.device),
+            backbone.embed([turn.target_prompt]),
+            frozenset(adapter_name(kind, number) for kind in get_args(Kind)),
+        )
+        for number, turn in enumerate(recipe.turns)
     ]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -32,6 +33,18 @@ class Area:
     """By how many columns of latents the frame is moved while it is predicted, round its edge."""
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A part of the frames, which are predicted by LoRAs and from a prompt of their own."""
+
+    share: Float[Tensor, "f 1 1"]
+    """How much that prediction counts in each frame."""
+    embeds: Float[Tensor, "1 l d"]
+    """Of what is read."""
+    adapters: frozenset[str]
+    """The LoRAs that may act."""
+
+
 @torch.no_grad()
 def denoise(
     backbone: Backbone,
@@ -43,24 +56,60 @@ def denoise(
     unconditional_scale: float = 1.0,
     path: Sequence[float],
     areas: Sequence[Area] = (),
+    turns: Sequence[Turn] = (),
     report: Report = silent,
 ) -> diffusion.Latents:
     """The latents at the end of `path`, a schedule's or a part of it, from those at its start.
 
-    With guidance_scale 1 the unconditional half is not computed at all. Each of `areas` takes a pass more.
+    With guidance_scale 1 the unconditional half is not computed at all. Each of `areas` takes a pass more. Where there
+    are `turns`, all is computed in each of them, and the prompts are theirs.
     """
     latents, embeds = noise, torch.cat([prompt_embeds, negative_embeds])
     for index, (timestep, following) in enumerate(pairwise(path)):
         batch = torch.full((len(latents),), timestep, device=latents.device)
-        if guidance_scale == 1:
-            prediction = _in_areas(backbone, latents, batch, backbone.predict(latents, batch, prompt_embeds), areas)
-        else:
-            conditional, unconditional = _halves(backbone, latents, batch, embeds, unconditional_scale)
-            conditional = _in_areas(backbone, latents, batch, conditional, areas)
-            prediction = diffusion.guide(conditional, unconditional, guidance_scale)
+        guided = partial(
+            _guided, backbone, latents, batch, guidance_scale=guidance_scale, unconditional_scale=unconditional_scale,
+            areas=areas,
+        )  # fmt: skip
+        prediction = _in_turns(backbone, turns, negative_embeds, guided) if turns else guided(embeds)
         latents = backbone.schedule.step(prediction, latents, timestep, following)
         report(Progress("denoising", index + 1, len(path) - 1))
     return latents
+
+
+def _guided(
+    backbone: Backbone,
+    latents: diffusion.Latents,
+    timesteps: diffusion.Timesteps,
+    embeds: Float[Tensor, "n l d"],
+    *,
+    guidance_scale: float,
+    unconditional_scale: float,
+    areas: Sequence[Area],
+) -> diffusion.Latents:
+    """The prediction that a step is taken by; `embeds` are those of the prompts, then the negative ones."""
+    if guidance_scale == 1:
+        prompts, _ = embeds.chunk(2)
+        return _in_areas(backbone, latents, timesteps, backbone.predict(latents, timesteps, prompts), areas)
+    conditional, unconditional = _halves(backbone, latents, timesteps, embeds, unconditional_scale)
+    conditional = _in_areas(backbone, latents, timesteps, conditional, areas)
+    return diffusion.guide(conditional, unconditional, guidance_scale)
+
+
+def _in_turns(
+    backbone: Backbone,
+    turns: Sequence[Turn],
+    negative_embeds: Float[Tensor, "b l d"],
+    guided: Callable[[Float[Tensor, "n l d"]], diffusion.Latents],
+) -> diffusion.Latents:
+    """In the frames of each turn what it predicts of the whole video."""
+    scales, parts = lora.acting(backbone.network), []
+    for turn in turns:
+        acting = {name: scale for name, scale in scales.items() if name in turn.adapters}
+        with lora.active(backbone.network, **acting):
+            own = guided(torch.cat([turn.embeds.expand_as(negative_embeds), negative_embeds]))
+        parts.append(turn.share.to(own) * own)
+    return torch.stack(parts).sum(0)
 
 
 def _halves(
@@ -70,7 +119,7 @@ def _halves(
     embeds: Float[Tensor, "n l d"],
     unconditional_scale: float,
 ) -> tuple[diffusion.Latents, diffusion.Latents]:
-    """The conditional and the unconditional prediction; `embeds` are those of the prompts, then the negative ones."""
+    """The conditional and the unconditional prediction."""
     if unconditional_scale < 1:
         prompt_embeds, negative_embeds = embeds.chunk(2)
         conditional = backbone.predict(latents, timesteps, prompt_embeds)
@@ -108,14 +157,16 @@ def denoise_in_phases(
     scales: Mapping[str, float],
     report: Report = silent,
     areas: Sequence[Area] = (),
+    turns: Sequence[Turn] = (),
 ) -> diffusion.Latents:
     """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
     latents, path = noise, backbone.schedule.path(sample.num_inference_steps)
+    act = lora.active if turns else partial(frozen, unconditional_scale=sample.unconditional_scale)
     for acting, part in phases(sample, scales, path):
-        with frozen(backbone.network, sample.unconditional_scale, **acting):
+        with act(backbone.network, **acting):
             latents = denoise(
                 backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
-                unconditional_scale=sample.unconditional_scale, path=part, areas=areas,
+                unconditional_scale=sample.unconditional_scale, path=part, areas=areas, turns=turns,
                 report=_whole(report, path, part),
             )  # fmt: skip
     return latents

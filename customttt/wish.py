@@ -46,6 +46,7 @@ class Settings(BaseModel):
             recipe,
             appearance=_scaled(recipe.appearance, self.appearance_scale),
             motion=_scaled(recipe.motion, self.motion_scale),
+            then=tuple(_scaled(one, self.motion_scale) for one in recipe.then),
             others=tuple(
                 replace(
                     one,

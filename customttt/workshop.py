@@ -42,7 +42,7 @@ from customttt.measure import rivals
 from customttt.measure.rivals import Material, MethodWeights
 from customttt.planner import Forecast
 from customttt.progress import Progress, Report, Say, never, silent
-from customttt.recipe import Rival, VideoRecipe, check_prompt, phrase_of, training_prompt
+from customttt.recipe import Rival, VideoRecipe, adapter_name, check_prompt, phrase_of, training_prompt
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 PROMPTS: Mapping[Kind, str] = MappingProxyType(
@@ -179,6 +179,10 @@ def forecast(library: Library, pair: pairs.Pair, recipe: VideoRecipe, videos: in
     Raises BaseUnavailableError, or UsageError for too many frames or subjects.
     """
     backbones.check_subjects(recipe.base, len(recipe.subjects))
+    recipe.check_frames()
+    if recipe.then:
+        turns = [forecast(library, pairs.of_recipe(library, one), one, videos) for one in recipe.turns]
+        return replace(max(turns, key=lambda one: one.position), seconds=sum(one.seconds for one in turns))
     adapters = {slot: planner.Adapter(one.kind, one.layers, one.rank) for slot, one in pair.concepts.items()}
     steps = 0 if recipe.rival or library.adapted(recipe.adaptation_key()) else recipe.ttt.steps
     areas = len(recipe.subjects) if recipe.is_placed else 0
@@ -348,8 +352,11 @@ class Workshop:
         prompt: str = "",
         seed: int = 0,
         others: Sequence[tuple[str, str | None]] = (),
+        then: Sequence[str] = (),
     ) -> VideoRecipe:
         """The recipe of a video of two concepts, and of further subjects: (appearance, motion or None) of each.
+
+        Or of one subject that makes the motions of `then` after the first.
 
         `dataclasses.replace` changes what it says.
 
@@ -358,13 +365,14 @@ class Workshop:
         """
         base = self.backbone
         backbones.check_subjects(base.name, 1 + len(others))
-        pair = pairs.named(self.library, appearance, motion, others)
+        pair = pairs.named(self.library, appearance, motion, others, then)
         recipe = pair.recipe(prompt, base.name, base.fingerprint, base.defaults, seed)
         return replace(recipe, threads=threads.number())
 
     def adapt(self, recipe: VideoRecipe, rung: int = 0) -> lora.Loras:
         """The LoRAs after test-time training, which is not done twice; with zero steps they are as learned.
 
+        Where one motion comes after another, each is adapted to the appearance by itself, as for a video of its own.
         Raises NotFoundError where the library lacks a concept, DamagedError, DivergedError or OutOfMemoryError.
         """
 
@@ -374,6 +382,11 @@ class Workshop:
         def adapted() -> lora.Weights:
             return lora.join(compose.adapt(self.backbone, learned(), recipe, self.accelerator, self.report, rung))
 
+        if recipe.then:
+            turns = [self.adapt(turn, rung) for turn in recipe.turns]
+            return {
+                adapter_name(kind, number): one for number, loras in enumerate(turns) for kind, one in loras.items()
+            }
         if recipe.ttt.steps == 0:
             return learned()
         again = "Test-time training: done for these before; its result is used again."
@@ -411,6 +424,7 @@ class Workshop:
         Raises UsageError, too, for frames or a shape that the base cannot do.
         """
         self.backbone.latent_shape(recipe.sample.num_frames, *recipe.sample.sides)
+        recipe.check_frames()
         return self.teach(recipe.rival, material) if recipe.rival else MethodWeights(self.adapt(recipe, rung))
 
     def compose(self, recipe: VideoRecipe, taught: MethodWeights | None = None) -> media.Frames:

@@ -34,6 +34,7 @@ def compose(
     motion: Annotated[str | None, options.concept_argument("motion")] = None,
     prompt: options.Scene = "",
     further: options.Others = None,
+    then: options.Then = None,
     out: _Output = None,
     seed: _Seed = None,
     num: Annotated[int, typer.Option(help="How many videos, of consecutive seeds.")] = 1,
@@ -47,13 +48,14 @@ def compose(
 ) -> None:
     """Put a learned appearance and a learned motion into one video, adapted to each other by test-time training.
 
-    With further subjects, each with a movement of its own: --with dog:jumping.
+    With further subjects, each with a movement of its own: --with dog:jumping. Or with one movement after another:
+    --then jumping.
     """
     wish = Wish(prompt, seed, num, base, Settings(**settings))
     wish.check()
     library = Library()
     names = None if appearance is None or motion is None else (appearance, motion)
-    pair, made = _pair(library, names, others(further or ()), recipe, force)
+    pair, made = _pair(library, names, others(further or ()), then or (), recipe, force)
     paths = render.output_paths(out, pair.title, wish.seeds(made))
     _check_outputs(list(paths.values()), recipe)
     wanted = render.settle(pair, wish, made)
@@ -68,6 +70,7 @@ def _pair(
     library: Library,
     names: tuple[str, str] | None,
     further: Sequence[tuple[str, str | None]],
+    then: Sequence[str],
     video: Path | None,
     altered: bool,
 ) -> tuple[Pair, VideoRecipe | None]:
@@ -75,9 +78,9 @@ def _pair(
     if video is None:
         if names is None:
             raise UsageError('Give an appearance and a motion: customttt compose koala swimming "on Mars".')
-        return pairs.named(library, *names, further), None
-    if names or further:
-        raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION, PROMPT and --with out.")
+        return pairs.named(library, *names, further, then), None
+    if names or further or then:
+        raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION, PROMPT, --with and --then out.")
     made = _read(video, altered)
     return pairs.of_recipe(library, made, f"'{video}'"), made
 

@@ -64,6 +64,14 @@ Others = Annotated[
         autocompletion=completion.subjects,
     ),
 ]
+Then = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A motion that the subject makes after the first, for an equal part of the frames. Can be repeated.",
+        show_default=False,
+        autocompletion=completion.concepts("motion"),
+    ),
+]
 _ANY_BASE = f"{', '.join(completion.BASES)}, a folder or a hub id; by default"
 Base = Annotated[
     str | None,

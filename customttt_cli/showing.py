@@ -60,12 +60,15 @@ def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:
     method = {"method": f"{recipe.rival.name}, learned anew from the pictures and the clip"} if recipe.rival else {}
     apart = f", the motion's {ttt.learning_rate * ttt.motion_rate:g}" if ttt.motion_rate != 1 else ""
     teachers = f" of {len(recipe.ingredients)} teachers each" if recipe.others else ""
+    teachers = " for each motion" if recipe.then else teachers
+    then = {"then": ", ".join(map(_ingredient, recipe.then))} if recipe.then else {}
     adapted = f"{ttt.steps} steps{teachers} at learning rate {ttt.learning_rate:g}{apart}" if ttt.steps else "none"
     return _aligned(
         {
             "prompt": recipe.target_prompt,
             **method,
-            **{slot: _ingredient(one) for slot, one in recipe.ingredients.items()},
+            **{slot: _ingredient(one) for slot, one in recipe.turns[0].ingredients.items()},
+            **then,
             **_places(recipe),
             "base": f"{recipe.base} (fingerprint {recipe.base_fingerprint})",
             "adapted": adapted,

@@ -80,6 +80,29 @@ def test_several_subjects_become_one_video_which_renders_again(here: Path) -> No
     np.testing.assert_array_equal(first, second)
 
 
+def test_one_motion_after_another_is_one_video_adapted_as_videos_of_each(here: Path) -> None:
+    copy("swimming", "jumping", phrase="jumping")
+    asked = ("compose", "koala", "swimming", "on Mars", "--frames", 8)
+    assert run(*asked).exit_code == 0
+    assert "2 steps for each motion at learning rate" in run(*asked, "--then", "jumping", "--dry-run").stdout
+    done = run(*asked, "--then", "jumping")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "koala-swimming-jumping.mp4\n"
+    assert done.stderr.count("used again") == 1
+    recipe = VideoRecipe.from_dict(media.read_recipe(here / done.stdout.strip()))
+    assert recipe.target_prompt == "A koala is swimming and then jumping on Mars."
+    shown = run("show", done.stdout.strip()).stdout
+    kinds = ("appearance", "motion", "then")
+    assert [line.split()[:2] for line in shown.splitlines() if line.startswith(kinds)] == [
+        ["appearance", "koala"], ["motion", "swimming"], ["then", "jumping"]
+    ]  # fmt: skip
+    again = run("compose", "--recipe", done.stdout.strip(), "-o", "again.mp4")
+    assert again.stderr.count("used again") == 2
+    videos = [media.read_frames(here / name)[0] for name in (done.stdout.strip(), "again.mp4", "koala-swimming.mp4")]
+    np.testing.assert_array_equal(videos[0], videos[1])
+    assert (videos[0] != videos[2]).any()
+
+
 def test_a_bystander_does_what_the_prompt_says_and_a_movement_may_be_shared(here: Path) -> None:
     copy("koala", "dog", phrase="dog")
     copy("koala", "my-cat", phrase="my cat")
@@ -250,6 +273,11 @@ def _damaged_weights() -> list[str]:
     return ["koala", "swimming"]
 
 
+def _another_motion() -> list[str]:
+    copy("swimming", "jumping", phrase="jumping")
+    return ["koala", "swimming", "--then", "jumping"]
+
+
 def _damaged_manifest() -> list[str]:
     (Library().path("koala") / "manifest.json").write_text("{}")
     return ["koala", "swimming"]
@@ -304,6 +332,11 @@ def test_more_subjects_than_a_base_draws_are_told_before_it_is_loaded(monkeypatc
         (lambda: ["koala", "swimming", "-o", ".", "--num", "2"], 2, ("need a name",)),
         (lambda: ["koala", "swimming", "--recipe", "x.mp4"], 2, ("leave APPEARANCE",)),
         (lambda: ["--with", "koala", "--recipe", "x.mp4"], 2, ("leave APPEARANCE",)),
+        (lambda: ["--then", "swimming", "--recipe", "x.mp4"], 2, ("leave APPEARANCE",)),
+        (lambda: ["koala", "swimming", "--then", "swimming"], 2, ("'swimming' is a motion twice",)),
+        (_another_motion, 2, ("4 frames are too few for 2 motions",)),
+        (lambda: ["koala", "swimming", "--then", "koala"], 2, ("'koala' is an appearance",)),
+        (lambda: ["koala", "swimming", "--then", "diving"], 3, ("'diving'",)),
         (lambda: ["koala", "swimming", "--with", "koala:swimming"], 2, ("'koala' is a subject twice",)),
         (lambda: ["koala", "swimming", "--with", "dog:"], 2, ("cannot be 'dog:'", "dog:jumping")),
         (lambda: ["koala", "swimming", "--with", ":swimming"], 2, ("cannot be ':swimming'",)),

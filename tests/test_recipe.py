@@ -321,6 +321,52 @@ def test_ingredients_are_named_by_subject_and_a_shared_motion_is_one() -> None:
     assert list(recipe().ingredients) == ["appearance", "motion"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "count", "target", "last"),
+    [
+        ("on Mars", 1, "A koala is swimming and then jumping on Mars.", "A koala is jumping on Mars."),
+        ("", 2, "A koala is swimming, then jumping and then diving.", "A koala is diving."),
+        ("at night {appearance} is {motion}", 1, "At night a koala is swimming and then jumping",
+         "At night a koala is jumping"),
+    ],
+)  # fmt: skip
+def test_one_motion_after_another_is_a_video_of_each_in_its_turn(
+    prompt: str, count: int, target: str, last: str
+) -> None:
+    then = (JUMPING, Ingredient("diving", "is diving", "e" * 64))[:count]
+    several = recipe(prompt, then=then)
+    assert several.target_prompt == target
+    assert [one.motion for one in several.turns] == [several.motion, *then]
+    assert several.turns[0] == recipe(prompt)
+    assert several.turns[-1].target_prompt == last
+    assert list(several.ingredients)[:4] == ["appearance", "motion", "appearance2", "motion2"]
+    assert VideoRecipe.from_dict(json.loads(json.dumps(several.to_dict()))) == several
+    assert "then" not in recipe().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"others": (JUMPER,)}, "one subject is alone"),
+        ({"place": "left"}, "one subject is alone"),
+        ({"then": (JUMPING, JUMPING)}, "'jumping' is a motion twice"),
+        ({"then": (SWIMMING,)}, "'swimming' is a motion twice"),
+        ({"prompt": "{appearance} {jumping}"}, "write {motion} in its place"),
+        ({"rival": Rival("full", "d" * 64), "ttt": TTTConfig(steps=0)}, "'full' knows one motion"),
+    ],
+)
+def test_motions_that_cannot_come_one_after_the_other_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        recipe(**{"then": (JUMPING,), **options})  # type: ignore[arg-type]
+
+
+def test_each_of_several_motions_takes_four_frames() -> None:
+    for frames, then in ((8, (JUMPING,)), (1, ())):
+        recipe(then=then, sample=SampleConfig(num_frames=frames)).check_frames()
+    with pytest.raises(UsageError, match="7 frames are too few for 2 motions"):
+        recipe(then=(JUMPING,), sample=SampleConfig(num_frames=7)).check_frames()
+
+
 def test_each_teacher_shows_its_own_ingredient_and_the_student_reads_of_all() -> None:
     several = recipe("{koala} runs from {dog} and {my-cat}", others=(JUMPER, BYSTANDER))
     read = {slot: texts[0] for slot, texts in several.teacher_prompts.items()}

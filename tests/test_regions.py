@@ -123,6 +123,18 @@ def test_a_place_has_a_prediction_of_its_own_subject_in_the_middle_of_the_frame(
     assert regions.areas(backbone, replace(WORDS, sample=made.sample)) == []
 
 
+def test_each_of_several_motions_has_frames_of_its_own(backbone: Backbone) -> None:
+    frames = 9
+    made = recipe(then=(JUMPING,), sample=backbone.defaults.sample.but(num_frames=frames))
+    first, second = regions.turns(backbone, made)
+    latents, _, _ = backbone.latent_shape(frames, *made.sample.sides)[1:]
+    assert torch.allclose(first.share + second.share, torch.ones(latents, 1, 1))
+    assert first.share[0] == second.share[-1] == 1
+    assert torch.equal(second.embeds, backbone.embed(["A koala is jumping on Mars."]))
+    assert (first.adapters, second.adapters) == ({"appearance", "motion"}, {"appearance2", "motion2"})
+    assert regions.turns(backbone, recipe(sample=made.sample)) == []
+
+
 def test_what_a_place_reads_is_its_own_subjects_clause() -> None:
     assert PAIR.own_prompts == ["A koala is swimming on Mars.", "A dog is jumping on Mars."]
     whole = replace(PAIR, prompt="{appearance} sees how {dog} is jumping.", others=(Subject(DOG, None, "right"),))

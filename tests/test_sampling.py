@@ -14,7 +14,7 @@ from customttt import lora
 from customttt.backbones import Backbone
 from customttt.config import SampleConfig
 from customttt.progress import Progress
-from customttt.sampling import Area, denoise, denoise_in_phases, phases
+from customttt.sampling import Area, Turn, denoise, denoise_in_phases, phases
 
 SCALE, PATH = 3.0, [1.0, 0.5, 0.0]
 SAMPLE = SampleConfig(num_frames=5, size=16, num_inference_steps=4, guidance_scale=SCALE)
@@ -78,6 +78,23 @@ def test_guidance_of_one_reads_the_prompt_alone(backbone: Backbone) -> None:
     predicted = backbone.predict(noise(backbone), torch.tensor([0.5]), prompt)
     step = backbone.schedule.step(predicted, noise(backbone), 0.5, 0.0)
     assert torch.allclose(denoise(backbone, noise(backbone), prompt, one, guidance_scale=1, path=PATH[1:]), step)
+
+
+@pytest.mark.parametrize("guidance", [1.0, SCALE])
+def test_frames_of_a_turn_are_predicted_by_its_own_loras_and_prompt(backbone: Backbone, guidance: float) -> None:
+    prompt, empty, own = (backbone.embed([words]) for words in ("A koala and a dog.", "", "A dog."))
+    latents, path = noise(backbone), {"guidance_scale": guidance, "path": PATH[1:]}
+    early = (torch.arange(latents.shape[2]) < 1).float()[:, None, None]
+    turns = [Turn(early, own, frozenset({"motion"})), Turn(1 - early, prompt, frozenset({"appearance"}))]
+    with torch.no_grad(), lora.active(backbone.network, **BOTH):
+        drawn = denoise(backbone, latents, prompt, empty, **path, turns=turns)
+        alone = []
+        for name, read in (("motion", own), ("appearance", prompt)):
+            with lora.active(backbone.network, **{name: BOTH[name]}):
+                alone.append(denoise(backbone, latents, read, empty, **path))
+    expected = torch.cat([alone[0][:, :, :1], alone[1][:, :, 1:]], 2)
+    assert torch.allclose(drawn, expected, atol=1e-5)
+    assert not torch.allclose(*alone, atol=1e-3)
 
 
 @pytest.mark.parametrize("guidance", [1.0, SCALE])

@@ -27,7 +27,7 @@ from customttt.concept import Concept
 from customttt.errors import CustomTTTError, DamagedError, NotFoundError, UsageError
 from customttt.limits import MAX_GALLERY, MAX_NOTE
 from customttt.measure.compare import METHODS
-from customttt.recipe import Subject, VideoRecipe
+from customttt.recipe import Subject, VideoRecipe, in_turn
 from customttt.text import escaped, parsed
 
 ENDINGS = (".mp4", ".gif", ".webp")
@@ -198,7 +198,7 @@ def _fields(one: GalleryVideo, lines: Lines, out: Path) -> dict[str, Any]:
     beside = Path(os.path.relpath(one.path, out.parent)).as_posix()
     return {
         "src": _link(one.path, out), "still": one.path.suffix.lower() != ".mp4", "fps": recipe.sample.fps,
-        "appearance": recipe.appearance.name, "motion": recipe.motion.name,
+        "appearance": recipe.appearance.name, "motion": in_turn([one.name for one in recipe.motions]),
         "with": ", ".join(map(_name, recipe.others)), "prompt": recipe.prompt, "seed": recipe.seed,
         "method": one.method, "sentence": recipe.target_prompt,
         "recipe": [*lines(recipe), ("file", escaped(beside))], "scores": dict(one.scores),
