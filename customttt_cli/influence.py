@@ -123,11 +123,12 @@ def _measure(
     with output.progress() as report:
         study.report = report
         alone = study.per_layer()
+        parts = study.per_part()
         chosen = study.select(share)
         columns = study.page(alone, shown)
         measured = study.measure(columns)
         _draw(study, alone, columns, folder)
-    data = {"scored by": study.by, "per layer": alone, "chosen": chosen, "figure": measured}
+    data = {"scored by": study.by, "per layer": alone, "per part": parts, "chosen": chosen, "figure": measured}
     text = json.dumps(data, indent=1, default=asdict)
     (folder / "influence.json").write_text(text)
     if about:
@@ -135,7 +136,7 @@ def _measure(
     if as_json:
         output.result(text)
         return
-    _tell(alone, measured, chosen, folder)
+    _tell(alone, measured, parts, chosen, folder)
     if about:
         output.say(f"'customttt learn-{about} ... --layers auto' learns there from now on.")
 
@@ -218,6 +219,11 @@ def _draw(study: Measurement, alone: list[Influence], columns: list[Layers], fol
     media.write_png(folder / "figure.png", sheets.contact_sheet(rows, 96))
 
 
+def _part(within: tuple[float, float]) -> str:
+    begin, end = (round(100 * share) for share in within)
+    return f"{begin} to {end} %"
+
+
 def _name(layers: Layers, alone: list[Influence]) -> str:
     able = {one.layers[0] for one in alone if len(one.layers) == 1}
     if layers == able:
@@ -226,8 +232,15 @@ def _name(layers: Layers, alone: list[Influence]) -> str:
     return f"all but {min(left)}" if len(left) == 1 and len(layers) > 2 else " + ".join(map(str, sorted(layers)))
 
 
-def _tell(alone: list[Influence], measured: list[Influence], chosen: list[Influence], folder: Path) -> None:
+def _tell(
+    alone: list[Influence],
+    measured: list[Influence],
+    parts: list[Influence],
+    chosen: list[Influence],
+    folder: Path,
+) -> None:
     effects = {_name(frozenset(one.layers), alone): f"{one.effect:.3f}" for one in (*alone, *measured)}
+    effects |= {f"all, {_part(one.within)} of the steps": f"{one.effect:.3f}" for one in parts}
     output.table(("block", "score minus null (95 %)"), list(effects.items()), [False] * len(effects))
     last = chosen[-1]
     output.say(f"Smallest set found: {', '.join(map(str, last.layers))}, with {last.effect:.3f}.")

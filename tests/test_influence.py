@@ -21,6 +21,7 @@ from customttt.measure import extractors, influence
 from customttt.measure.ledger import Ledger
 from customttt.media import Frames
 from customttt.progress import Progress
+from customttt.sampling import denoise
 
 PAIR = influence.PromptPair("A koala.", "A tiger.")
 
@@ -83,13 +84,35 @@ def test_the_videos_of_one_seed_differ_in_what_is_read_alone(
     assert not torch.allclose(videos[0], videos[2])
 
 
+@torch.no_grad()
+def test_a_part_of_the_steps_reads_the_other_prompt_alone(backbone: Backbone) -> None:
+    sample = backbone.defaults.sample.but(num_frames=2, size=64, num_inference_steps=4)
+    path, able = backbone.schedule.path(4), frozenset(backbone.readers)
+    noise = torch.randn(1, *backbone.latent_shape(2, 64, 64), generator=torch.Generator().manual_seed(0))
+    texts = {text: backbone.embed([text]) for text in (PAIR.prompt, PAIR.starred, "")}
+    latents = noise
+    for text, steps in ((PAIR.prompt, path[:2]), (PAIR.starred, path[1:3]), (PAIR.prompt, path[2:])):
+        latents = denoise(
+            backbone, latents, texts[text], texts[""], guidance_scale=sample.guidance_scale, path=steps
+        )  # fmt: skip
+    part = influence.render_swapped(backbone, PAIR, [able], sample, 0, within=(0.25, 0.5))
+    assert torch.allclose(part, backbone.decode(latents), atol=1e-5)
+    whole, null = influence.render_swapped(backbone, PAIR, [able, layers()], sample, 0)
+    assert not torch.allclose(part[0], whole, atol=1e-4)
+    assert not torch.allclose(part[0], null, atol=1e-4)
+
+
 def study(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, weights: dict[int, float]) -> influence.Measurement:
     """A study in which a set of blocks shows the sum of its weights, and the null shows 0.1."""
     rendered: list[influence.Layers] = []
 
-    def render(_: Backbone, __: influence.PromptPair, sets: Sequence[influence.Layers], *___: object) -> Tensor:
+    def render(
+        _: Backbone, __: influence.PromptPair, sets: Sequence[influence.Layers], *more: influence.Shares
+    ) -> Tensor:
         rendered.extend(sets)
-        return torch.tensor([0.1 + sum(weights.get(layer, 0.0) for layer in some) for some in sets])
+        begin, end = more[-1]
+        shown = [sum(weights.get(layer, 0.0) for layer in some) * (end**2 - begin**2) for some in sets]
+        return torch.tensor([0.1 + one for one in shown])
 
     monkeypatch.setattr(influence, "render_swapped", render)
     made = influence.Measurement(
@@ -107,6 +130,16 @@ def test_the_effect_of_a_block_is_its_score_minus_the_null(backbone: Backbone, m
     assert effects[0, 1, 2, 4, 6, 7, 8].value == pytest.approx(0.7)
     assert effects[6,].n == 4
     assert one.page(one.per_layer()) == [layers(0, 1, 2, 4, 7, 8), layers(6), layers(2, 6), layers(0, 1, 2, 4, 6, 7, 8)]
+
+
+def test_the_effect_of_a_part_of_the_steps_is_that_of_all_blocks_there(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = study(backbone, monkeypatch, {2: 0.2, 6: 0.6})
+    parts = one.per_part()
+    assert [found.within for found in parts] == [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]
+    assert [found.effect.value for found in parts] == pytest.approx([0.05, 0.15, 0.25, 0.35])
+    assert one.per_layer()[-1].effect.value == pytest.approx(0.8), "each is kept by itself"
 
 
 def test_selection_finds_the_smallest_set_and_renders_nothing_twice(
@@ -216,7 +249,7 @@ def test_a_study_leaves_numbers_chart_and_figure(judged_base: Path, tmp_path: Pa
     assert done.exit_code == 0, done.output
     numbers = json.loads(done.stdout)
     assert len(numbers["per layer"]) == 8
-    assert len(numbers["figure"]) == 4
+    assert len(numbers["figure"]) == len(numbers["per part"]) == 4
     assert {path.name for path in out.iterdir()} == {"influence.json", "chart.png", "figure.png", "scores.jsonl"}
     found = Library().carrying(backbones.identify(str(judged_base)), "appearance")
     assert found == tuple(numbers["chosen"][-1]["layers"])
@@ -237,6 +270,7 @@ def test_other_bases_are_scored_by_clip_as_published(brief_base: Path, standin: 
     assert done.exit_code == 0, done.output
     assert "CLIP-T of the second prompt, openai/clip-vit-base-patch32@" in done.stderr
     assert "2 + 6 " in done.stdout
+    assert "all, 75 to 100 % of the steps" in done.stdout
     assert "--layers auto" not in done.stderr, "nobody said what these prompts are about"
 
 

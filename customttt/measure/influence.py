@@ -3,15 +3,18 @@
 CustomTTT's analysis (project page and supplement): V_{p*->i, p->j!=i} is the video whose cross-attention of block i
 reads the prompt p*, and that of all other blocks p. The more the video shows of p*, the more block i carries.
 Ours: the score of V_p against p* (the null) is subtracted, scores have intervals, and a smallest set of blocks is
-chosen by greedy forward selection; movement can be scored by tracks, as CLIP hardly sees it.
+chosen by greedy forward selection; movement can be scored by tracks, as CLIP hardly sees it; and all blocks read p* in
+a part of the denoising alone, which tells how noisy the latents are when it is decided.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import count, product
+from itertools import count, pairwise, product
 from math import ceil
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,9 +29,14 @@ from customttt.progress import Progress, Report, silent
 from customttt.sampling import denoise
 from customttt.video import Video, to_frames
 
+PARTS = 4
+"""Of the denoising, in each of which all blocks read p*."""
 TOGETHER = 4
 """Videos that go through a CPU at once; a GPU is busy with one."""
 Layers = frozenset[int]
+Shares = tuple[float, float]
+"""From where to where in the denoising: 0 the first step, 1 the last."""
+WHOLE: Shares = (0.0, 1.0)
 NULL: Layers = frozenset()
 """No block reads p*."""
 
@@ -66,22 +74,33 @@ def render_swapped(
     sample: SampleConfig,
     seed: int,
     report: Report = silent,
+    within: Shares = WHOLE,
 ) -> Float[Tensor, "b 3 f h w"]:
-    """V_{p*->layers, p->others} of the same noise for every set of blocks; the empty set is V_p, the null."""
+    """V_{p*->layers, p->others} of the same noise for every set of blocks; the empty set is V_p, the null.
+
+    Outside of these shares of the steps all blocks read p.
+    """
     check_layers(backbone.name, backbone.readers, layer_sets)
     shape = backbone.latent_shape(sample.num_frames, *sample.sides)
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
     prompt, starred, empty = (backbone.embed([text]) for text in (pair.prompt, pair.starred, ""))
     path = backbone.schedule.path(sample.num_inference_steps)
+    begin, end = (round(share * sample.num_inference_steps) for share in within)
     videos, together = [], _together(backbone)
     for start in range(0, len(layer_sets), together):
         some = layer_sets[start : start + together]
-        rows = len(some), -1, -1
-        with backbone.reading(some, starred.expand(*rows), sample.num_frames):
-            latents = denoise(
-                backbone, noise.expand(len(some), *shape), prompt.expand(*rows), empty.expand(*rows),
-                guidance_scale=sample.guidance_scale, path=path, report=report,
-            )  # fmt: skip
+        rows, latents = (len(some), -1, -1), noise.expand(len(some), *shape)
+        reading = backbone.reading(some, starred.expand(*rows), sample.num_frames)
+        for steps, context in (
+            (path[: begin + 1], nullcontext()),
+            (path[begin : end + 1], reading),
+            (path[end:], nullcontext()),
+        ):
+            with context:
+                latents = denoise(
+                    backbone, latents, prompt.expand(*rows), empty.expand(*rows),
+                    guidance_scale=sample.guidance_scale, path=steps, report=report,
+                )  # fmt: skip
         videos.append(backbone.decode(latents).cpu())
     return torch.cat(videos)
 
@@ -126,10 +145,11 @@ def by_tracks(backbone: Backbone) -> Scorer:
 
 @dataclass(frozen=True)
 class Influence:
-    """How much each set of blocks carries: score minus null, over pairs and seeds."""
+    """How much a set of blocks carries, in a part of the denoising: score minus null, over pairs and seeds."""
 
     layers: tuple[int, ...]
     effect: stats.Estimate
+    within: Shares = WHOLE
 
 
 @dataclass
@@ -149,37 +169,40 @@ class Measurement:
         if not self.pairs:
             raise UsageError("There is no pair of prompts to measure with.")
 
-    def measure(self, layer_sets: Sequence[Layers]) -> list[Influence]:
+    def measure(self, layer_sets: Sequence[Layers], within: Shares = WHOLE) -> list[Influence]:
         """One estimate a set, in their order; intervals are over pairs, whose seeds do not count as independent."""
-        wanted = dict.fromkeys([NULL, *layer_sets])
+        if within != WHOLE:
+            self.measure([NULL])
+        wanted = dict.fromkeys([NULL, *layer_sets] if within == WHOLE else layer_sets)
         missing = {
             of: new
             for of in self._all()
-            if (new := [layers for layers in wanted if self.ledger.get(self._key(of, layers)) is None])
+            if (new := [layers for layers in wanted if self.ledger.get(self._key(of, layers, within)) is None])
         }
         report = self._whole([len(new) for new in missing.values()])
         sample = self.backbone.defaults.sample
         for (pair, seed), new in missing.items():
-            videos = render_swapped(self.backbone, pair, new, sample, seed, report)
-            for layers, score in zip(new, self.scorer(videos, new, pair, seed), strict=True):
-                self.ledger.put(self._key((pair, seed), layers), score=float(score))
-        return [Influence(tuple(sorted(layers)), self._effect(layers)) for layers in layer_sets]
+            videos = render_swapped(self.backbone, pair, new, sample, seed, report, within)
+            whole = new if within == WHOLE else [NULL] * len(new)  # none of them reads p* throughout
+            for layers, score in zip(new, self.scorer(videos, whole, pair, seed), strict=True):
+                self.ledger.put(self._key((pair, seed), layers, within), score=float(score))
+        return [Influence(tuple(sorted(layers)), self._effect(layers, within), within) for layers in layer_sets]
 
     def _all(self) -> list[tuple[PromptPair, int]]:
         return list(product(self.pairs, range(self.seeds)))
 
-    def _key(self, of: tuple[PromptPair, int], layers: Layers) -> str:
+    def _key(self, of: tuple[PromptPair, int], layers: Layers, within: Shares) -> str:
         pair, seed = of
         sample = self.backbone.defaults.sample.changed()
-        made = [self.backbone.fingerprint, sample, self.by, pair.prompt, pair.starred, seed, sorted(layers)]
-        return f"score-{digest(made)[:16]}"
+        made: list[Any] = [self.backbone.fingerprint, sample, self.by, pair.prompt, pair.starred, seed, sorted(layers)]
+        return f"score-{digest(made if within == WHOLE else [*made, within])[:16]}"
 
-    def _score(self, of: tuple[PromptPair, int], layers: Layers) -> float:
-        return float((self.ledger.get(self._key(of, layers)) or {})["score"])
+    def _score(self, of: tuple[PromptPair, int], layers: Layers, within: Shares) -> float:
+        return float((self.ledger.get(self._key(of, layers, within)) or {})["score"])
 
-    def _effect(self, layers: Layers) -> stats.Estimate:
+    def _effect(self, layers: Layers, within: Shares) -> stats.Estimate:
         """Score minus null."""
-        effects = [self._score(of, layers) - self._score(of, NULL) for of in self._all()]
+        effects = [self._score(of, layers, within) - self._score(of, NULL, WHOLE) for of in self._all()]
         return stats.mean(effects, [pair.starred + pair.prompt for pair, _ in self._all()])
 
     def _whole(self, sets: Sequence[int]) -> Report:
@@ -192,6 +215,12 @@ class Measurement:
         """Each block alone, and all of them together at the end."""
         able = self.backbone.readers
         return self.measure([*(frozenset([layer]) for layer in able), frozenset(able)])
+
+    def per_part(self) -> list[Influence]:
+        """All blocks, in each of PARTS of the denoising, the noisiest first."""
+        able = frozenset(self.backbone.readers)
+        edges = pairwise(part / PARTS for part in range(PARTS + 1))
+        return [one for within in edges for one in self.measure([able], within)]
 
     def page(self, effects: Sequence[Influence], shown: Sequence[Layers] = ()) -> list[Layers]:
         """The project page's four columns: all blocks but those of the first set, the sets, all blocks.
