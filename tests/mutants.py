@@ -46,7 +46,7 @@ ROOT = Path(__file__).parent.parent
 TESTS = {
     "losses": ["test_losses"],
     "diffusion": ["test_diffusion"],
-    "recipe": ["test_recipe"],
+    "recipe": ["test_recipe", "test_places"],
     "sampling": ["test_sampling"],
     "lora": ["test_lora"],
     "ttt": ["test_ttt"],

@@ -14,13 +14,17 @@ from tokenizers import Tokenizer
 import customttt.tiny
 from customttt.config import SampleConfig, TTTConfig
 from customttt.errors import UsageError
+from customttt.limits import MAX_SUBJECTS
 from customttt.recipe import (
+    MAX_THREADS,
     Ingredient,
     Rival,
     Subject,
     VideoRecipe,
     check_prompt,
+    joint_sentence,
     kind_of,
+    listed,
     phrase_of,
     renoised,
     sentence,
@@ -66,6 +70,8 @@ def test_words_are_joined_as_english_does() -> None:
     assert phrase_of("teddy-bear_2") == "teddy bear 2"
     assert training_prompt("appearance", "owl") == "An owl."
     assert training_prompt("motion", "is swimming") == "Something is swimming."
+    assert with_article("my old brown dog") == "my old brown dog"
+    assert [listed(["a", "b", "c"][:number]) for number in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
 
 
 def test_a_noun_gets_the_article_that_is_spoken() -> None:
@@ -299,6 +305,7 @@ FOX, JUMPER, BYSTANDER = replace(DOG, name="fox"), Subject(DOG, JUMPING), Subjec
     [
         ("on Mars", (JUMPER,), "A koala is swimming and a dog is jumping on Mars."),
         ("", (Subject(DOG, SWIMMING),), "A koala and a dog are swimming."),
+        ("on Mars", (Subject(DOG, SWIMMING),), "A koala and a dog are swimming on Mars."),
         ("on Mars.", (JUMPER, Subject(CAT, JUMPING)),
          "A koala is swimming, a dog is jumping and my cat is jumping on Mars."),
         ("{koala} is {swimming} while {my-cat} sleeps", (BYSTANDER,), "A koala is swimming while my cat sleeps"),
@@ -308,6 +315,27 @@ FOX, JUMPER, BYSTANDER = replace(DOG, name="fox"), Subject(DOG, JUMPING), Subjec
 )  # fmt: skip
 def test_several_subjects_stand_in_one_sentence(prompt: str, others: tuple[Subject, ...], target: str) -> None:
     assert recipe(prompt, others=others).target_prompt == target
+
+
+def test_a_verb_that_says_is_says_it_once() -> None:
+    assert joint_sentence([("a dog", "is jumping"), ("a cat", "is lying")]) == "A dog is jumping and a cat is lying."
+    assert joint_sentence([("a dog", "is jumping"), ("a cat", "is jumping")]) == "A dog and a cat are jumping."
+    assert joint_sentence([("a dog", ""), ("a cat", "")], "at night") == "A dog and a cat at night."
+
+
+def test_there_are_sixteen_subjects_at_most() -> None:
+    crowd = [Subject(Ingredient(f"dog{number}", f"dog{number}", "d" * 64), JUMPING) for number in range(MAX_SUBJECTS)]
+    assert len(recipe(others=tuple(crowd[1:])).subjects) == MAX_SUBJECTS
+    with pytest.raises(UsageError, match=rf"^The video has 17 subjects; at most {MAX_SUBJECTS} are taken"):
+        recipe(others=tuple(crowd))
+
+
+@pytest.mark.parametrize("threads", [-1, MAX_THREADS + 1])
+def test_threads_that_cannot_be_are_refused(threads: int) -> None:
+    with pytest.raises(UsageError, match=f"^The recipe's threads are {threads}; they must be 0 to 4,096"):
+        recipe(threads=threads)
+    assert recipe().threads == 0
+    assert recipe(threads=MAX_THREADS) == recipe(), "they change the last bits, not what the video is of"
 
 
 def test_ingredients_are_named_by_subject_and_a_shared_motion_is_one() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_places import PAIR, WORDS
 from test_recipe import DOG, JUMPING, SWIMMING, recipe
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -15,19 +16,14 @@ from torch.utils.hooks import RemovableHandle
 from customttt import compose, lora, regions
 from customttt.backbones import Backbone, open_base
 from customttt.errors import UsageError
-from customttt.recipe import PLACES, Ingredient, Subject, VideoRecipe, kind_of
-from customttt.wish import Settings
+from customttt.recipe import Ingredient, Subject, kind_of
 
 CPU = torch.device("cpu")
-WORDS = recipe(others=(Subject(Ingredient("man", "man", "c" * 64), JUMPING),), apart=True)
 
 
 @pytest.fixture(scope="module")
 def backbone(any_base: Path) -> Backbone:
     return open_base(str(any_base), CPU)
-
-
-PAIR = recipe(others=(Subject(DOG, JUMPING, "right"),), place="left")
 
 
 def test_places_are_where_they_say_and_fade_into_their_neighbours() -> None:
@@ -135,12 +131,6 @@ def test_each_of_several_motions_has_frames_of_its_own(backbone: Backbone) -> No
     assert regions.turns(backbone, recipe(sample=made.sample)) == []
 
 
-def test_what_a_place_reads_is_its_own_subjects_clause() -> None:
-    assert PAIR.own_prompts == ["A koala is swimming on Mars.", "A dog is jumping on Mars."]
-    whole = replace(PAIR, prompt="{appearance} sees how {dog} is jumping.", others=(Subject(DOG, None, "right"),))
-    assert whole.own_prompts == ["A koala is swimming.", "A dog."]
-
-
 def test_places_and_words_change_a_video_and_leave_no_trace(tiny_random_base: Path) -> None:
     base = open_base(str(tiny_random_base), CPU)
     sample = base.defaults.sample.but(num_inference_steps=2)
@@ -201,46 +191,3 @@ def test_what_is_read_is_the_same_beside_the_empty_prompt(tiny_random_base: Path
             base.predict(noise.expand(number, -1, -1, -1, -1), torch.full((number,), 500.0), embeds[:number])
         kept.append(words.kept)
     assert torch.allclose(kept[0], kept[1], atol=1e-5)  # type: ignore[arg-type]
-
-
-def test_words_that_cannot_tell_subjects_apart_are_refused() -> None:
-    with pytest.raises(UsageError, match="one subject in the video"):
-        recipe(apart=True)
-    with pytest.raises(UsageError, match="by their places or by their words"):
-        replace(PAIR, apart=True)
-    with pytest.raises(UsageError, match="Two subjects are called 'koala'"):
-        recipe(others=(Subject(Ingredient("other", "my koala", "f"), JUMPING),), apart=True)
-    assert VideoRecipe.from_dict(WORDS.to_dict()) == WORDS
-    assert "apart" not in recipe().to_dict()
-
-
-def test_places_are_kept_in_a_recipe_and_do_not_train_again() -> None:
-    assert VideoRecipe.from_dict(PAIR.to_dict()) == PAIR
-    free = recipe(others=(Subject(DOG, JUMPING),))
-    assert free.placed({"koala": "left", "dog": "right"}) == PAIR
-    assert PAIR.adaptation_key() == free.adaptation_key()
-    assert "place" not in recipe().to_dict()
-
-
-def test_two_or_three_are_side_by_side_and_one_or_four_anywhere() -> None:
-    crowd = [Subject(Ingredient(name, name, "d" * 64), JUMPING) for name in ("dog", "man", "cat")]
-    for number, places in enumerate([("",), ("left", "right"), ("left-third", "middle", "right-third"), ("",) * 4]):
-        made = recipe(others=tuple(crowd[:number])).side_by_side()
-        assert tuple(one.place for one in made.subjects) == places
-    wish = Settings(places={"dog": "top"})
-    assert [one.place for one in wish.again(PAIR).subjects] == ["", "top"]
-    assert [one.place for one in Settings(apart=True).again(PAIR).subjects] == ["", ""]
-    assert Settings(steps=3).again(PAIR).place == "left"
-
-
-def test_places_that_cannot_be_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"The places of 'koala' \(left\) and 'dog' \(top\) overlap"):
-        PAIR.placed({"koala": "left", "dog": "top"})
-    with pytest.raises(UsageError, match=r"'cat' is no subject of this video; .+ to koala and dog"):
-        PAIR.placed({"cat": "top"})
-    with pytest.raises(UsageError, match="The place 'nowhere' is unknown; there are left, right"):
-        PAIR.placed({"dog": "nowhere"})
-    with pytest.raises(UsageError, match="a place that is no text"):
-        VideoRecipe.from_dict({**PAIR.to_dict(), "others": [{**PAIR.to_dict()["others"][0], "place": 5}]})
-    for place in PLACES:
-        recipe(place=place)
