@@ -15,6 +15,7 @@ def demo(
     folder: Annotated[
         Path, typer.Option("--output", "-o", help="A folder for the videos and the contact sheet.")
     ] = Path("customttt-demo"),
+    base: Annotated[str, typer.Option(help="tiny, or the folder of another base of its world.")] = "tiny",
 ) -> None:
     """Learn a subject and a movement, compose them with and without test-time training, and lay it all out."""
     from customttt import media
@@ -24,7 +25,7 @@ def demo(
     media.check_output(folder / "contact-sheet.mp4")
     with output.loading_torch():
         from customttt.tiny import demo as story
-    output.say(showing.base_line("tiny", "it comes with this package"))
+    output.say(showing.base_line(base, "it comes with this package" if base == "tiny" else "as asked"))
     with output.progress() as report:
-        sheet = story.run(folder, library, report, output.say)
+        sheet = story.run(folder, library, report, output.say, base)
     output.result(str(sheet))

@@ -142,7 +142,8 @@ def test_python_m_is_the_same_command_line(tmp_path: Path) -> None:
 def test_the_demo_prints_the_contact_sheet_and_tells_its_story(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def story(folder: Path, library: Library, report: Report, say: Callable[[str], None]) -> Path:
+    def story(folder: Path, library: Library, report: Report, say: Callable[[str], None], base: str) -> Path:
+        assert base == "tiny"
         assert library.root == home
         say("Learning how this koala looks.")
         for step in (1, 2):
@@ -158,6 +159,12 @@ def test_the_demo_prints_the_contact_sheet_and_tells_its_story(
     assert first == "Learning how this koala looks."
     assert "Denoising: step 2 of 2" in done.stderr
     assert run("demo", "--output", "/proc/nowhere").exit_code == 11
+
+
+def test_the_demo_wants_a_base_of_its_world(tiny_random_base: Path, tmp_path: Path) -> None:
+    done = run("demo", "--output", tmp_path / "out", "--base", tiny_random_base)
+    assert_one_sentence(done, 2, "does not draw; leave --base out")
+    assert_one_sentence(run("demo", "--output", tmp_path / "out", "--base", "nowhere"), 10, "nowhere")
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
