@@ -23,8 +23,9 @@ from browser import HOSTILE, check
 from material import make_clip, make_pictures
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from customttt import backbones
+from customttt import backbones, media
 from customttt.library import Library
+from customttt.ui.studio import FRAMES_OF_STRIP
 
 START = """
 from customttt import workshop
@@ -134,7 +135,8 @@ def movements(page: Page, what: Material) -> None:
     tab(page, "Learn a movement")
     page.set_input_files("#files-motion input[type=file]", str(what.clip))
     told(page, "part-motion", what.taken[1])
-    check(page.locator("#taken-motion img").count() == 10, "ten frames of the film strip")
+    strip = min(media.count_frames(what.clip), FRAMES_OF_STRIP)
+    check(page.locator("#taken-motion img").count() == strip, f"{strip} frames of the film strip")
     page.get_by_label("number input for Start").fill("0.5")
     page.get_by_label("number input for Start").press("Tab")
     page.locator("#taken-motion .ct-out").first.wait_for(timeout=60_000)
