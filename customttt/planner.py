@@ -133,7 +133,8 @@ def composing(
     # a step on which one LoRA rests costs less: rehearsed is one on which both act
     one = config.but(steps=1, reference_steps=1, references=0, learning_rate=1.0, motion_rate=1.0, student_rests=False)
     denoising = denoising_step(base, sample, device)
-    steps = sample.num_inference_steps * (1 + areas / 2)  # a step with guidance predicts twice
+    # a step with guidance predicts twice; where there are areas, once for each and once without a prompt
+    steps = sample.num_inference_steps * ((1 + areas) / 2 if areas else 1)
     rendering = (denoising * steps + decoding(base, sample, device)) * videos
     shown = min(config.references or config.steps, config.steps)
 

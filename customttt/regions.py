@@ -8,8 +8,9 @@ linear is multiplied by a soft mask of its subject's part, at every position of 
 time. What it adds to the reading of the prompt has no position, and acts everywhere.
 
 The part is a place that the user gives, or where the base reads the subject's word, as its cross-attention tells.
-In a place, most of the prediction is that of its own subject's sentence and LoRAs alone, the rest that of the sentence
-of all (after the regions of MultiDiffusion, arXiv 2302.08113): a base that is told of two draws either on either side.
+In a place, the prediction is that of its own subject's sentence and LoRAs alone (after the regions of MultiDiffusion,
+arXiv 2302.08113): a base that is told of two draws either on either side. Where nobody is, it is that of the sentence
+of all.
 What is a place's own is predicted with the place in the middle of the frame, where movements are learned (ours).
 Of motions that come one after another, each has frames of its own, in which all is predicted by its LoRAs (ours).
 """
@@ -33,8 +34,6 @@ from customttt.sampling import Area, Turn
 
 SOFT = 0.125
 """Over which share of the frame a place fades out into its neighbour."""
-OWN = 0.7
-"""How much a place's own prediction counts there beside that of all [M: LOG.md]."""
 KEPT = 0.5
 """How much of what was read at earlier steps counts beside the present one."""
 SHARP = 4
@@ -64,7 +63,7 @@ def areas(backbone: Backbone, recipe: VideoRecipe) -> list[Area]:
     masks = _by_place(recipe, _shape(backbone, recipe))
     return [
         Area(
-            OWN * mask.to(backbone.device),
+            mask.to(backbone.device),
             backbone.embed([prompt]),
             frozenset(_slots(recipe, one)),
             _to_the_middle(mask),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -17,6 +18,9 @@ from customttt.config import SampleConfig
 from customttt.progress import Progress, Report, silent
 from customttt.recipe import kind_of, stretches
 from customttt.thrift import frozen
+
+COVERED = 1e-4
+"""By how little shares of areas may miss one, and still cover the frame."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,16 @@ def denoise(
 ) -> diffusion.Latents:
     """The latents at the end of `path`, a schedule's or a part of it, from those at its start.
 
-    With guidance_scale 1 the unconditional half is not computed at all. Each of `areas` takes a pass more. Where there
-    are `turns`, all is computed in each of them, and the prompts are theirs.
+    With guidance_scale 1 the unconditional half is not computed at all. Each of `areas` takes a pass, and where they
+    cover the frame, the prompt is not read. Where there are `turns`, all is computed in each, with its own prompt.
     """
     latents, embeds = noise, torch.cat([prompt_embeds, negative_embeds])
+    covered = bool(areas) and bool(torch.stack([area.share for area in areas]).sum(0).min() > 1 - COVERED)
     for index, (timestep, following) in enumerate(pairwise(path)):
         batch = torch.full((len(latents),), timestep, device=latents.device)
         guided = partial(
             _guided, backbone, latents, batch, guidance_scale=guidance_scale, unconditional_scale=unconditional_scale,
-            areas=areas,
+            areas=areas, covered=covered,
         )  # fmt: skip
         prediction = _in_turns(backbone, turns, negative_embeds, guided) if turns else guided(embeds)
         latents = backbone.schedule.step(prediction, latents, timestep, following)
@@ -86,14 +91,20 @@ def _guided(
     guidance_scale: float,
     unconditional_scale: float,
     areas: Sequence[Area],
+    covered: bool,
 ) -> diffusion.Latents:
     """The prediction that a step is taken by; `embeds` are those of the prompts, then the negative ones."""
-    if guidance_scale == 1:
-        prompts, _ = embeds.chunk(2)
-        return _in_areas(backbone, latents, timesteps, backbone.predict(latents, timesteps, prompts), areas)
-    conditional, unconditional = _halves(backbone, latents, timesteps, embeds, unconditional_scale)
+    prompts, negatives = embeds.chunk(2)
+    if covered:  # nobody reads the prompts
+        conditional = unconditional = torch.zeros_like(latents)
+        if guidance_scale != 1:
+            unconditional = _unconditional(backbone, latents, timesteps, negatives, unconditional_scale)
+    elif guidance_scale == 1:
+        conditional = unconditional = backbone.predict(latents, timesteps, prompts)
+    else:
+        conditional, unconditional = _halves(backbone, latents, timesteps, embeds, unconditional_scale)
     conditional = _in_areas(backbone, latents, timesteps, conditional, areas)
-    return diffusion.guide(conditional, unconditional, guidance_scale)
+    return conditional if guidance_scale == 1 else diffusion.guide(conditional, unconditional, guidance_scale)
 
 
 def _in_turns(
@@ -121,13 +132,23 @@ def _halves(
 ) -> tuple[diffusion.Latents, diffusion.Latents]:
     """The conditional and the unconditional prediction."""
     if unconditional_scale < 1:
-        prompt_embeds, negative_embeds = embeds.chunk(2)
-        conditional = backbone.predict(latents, timesteps, prompt_embeds)
-        with lora.weaker(backbone.network, unconditional_scale):
-            return conditional, backbone.predict(latents, timesteps, negative_embeds)
+        prompts, negatives = embeds.chunk(2)
+        conditional = backbone.predict(latents, timesteps, prompts)
+        return conditional, _unconditional(backbone, latents, timesteps, negatives, unconditional_scale)
     both = backbone.predict(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), embeds)
     conditional, unconditional = both.chunk(2)
     return conditional, unconditional
+
+
+def _unconditional(
+    backbone: Backbone,
+    latents: diffusion.Latents,
+    timesteps: diffusion.Timesteps,
+    negatives: Float[Tensor, "b l d"],
+    scale: float,
+) -> diffusion.Latents:
+    with lora.weaker(backbone.network, scale) if scale < 1 else nullcontext():
+        return backbone.predict(latents, timesteps, negatives)
 
 
 def _in_areas(

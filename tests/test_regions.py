@@ -107,7 +107,7 @@ def test_a_place_has_a_prediction_of_its_own_subject_in_the_middle_of_the_frame(
     made = replace(PAIR, sample=backbone.defaults.sample)
     shape = backbone.latent_shape(made.sample.num_frames, *made.sample.sides)[1:]
     left, right = regions.areas(backbone, made)
-    assert torch.allclose(left.share + right.share, torch.full(shape, regions.OWN))
+    assert torch.allclose(left.share + right.share, torch.ones(shape))
     assert torch.equal(left.embeds, backbone.embed(["A koala is swimming on Mars."]))
     assert torch.equal(right.embeds, backbone.embed(["A dog is jumping on Mars."]))
     assert (left.adapters, right.adapters) == ({"appearance", "motion"}, {"appearance2", "motion2"})

@@ -136,6 +136,35 @@ def test_videos_of_a_batch_are_those_of_each_alone(backbone: Backbone, unconditi
         assert torch.allclose(video(slice(3)), torch.cat(alone), atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, SCALE])
+def test_where_parts_cover_the_frame_each_is_its_own_and_the_prompt_is_not_read(
+    backbone: Backbone, guidance: float
+) -> None:
+    texts = {text: backbone.embed([text]) for text in ("A koala.", "A dog.", "A koala and a dog.", "mars", "")}
+    latents, path = noise(backbone), {"guidance_scale": guidance, "path": PATH[1:]}
+    left = torch.zeros(latents.shape[2:])
+    left[..., : latents.shape[-1] // 2] = 1
+    areas = [
+        Area(left, texts["A koala."], frozenset({"appearance"}), 0),
+        Area(1 - left, texts["A dog."], frozenset({"motion"}), 0),
+    ]
+    with lora.active(backbone.network, **BOTH):
+        one, other = (
+            denoise(backbone, latents, texts[text], texts[""], **path, areas=areas)
+            for text in ("A koala and a dog.", "mars")
+        )
+        empty, at = backbone.predict(latents, torch.tensor([0.5]), texts[""]), torch.tensor([0.5])
+    assert torch.equal(one, other)
+    halves = []
+    for name, text in (("appearance", "A koala."), ("motion", "A dog.")):
+        with lora.active(backbone.network, **{name: BOTH[name]}):
+            halves.append(backbone.predict(latents, at, texts[text]))
+    conditional = left * halves[0] + (1 - left) * halves[1]
+    expected = backbone.schedule.step(empty + guidance * (conditional - empty), latents, 0.5, 0.0)
+    assert torch.allclose(one, expected, atol=1e-5)
+
+
 def test_nothing_of_sampling_is_kept_for_a_backward_pass(backbone: Backbone) -> None:
     with lora.active(backbone.network, **BOTH), lora.trainable(lora.parameters(backbone.network, "motion")):
         video = in_phases(backbone, SAMPLE)
