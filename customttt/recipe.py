@@ -110,8 +110,9 @@ def listed(words: Sequence[str]) -> str:
 
 def in_turn(verbs: Sequence[str]) -> str:
     """`swimming`, `swimming and then jumping`, `swimming, then jumping and then diving`."""
-    *most, last = verbs
-    return f"{', then '.join(most)} and then {last.removeprefix('is ')}" if most else last
+    first, *others = verbs
+    *most, last = (first, *(verb.removeprefix("is ") for verb in others))
+    return f"{', then '.join(most)} and then {last}" if most else last
 
 
 def training_prompt(kind: Kind, phrase: str) -> str:

@@ -369,6 +369,7 @@ def test_one_motion_after_another_is_a_video_of_each_in_its_turn(
     assert several.turns[-1].target_prompt == last
     assert list(several.ingredients)[:4] == ["appearance", "motion", "appearance2", "motion2"]
     assert VideoRecipe.from_dict(json.loads(json.dumps(several.to_dict()))) == several
+    assert recipe(then=then[::-1]).target_prompt.count("is") == 1
     assert "then" not in recipe().to_dict()
 
 
