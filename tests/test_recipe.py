@@ -50,6 +50,7 @@ def recipe(prompt: str = "on Mars", **options: object) -> VideoRecipe:
         ("", "A koala is swimming."),
         ("{appearance} and a dog are {motion}", "A koala and a dog are swimming"),
         ("there {appearance} stands", "There a koala stands"),
+        ("{appearance} in {braces}", "A koala in {braces}"),
         ("a dog is {motion}", "A dog is swimming"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,10 +110,10 @@ def test_a_part_is_led_towards_its_own_prediction(backbone: Backbone, guidance: 
         joint, blank = (backbone.predict(latents, at, read) for read in (prompt, empty))
         plain = denoise(backbone, latents, prompt, empty, **path)
         drawn = denoise(
-            backbone, latents, prompt, empty, **path, areas=[Area(share, own, frozenset({"motion", "motion2"}), 2)]
+            backbone, latents, prompt, empty, **path, areas=[Area(share, own, frozenset({"motion", "motion2"}), 1)]
         )  # fmt: skip
         with lora.active(backbone.network, motion=BOTH["motion"]):
-            apart = backbone.predict(latents.roll(2, -1), at, own).roll(-2, -1)
+            apart = backbone.predict(latents.roll(1, -1), at, own).roll(-1, -1)
     blended = (1 - share) * joint + share * apart
     step = backbone.schedule.step(blank + guidance * (blended - blank), latents, 0.5, 0.0)
     assert torch.allclose(drawn, step, atol=1e-5)
@@ -171,10 +172,26 @@ def test_nothing_of_sampling_is_kept_for_a_backward_pass(backbone: Backbone) -> 
     assert not video.requires_grad
 
 
-def in_phases(backbone: Backbone, sample: SampleConfig, told: list[Progress] | None = None) -> Tensor:
+def in_phases(backbone: Backbone, sample: SampleConfig, told: list[Progress] | None = None, **parts: Any) -> Tensor:
     embeds = backbone.embed(["A koala is swimming."]), backbone.embed([""])
     report = [].append if told is None else told.append
-    return denoise_in_phases(backbone, noise(backbone), *embeds, sample, BOTH, report)
+    return denoise_in_phases(backbone, noise(backbone), *embeds, sample, BOTH, report, **parts)
+
+
+def test_areas_and_turns_have_their_say_in_every_phase(backbone: Backbone) -> None:
+    whole, kinds = torch.ones(noise(backbone).shape[2:]), frozenset(BOTH)
+    dog = backbone.embed(["A dog is here."])
+    plain = in_phases(backbone, SAMPLE)
+    area, turn = Area(whole, dog, kinds, 0), Turn(whole[:, :1, :1], dog, kinds)
+    drawn = [in_phases(backbone, SAMPLE, areas=[area]), in_phases(backbone, SAMPLE, turns=[turn])]
+    assert torch.allclose(*drawn, atol=1e-4)
+    assert not torch.allclose(drawn[0], plain, atol=1e-3)
+    with lora.active(backbone.network, **BOTH):
+        alone = denoise(
+            backbone, noise(backbone), dog, backbone.embed([""]), guidance_scale=SCALE,
+            path=backbone.schedule.path(SAMPLE.num_inference_steps),
+        )  # fmt: skip
+    assert torch.allclose(drawn[0], alone, atol=1e-4)
 
 
 def test_a_video_in_phases_is_its_parts_one_after_the_other(backbone: Backbone) -> None:
