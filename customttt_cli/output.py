@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from customttt.progress import Meter
@@ -203,7 +202,9 @@ def loading_torch(bars: bool = False) -> Iterator[None]:
 @contextmanager
 def loading(base: str) -> Iterator[None]:
     """While a base is loaded; one that is no folder here may come from the hub, which takes its time."""
-    if base != "tiny" and not Path(base).is_absolute():
+    from customttt import backbones
+
+    if backbones.locate(base).folder is None:
         say(f"Loading {base}; the first time it is downloaded, and 'customttt bases pull {base}' shows how far it is.")
     with waiting(f"Loading {base}"):
         yield

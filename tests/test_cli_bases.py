@@ -18,6 +18,7 @@ from customttt import machine
 from customttt.backbones import choose_base, hub, identify, open_base
 from customttt.backbones.animatediff import ADAPTER
 from customttt.backbones.survey import survey
+from customttt_cli import output
 
 GPU = machine.Gpu("a GPU", 80_000_000_000)
 
@@ -227,3 +228,16 @@ def test_doctor_sees_the_hub(standin: Hub, monkeypatch: pytest.MonkeyPatch) -> N
     assert f"{standin.url}, reachable" in run("doctor").stdout
     offline(monkeypatch)
     assert "HF_HUB_OFFLINE" in run("doctor").stdout
+
+
+def test_only_what_comes_from_the_hub_is_said_to_be_downloaded(
+    tiny_random_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_random_base.parent)
+    for base in ("tiny", str(tiny_random_base), tiny_random_base.name):
+        with output.loading(base):
+            pass
+    assert "downloaded" not in capsys.readouterr().err
+    with output.loading("wan"):
+        pass
+    assert "Loading wan; the first time it is downloaded" in capsys.readouterr().err
