@@ -264,6 +264,8 @@ def test_a_student_that_rests_or_is_weaker_trains_again_where_sampling_changes()
     assert len({one.adaptation_key() for one in (rests, later, sooner, longer)}) == 4
     scales = (recipe(sample=SampleConfig(unconditional_scale=scale)) for scale in (0.0, 0.5, 0.6, 1.0))
     assert len({one.adaptation_key() for one in scales}) == 4
+    shapes = (recipe(sample=SampleConfig(aspect=aspect)) for aspect in ((1, 1), (16, 9), (9, 16)))
+    assert len({one.adaptation_key() for one in shapes}) == 3
 
 
 def test_where_nothing_could_be_learned_is_refused() -> None:
