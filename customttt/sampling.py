@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -147,7 +146,7 @@ def _unconditional(
     negatives: Float[Tensor, "b l d"],
     scale: float,
 ) -> diffusion.Latents:
-    with lora.weaker(backbone.network, scale) if scale < 1 else nullcontext():
+    with lora.weaker(backbone.network, scale):
         return backbone.predict(latents, timesteps, negatives)
 
 
