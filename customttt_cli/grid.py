@@ -177,7 +177,7 @@ def _carry_out(made: Grid, foretold: Foretold, workers: int | None, ray: str | N
         backbones.check_at_hand(made.base)
         made.library.check_writable()
     counts, bad, done = made.counts, list[dict[str, str]](), 0
-    with _crew(made, workers, ray) as crew, output.progress() as report:
+    with _crew(made, workers, ray, sum(foretold.missing.values())) as crew, output.progress() as report:
         pace = Pace(foretold, crew.room())
         for outcome in engine.run(made.jobs(), made, crew):
             done += 1
@@ -190,20 +190,21 @@ def _carry_out(made: Grid, foretold: Foretold, workers: int | None, ray: str | N
 
 
 @contextmanager
-def _crew(made: Grid, workers: int | None, ray: str | None) -> Iterator[Crew]:
-    """Who does the jobs."""
+def _crew(made: Grid, workers: int | None, ray: str | None, missing: int) -> Iterator[Crew]:
+    """Who does the jobs, no more of them than jobs are missing."""
     from customttt.many import bench
     from customttt.many.crews import Apart, Processes
     from customttt.many.engine import Alone
 
-    if ray is not None:
+    if ray is not None and missing:
         from customttt.many import rays
 
-        with Apart(rays.OnRay(made.library, made.base, ray, workers, made.threads), rays.ENDED) as crew:
+        count = min(workers or missing, missing)
+        with Apart(rays.OnRay(made.library, made.base, ray, count, made.threads), rays.ENDED) as crew:
             yield crew
         return
     opened = partial(bench.opened, made.base, made.library.root, made.threads)
-    if workers is None:
+    if workers is None or not missing:
         yield Alone(opened)
         return
     with Processes(opened, workers) as processes:

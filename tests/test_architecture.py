@@ -18,7 +18,7 @@ TORCH_FREE = """
     media.colours media.pixels media.pictures media.ffmpeg media.clips media.outputs media.videos media previews
     interchange interchange.pickles
     measure.ledger measure.stats measure.tracks measure.sheets measure.compare measure many.engine many.crews
-    many.spec many.gallery many ui ui.desk ui.door ui.parts tiny lab
+    many.spec many.bench many.rays many.gallery many ui ui.desk ui.door ui.parts tiny lab
 """.split()  # noqa: SIM905
 ORDER = """
     limits errors text progress machine threads config concept recipe library pairs wish

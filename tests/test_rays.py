@@ -133,6 +133,8 @@ def test_on_ray_a_lost_worker_costs_nothing_and_the_bytes_are_those_of_one_proce
     done = run("grid", "grid.json", "-o", "ray", "--ray", "local")
     assert done.exit_code == 0, done.output
     assert standin.made == 4, "two workers, and two in place of those that died"
+    assert run("grid", "grid.json", "-o", "ray", "--ray", "local").exit_code == 0
+    assert standin.made == 4, "none where nothing is missing"
     learned = Library().get("running").files
     weights = sorted(path.name for path in (Library().root / "adapted").iterdir())
     Library().remove("running")
@@ -162,10 +164,12 @@ def crew(**given: Any) -> rays.OnRay:
 
 
 def test_there_are_as_many_workers_as_the_cluster_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", StandIn())
     for given, number in (({}, 2), ({"count": 1}, 1), ({"count": 9}, 2), ({"threads": 2}, 1)):
+        standin = StandIn()
+        monkeypatch.setitem(sys.modules, "ray", standin)
         with crew(**given) as one:
             assert one.room() == number
+            assert standin.made == number, "they open their base before there is a job"
 
 
 def test_a_ray_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

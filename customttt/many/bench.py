@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from customttt import opening, threads
+from customttt import threads
 from customttt.library import Library
 from customttt.recipe import VideoRecipe
-from customttt.workshop import Plan, Workshop
+
+if TYPE_CHECKING:  # torch comes with the base, so that whoever only hands orders on is there at once
+    from customttt.workshop import Plan, Workshop
 
 
 @dataclass(frozen=True)
@@ -51,5 +53,8 @@ def do(shop: Workshop, order: Order) -> None:
 
 def opened(base: str, root: Path, count: int = 0) -> Callable[[Any], None]:
     """What does orders here, with so many CPU threads from now on. Raises BaseUnavailableError or OutOfMemoryError."""
+    from customttt import opening
+    from customttt.workshop import Workshop
+
     threads.use(count)
     return partial(do, Workshop(*opening.open_accelerated(base), Library(root)))

@@ -164,7 +164,7 @@ class OnRay:
     base: str
     address: str
     count: int | None = None
-    """How many; None: one a GPU of the cluster, or where there is none, as many as its cores allow."""
+    """How many at most; None: one a GPU of the cluster, or where there is none, as many as its cores allow."""
     threads: int = 1
     seats: list[_Seat] = field(default_factory=list)
     goods: OrderedDict[str, Any] = field(default_factory=OrderedDict)
@@ -192,6 +192,8 @@ class OnRay:
             raise UsageError(f"Ray at '{self.address}' has neither a GPU nor {self.threads} cores.")
         self.share = {"num_gpus": 1} if gpus else {"num_cpus": max(self.threads, 1)}
         self.seats = [_Seat() for _ in range(min(self.count or most, most))]
+        for seat in self.seats:  # bases are opened while jobs are still being looked at
+            self._start(seat)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -214,10 +216,13 @@ class OnRay:
     def _give(self, job: Job, order: Order) -> None:
         seat = next(seat for seat in self.seats if seat.job is None)
         if seat.actor is None:
-            seat.actor = self.ray.remote(Hand).options(**self.share).remote(self.base, self.threads)
-            seat.opened = seat.actor.open.remote()
+            self._start(seat)
         seat.job, seat.order, seat.since = job, order, time.monotonic()
         seat.ref = seat.actor.work.remote(job, order, *self._needed(order))
+
+    def _start(self, seat: _Seat) -> None:
+        seat.actor = self.ray.remote(Hand).options(**self.share).remote(self.base, self.threads)
+        seat.opened = seat.actor.open.remote()
 
     def returned(self) -> list[Result]:
         busy = {seat.ref: seat for seat in self.seats if seat.job}
