@@ -119,6 +119,13 @@ def acting(network: nn.Module) -> dict[str, float]:
     return {name: layer.scaling[name] for layer in layers for name in layer.active_adapters if name in layer.lora_A}
 
 
+def acting_in(module: nn.Module) -> tuple[tuple[str, float], ...] | None:
+    """The adapters that act in one module, and their scales; None for one without adapters."""
+    if not isinstance(module, LoraLayer):
+        return None
+    return tuple((name, module.scaling[name]) for name in module.active_adapters if name in module.lora_A)
+
+
 @contextmanager
 def merged(network: nn.Module, **scales: float) -> Iterator[None]:
     """As `active`, but W + scale B A are the weights while this lasts; afterwards they are what they were, to the bit.

@@ -10,6 +10,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from customttt import lora, machine, sampling, torch_internals, train, ttt
+from customttt import graphs, lora, machine, sampling, torch_internals, train, ttt
 from customttt.backbones import Backbone, computing, precision, sketch
 from customttt.concept import Kind
 from customttt.config import SampleConfig, TrainConfig, TTTConfig
@@ -49,15 +50,18 @@ class Cost:
     moved: float = 0
     """Bytes read and written."""
     calls: float = 0
-    """Operations started."""
+    """Operations."""
+    replayed: float = 0
+    """Those of them that a GPU starts by itself (see `graphs`)."""
 
     def __add__(self, other: Cost) -> Cost:
         """One after the other."""
-        work = self.flops + other.flops, self.moved + other.moved, self.calls + other.calls
-        return Cost(max(self.memory, other.memory), *work)
+        calls = self.calls + other.calls, self.replayed + other.replayed
+        return Cost(max(self.memory, other.memory), self.flops + other.flops, self.moved + other.moved, *calls)
 
     def __mul__(self, times: float) -> Cost:
-        return Cost(self.memory, self.flops * times, self.moved * times, self.calls * times)
+        calls = self.calls * times, self.replayed * times
+        return Cost(self.memory, self.flops * times, self.moved * times, *calls)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Speed:
     """Whether operations are started while earlier ones run, as on a GPU: whichever takes longer is the time."""
 
     def seconds(self, cost: Cost) -> float:
-        working, starting = cost.flops / self.flops + cost.moved / self.moved, cost.calls / self.calls
+        working = cost.flops / self.flops + cost.moved / self.moved
+        starting = (cost.calls - cost.replayed) / self.calls
         return SLOWER * (max(working, starting) if self.ahead else working + starting)
 
 
@@ -275,7 +280,7 @@ class Stage(Accelerator):  # type: ignore[misc]
         self.counter = counter
 
     def prepare(self, optimizer: Any) -> Any:
-        self.counter.flops = self.counter.moved = self.counter.calls = 0
+        self.counter.flops = self.counter.moved = self.counter.calls = self.counter.replayed = 0
         return optimizer
 
     def report(self, _: Progress) -> None:
@@ -283,7 +288,8 @@ class Stage(Accelerator):  # type: ignore[misc]
 
     def backward(self, loss: Tensor) -> None:
         """`loss.backward()` switches `Kernels` off, under which blocks must be recomputed; this does not."""
-        torch_internals.backward(loss)
+        with self.counter.replaying(self.counter.recorded):
+            torch_internals.backward(loss)
 
 
 @lru_cache
@@ -312,7 +318,7 @@ def _rehearse(backbone: Backbone, device: torch.device, work: Callable[[Stage], 
     resident = everything if device.type == "cpu" else backbone.on_gpu(decoder)
     counter = CostCounter([module for module in resident if module is not None])
     widened = decoder or computing(device) == precision(device)  # the decoder works in full precision
-    with Kernels(device, None if widened else computing(device)), counter:
+    with Kernels(device, None if widened else computing(device)), counter, counter.watching(backbone, device):
         work(Stage(counter))
     return counter.steps or counter.cost()
 
@@ -323,7 +329,9 @@ class CostCounter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call
     def __init__(self, resident: Sequence[nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive: dict[int, int] = {}
-        self.now = self.peak = self.flops = self.moved = self.calls = 0
+        self.now = self.peak = self.flops = self.moved = self.calls = self.replayed = 0
+        self.recorded = self.replays = False
+        """Whether the last prediction is one that a GPU replays, and whether it, or the way back from it, is now."""
         self.steps: Cost | None = None
         for module in resident:
             for parameter in module.parameters():
@@ -342,12 +350,39 @@ class CostCounter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call
         if made or torch_internals.is_mutable(func):  # else it is a view
             self.moved += made + sum(tensor.nbytes for tensor in given)
         self.flops += flops
-        self.calls += not torch_internals.detaches(func)  # nearly all of which the counting itself makes
+        counted = not torch_internals.detaches(func)  # nearly all of which the counting itself makes
+        self.calls += counted
+        self.replayed += counted and self.replays
         return out
+
+    @contextmanager
+    def replaying(self, recorded: bool) -> Iterator[None]:
+        self.replays = recorded
+        try:
+            yield
+        finally:
+            self.replays = False
+
+    @contextmanager
+    def watching(self, backbone: Backbone, device: torch.device) -> Iterator[None]:
+        """While this lasts, predictions of a sketch count as those that are replayed on `device`."""
+        plain = backbone.predict
+
+        def predict(*given: Tensor) -> Tensor:
+            able = device.type == "cuda" and backbone.recordable
+            self.recorded = able and not graphs.is_recomputed(backbone.network)
+            with self.replaying(self.recorded):
+                return plain(*given)
+
+        vars(backbone)["predict"] = predict
+        try:
+            yield
+        finally:
+            del vars(backbone)["predict"]
 
     def cost(self) -> Cost:
         """Of what was done so far."""
-        return Cost(self.peak, self.flops, self.moved, self.calls)
+        return Cost(self.peak, self.flops, self.moved, self.calls, self.replayed)
 
     def _note(self, tensor: Tensor) -> int:
         """Bytes of a tensor's memory, 0 where it is known."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from customttt import diffusion, lora
+from customttt import diffusion, graphs, lora
 from customttt.backbones import Backbone
 from customttt.config import SampleConfig
 from customttt.progress import Progress, Report, silent
@@ -182,13 +182,14 @@ def denoise_in_phases(
     """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
     latents, path = noise, backbone.schedule.path(sample.num_inference_steps)
     act = lora.active if turns else partial(frozen, unconditional_scale=sample.unconditional_scale)
-    for acting, part in phases(sample, scales, path):
-        with act(backbone.network, **acting):
-            latents = denoise(
-                backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
-                unconditional_scale=sample.unconditional_scale, path=part, areas=areas, turns=turns,
-                report=_whole(report, path, part),
-            )  # fmt: skip
+    with graphs.replaying(backbone):
+        for acting, part in phases(sample, scales, path):
+            with act(backbone.network, **acting):
+                latents = denoise(
+                    backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
+                    unconditional_scale=sample.unconditional_scale, path=part, areas=areas, turns=turns,
+                    report=_whole(report, path, part),
+                )  # fmt: skip
     return latents
 
 

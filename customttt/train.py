@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from customttt import diffusion, lora, losses
+from customttt import diffusion, graphs, lora, losses
 from customttt.backbones import Backbone
 from customttt.checkpoint import FORGETFUL, Keeper, randomness, set_randomness
 from customttt.concept import Kind
@@ -218,7 +218,8 @@ def learn(
             network, adapter, list(linears), rank=config.rank, dropout=config.dropout, seed=config.seed
         )
     try:
-        with torch.random.fork_rng(devices=[]), lora.active(network, **dict.fromkeys(targets, 1.0)):
+        acting = lora.active(network, **dict.fromkeys(targets, 1.0))
+        with torch.random.fork_rng(devices=[]), acting, graphs.replaying(backbone):
             torch.manual_seed(config.seed)  # dropout
             network.train()
             history = optimize(

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from customttt import diffusion, lora, losses
+from customttt import diffusion, graphs, lora, losses
 from customttt.backbones import Backbone, PromptEmbeds
 from customttt.concept import Kind
 from customttt.config import SampleConfig, TTTConfig
@@ -77,10 +77,11 @@ def adapt(
             yield from student.keeps(teacher, step)
 
     try:
-        history = optimize(
-            students, terms_at, phase="test-time training", steps=config.steps, accelerator=accelerator,
-            ladder=ladder, report=report, generator=generator,
-        )  # fmt: skip
+        with graphs.replaying(backbone):
+            history = optimize(
+                students, terms_at, phase="test-time training", steps=config.steps, accelerator=accelerator,
+                ladder=ladder, report=report, generator=generator,
+            )  # fmt: skip
         return {slot: lora.state(backbone.network, f"{slot}_student") for slot in loras}, history
     finally:
         names = (f"{slot}_{role}" for slot in loras for role in ("teacher", "student"))

@@ -302,7 +302,8 @@ def count() -> None:
     def second(work: Callable[[int], planner.Cost]) -> planner.Cost:
         """Of the second step: the first makes the optimizer's state."""
         one, two = work(1), work(2)
-        return planner.Cost(two.memory, two.flops - one.flops, two.moved - one.moved, two.calls - one.calls)
+        calls = two.calls - one.calls, two.replayed - one.replayed
+        return planner.Cost(two.memory, two.flops - one.flops, two.moved - one.moved, *calls)
 
     def learn(kind: Any, frames: int) -> planner.Cost:
         config = getattr(PAPER, kind)
@@ -323,7 +324,10 @@ def count() -> None:
     }
     for what, cost in costs.items():
         moved, held = f"{cost.moved / 1e9:.1f} GB moved", f"{cost.memory / 1e9:.2f} GB held"
-        sys.stdout.write(f"{what}: {cost.calls:,} operations, {moved}, {held}, {cost.flops / 1e12:.2f} Tflop\n")
+        alone = f"{cost.calls - cost.replayed:,} of them not replayed"
+        sys.stdout.write(
+            f"{what}: {cost.calls:,} operations, {alone}, {moved}, {held}, {cost.flops / 1e12:.2f} Tflop\n"
+        )
 
 
 def bare(frames: int, back_to: str = "") -> planner.Cost:

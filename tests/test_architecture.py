@@ -26,7 +26,7 @@ ORDER = """
     video diffusion losses patch lora lion checkpoint
     tiny backbones.hub backbones.interface backbones.family backbones.reader backbones.attention backbones.unets
     backbones.animatediff backbones.unet3d backbones.experts backbones.wan backbones backbones.survey
-    opening thrift train sampling ttt learn regions compose torch_internals planner
+    opening thrift graphs train sampling ttt learn regions compose torch_internals planner
     interchange interchange.sorts interchange.scales interchange.keys interchange.pickles interchange.parcel
     interchange.exchange
     measure measure.ledger measure.stats measure.tracks measure.sheets measure.metrics measure.extractors

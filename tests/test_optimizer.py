@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
-from customttt.lab import optimizer as optimizer_module
-from customttt.lab.optimizer import Optimizer, Replayed, is_inner, orthogonal
+from customttt.lab.optimizer import Optimizer, is_inner, orthogonal
 
 
 def network() -> nn.Module:
@@ -90,18 +88,3 @@ def test_a_saved_state_goes_on_in_the_same_weights() -> None:
         move(one, owner, times=2)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
     assert all(torch.equal(optimizer.average[name], value) for name, value in again.average.items())
-
-
-def test_a_function_runs_as_it_is_where_there_is_no_cuda() -> None:
-    counted: list[int] = []
-    replayed = Replayed(lambda: counted.append(1), on=False)
-    replayed()
-    replayed()
-    assert (replayed.graph, counted) == (None, [1, 1])
-
-
-def test_a_function_that_cuda_cannot_record_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[int] = []
-    monkeypatch.setattr(optimizer_module, "_capture", lambda _: None)
-    Replayed(lambda: counted.append(1), on=True)()
-    assert counted == [1]

@@ -85,6 +85,18 @@ def test_a_gpu_that_waits_for_its_launches_takes_as_long_as_they_do() -> None:
     assert cpu.seconds(launches + work) == pytest.approx(cpu.seconds(launches) + cpu.seconds(work))
 
 
+def test_what_a_gpu_replays_is_not_waited_for(any_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    step = str(any_base), "motion", CONFIG, 5, (128, 128)
+    for device, position, least, most in ((CUDA, 0, 0.8, 0.99), (CUDA, 7, 0, 0), (CPU, 0, 0, 0)):
+        cost = planner.lesson(*step, position, device)
+        assert least * cost.calls <= cost.replayed <= most * cost.calls
+    gpu = planner.Speed(flops=3e14, moved=2e12, calls=1e5, ahead=True)
+    assert gpu.seconds(planner.Cost(calls=900, replayed=800)) == pytest.approx(gpu.seconds(planner.Cost(calls=100)))
+    both = planner.Cost(calls=900, replayed=800) + planner.Cost(calls=90) * 2
+    assert (both.calls, both.replayed) == (1080, 800)
+
+
 def test_what_is_done_once_a_run_is_no_part_of_a_step() -> None:
     counter = planner.CostCounter([])
     stage = planner.Stage(counter)

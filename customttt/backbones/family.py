@@ -122,6 +122,10 @@ class Family(ABC):
                 "Use --aspect 1:1, or another base."
             )
 
+    @property
+    def recordable(self) -> bool:
+        return True
+
     def on_gpu(self, decoding: bool = False) -> list[nn.Module]:
         return [self.network, self.vae] if decoding else [self.network]
 

@@ -57,6 +57,10 @@ class Backbone(Protocol):
     def heaviest(self) -> list[int]:
         """The numbers of the blocks, those first that keep the most for a backward pass."""
 
+    @property
+    def recordable(self) -> bool:
+        """Whether `predict` always asks a GPU for the same, where weights and shapes are the same (see `graphs`)."""
+
     def on_gpu(self, decoding: bool = False) -> list[nn.Module]:
         """What is on a GPU at the same time: while the network works, or while the codec does."""
 

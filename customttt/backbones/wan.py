@@ -190,6 +190,11 @@ class Wan(TextReader):
             return {kind: self.network.get_submodule(expert) for kind, expert in EXPERTS.items()}
         return dict.fromkeys(EXPERTS, self.network)
 
+    @property
+    def recordable(self) -> bool:
+        """Which expert works, timesteps decide."""
+        return not isinstance(self.network, Experts)
+
     def on_gpu(self, decoding: bool = False) -> list[nn.Module]:
         return [self.vae] if decoding else [self.networks["motion"]]
 

@@ -1,4 +1,4 @@
-"""How the networks of `tiny` are trained: Muon in batches, AdamW, averages, and steps that a GPU can replay.
+"""How the networks of `tiny` are trained: Muon in batches, AdamW, and averages.
 
 Networks compute in the precision that suits their device; the optimizer keeps full-precision weights beside them.
 Nothing here waits for the GPU, so that a whole step can be one CUDA graph.
@@ -7,7 +7,7 @@ Nothing here waits for the GPU, so that a whole step can be one CUDA graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -170,35 +170,3 @@ class Optimizer:
                 value.copy_(state[part][name])
         self.steps = state["steps"]
         self._show(self.weight)
-
-
-class Replayed:
-    """A function without arguments that works in place, replayed as a CUDA graph where `on` says so and CUDA can."""
-
-    def __init__(self, function: Callable[[], None], on: bool) -> None:
-        self.function = function
-        self.graph = _capture(function) if on else None
-
-    def __call__(self) -> None:
-        if self.graph is None:
-            self.function()
-        else:
-            self.graph.replay()
-
-
-def _capture(function: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-    """Run `function` three times to warm up, then record it; None where CUDA cannot record it."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            function()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return None
-    return graph

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from customttt import diffusion
 from customttt.backbones import autocast, precision
+from customttt.graphs import recorded
 from customttt.lab import codec
-from customttt.lab.optimizer import Optimizer, Replayed
+from customttt.lab.optimizer import Optimizer
 from customttt.lab.twins import Mode, Sizes, Stage, Twin
 from customttt.lab.unet_twin import UNetTwin
 from customttt.lab.wan_twin import WanTwin
@@ -254,7 +255,7 @@ def codec_work(run: Run) -> Work:
         optimizer.step(loss)
         total.add_(loss.detach())
 
-    replayed = Replayed(compute, run.device.type == "cuda")
+    (replayed,) = recorded([compute], run.device) or [compute]
     total.zero_()
 
     def step() -> None:
@@ -432,7 +433,7 @@ def _denoising_step(run: Run, cache: Cache, mode: Mode, total: Tensor) -> Callab
         optimizer.step(loss)
         total.add_(loss.detach())
 
-    replayed = Replayed(compute, run.device.type == "cuda")
+    (replayed,) = recorded([compute], run.device) or [compute]
 
     def step() -> None:
         for name, new in cache.draw(mode, count).items():
