@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -50,6 +51,7 @@ def inject(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
             inject_adapter_in_model(config, network, adapter_name=adapter)
+    _known.clear()
     network.requires_grad_(False)
     device = getattr(network, "device", None)  # asked once: diffusers looks through all modules for it
     for _, layer in _layers(network):  # peft gives them the precision of the base, in which an update of 1e-5 is lost
@@ -88,10 +90,15 @@ def parameters(network: nn.Module, adapter: str) -> list[nn.Parameter]:
     return [parameter for name, parameter in network.named_parameters() if any(mark in name for mark in marks)]
 
 
-def _layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    for name, module in network.named_modules():
-        if isinstance(module, LoraLayer):
-            yield name, module
+_known: WeakKeyDictionary[nn.Module, list[tuple[str, LoraLayer]]] = WeakKeyDictionary()
+"""What `_layers` found in each network; of no use once adapters are put in or taken out."""
+
+
+def _layers(network: nn.Module) -> list[tuple[str, LoraLayer]]:
+    """Whatever has adapters, and its name: looked for once, for a step asks many times."""
+    if network not in _known:
+        _known[network] = [(name, one) for name, one in network.named_modules() if isinstance(one, LoraLayer)]
+    return _known[network]
 
 
 @contextmanager
@@ -241,13 +248,14 @@ def trainable(parameters: Iterable[nn.Parameter], wanted: bool = True) -> Iterat
 
 def remove(network: nn.Module, *adapters: str) -> None:
     """Take adapters out again; where none is left, the plain linear comes back."""
-    for name, layer in list(_layers(network)):
+    for name, layer in _layers(network):
         for adapter in adapters:
             if adapter in layer.lora_A:
                 layer.delete_adapter(adapter)
         if not layer.lora_A:
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, layer.get_base_layer())
+    _known.clear()
 
 
 def state(network: nn.Module, adapter: str) -> Weights:
