@@ -246,4 +246,5 @@ class Replay(torch.autograd.Function):
             raise RuntimeError("Another prediction was replayed before the loss of this one was backed up.")
         recording.error.copy_(error)
         recording.backward()
-        return None, *(None if one is None else one.clone() for one in recording.gradients)
+        copies = iter(torch._foreach_mul([one for one in recording.gradients if one is not None], 1.0))
+        return None, *(None if one is None else next(copies) for one in recording.gradients)

@@ -20,11 +20,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +33,7 @@ from diffusers import AutoencoderKL, AutoencoderKLWan, MotionAdapter, UNet2DCond
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
-from customttt import backbones, lora, planner, sampling, train, ttt
+from customttt import backbones, graphs, lora, planner, sampling, train, ttt
 from customttt.backbones.animatediff import PAPER, AnimateDiff
 from customttt.backbones.family import load_part
 from customttt.backbones.interface import autocast, precision
@@ -90,6 +91,12 @@ class Bench:
             if not is_out_of_memory(error):
                 traceback.print_exc()
             self.say(what, error=f"{type(error).__name__}: {str(error)[:200]}")
+
+    def twice(self, what: str, work: Callable[..., Mapping[str, Any]], *given: Any) -> None:
+        """Replayed as CUDA graphs, and with every operation started by itself."""
+        self.attempt(what, work, *given)
+        with one_by_one():
+            self.attempt(f"{what}, one by one", work, *given)
 
     def now(self) -> float:
         """When all that was asked for so far is done."""
@@ -208,13 +215,19 @@ class Bench:
                 f"{name}: {shape}, bare forward and backward, nothing recomputed", work.backward, latents, False
             )
             self.attempt(f"{name}: {shape}, bare forward and backward, all recomputed", work.backward, latents, True)
-            self.attempt(f"{name}: {shape}, a denoising step with guidance", work.denoise, latents)
+            self.twice(f"{name}: {shape}, a denoising step with guidance", work.denoise, latents)
             self.attempt(f"{name}: {shape}, a step of the motion, all recomputed", work.motion, latents, MAX_STAGES)
-            self.attempt(f"{name}: {shape}, a step of the motion, nothing recomputed", work.motion, latents, 0)
-        self.attempt(f"{name}: a step of the appearance", work.appearance, shapes[first])
-        self.attempt(f"{name}: an iteration of test-time training as published", work.adapt, *adapted)
+            self.twice(f"{name}: {shape}, a step of the motion, nothing recomputed", work.motion, latents, 0)
+        self.twice(f"{name}: a step of the appearance", work.appearance, shapes[first])
+        self.twice(f"{name}: an iteration of test-time training as published", work.adapt, *adapted)
+        self.attempt(f"{name}: losses of the motion, replayed and one by one", work.differ, shapes[first])
         for shape, latents in shapes.items():
             self.attempt(f"{name}: {shape}, decode", work.decode, latents)
+
+
+def one_by_one() -> AbstractContextManager[object]:
+    """While this lasts, nothing is replayed."""
+    return mock.patch.object(graphs, "is_worth_it", return_value=False)
 
 
 class Work:
@@ -252,6 +265,16 @@ class Work:
         given = self.backbone, self.latents(shape), self.embeds, config, self.bench.accelerator
         return self.bench.steps(lambda report: train.learn_motion(*given, report, rung=rung))
 
+    def differ(self, shape: Shape) -> dict[str, float]:
+        """The largest difference, as a share, of losses that are to be the same but for the order of sums."""
+        config = self.backbone.defaults.motion.but(steps=6, dropout=0.0)
+        torch.manual_seed(0)
+        given = self.backbone, self.latents(shape), self.embeds, config, self.bench.accelerator
+        _, replayed = train.learn_motion(*given)
+        with one_by_one():
+            _, plain = train.learn_motion(*given)
+        return {"difference": max(abs(a - b) / a for a, b in zip(plain, replayed, strict=True))}
+
     def appearance(self, shape: Shape) -> dict[str, float]:
         config = self.backbone.defaults.appearance.but(steps=8)
         latents, embeds = self.latents((1, *shape[1:]), 4), self.embeds.expand(4, -1, -1)
@@ -271,7 +294,7 @@ class Work:
 
     def adapt(self, frames: int, size: int) -> dict[str, float]:
         defaults, four = self.backbone.defaults, self.embeds.expand(4, -1, -1)
-        config = defaults.ttt.as_published(defaults.sample.guidance_scale).but(steps=3)
+        config = defaults.ttt.as_published(defaults.sample.guidance_scale).but(steps=5)
         loras = {kind: self._lora(kind) for kind in ("appearance", "motion")}
         prompts = ttt.Prompts(teachers=dict.fromkeys(loras, four), student=self.embeds, empty=self.embeds)
         given = prompts, config, defaults.sample.but(num_frames=frames, size=size), self.bench.accelerator

@@ -68,5 +68,5 @@ def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [run.measured(CELL, way) for way in WAYS] == made
     alone = run.measured(CELL, ALONE)
     assert len(composed) == 8
-    assert "both" not in alone
+    assert "swapped" not in alone
     assert len(list((tmp_path / "seen").iterdir())) == 7

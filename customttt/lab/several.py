@@ -115,6 +115,7 @@ def judged_alone(videos: Sequence[media.Frames], cell: Case) -> dict[str, float]
     seen = [judge.load().look(to_video(frames)) for frames in videos]
     of = list(zip(seen, cell.actors, strict=True))
     return {
+        "both": float(all(one.names("noun") == [noun] for one, (noun, _, _) in of)),
         "identity": sum(_like(one, noun, look) for one, (noun, look, _) in of) / 2,
         "track": sum(_track(one, movement) for one, (_, _, movement) in of) / 2,
         "movement": sum(one.names("movement") == [movement] for one, (_, _, movement) in of) / 2,
