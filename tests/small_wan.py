@@ -11,7 +11,9 @@ from customttt.tiny import wan_models
 
 
 class SmallWan(WanTwin):
-    SIZES = MappingProxyType({"cpu": Sizes({"crop": 4, "frame": 2, "clip": 1}, 1, clips=2, chunk=2, renew_every=1)})
+    SIZES = MappingProxyType(
+        {"cpu": Sizes({"crop": 4, "frame": 2, "clip": 1, "window": 2}, 1, clips=2, chunk=2, renew_every=1)}
+    )
     FRAMES, SPAN, PICTURES = 5, 5, 2
 
     @classmethod

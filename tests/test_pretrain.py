@@ -220,3 +220,18 @@ def test_half_of_the_clips_are_seen_where_tracks_are_decided(tmp_path: Path, mon
     noisy = sum(int((cache.draw("clip", 8)["timesteps"] >= 500).sum()) for _ in range(50)) / 400
     assert noisy == pytest.approx(0.75, abs=0.05)
     assert cache.draw("crop", 8)["latents"].shape == (8, 16, 1, 8, 8)
+    window = cache.draw("window", 8)
+    assert window["latents"].shape == (8, 16, world.FRAMES, 8, 8)
+    assert window["weight"].shape == (8, 1, world.FRAMES, 8, 8)
+
+
+def test_a_window_is_cut_out_of_its_clip_where_its_subject_is_at_some_time() -> None:
+    latents = torch.arange(2 * 3 * 5 * 16 * 16).view(2, 3, 5, 16, 16).float()
+    weight, centre = latents[:, :1] / 7, torch.tensor([[12.0, 3.0], [8.0, 8.0]])
+    cut, weights = pretrain.crop_around(latents, weight, centre, torch.Generator().manual_seed(0))
+    for number, (x, y) in enumerate(centre.long().tolist()):
+        row, column = divmod(int(cut[number, 0, 0, 0, 0]) - int(latents[number, 0, 0, 0, 0]), 16)
+        for place, middle in ((row, y), (column, x)):
+            assert abs(place - (middle - 4)) <= 3 or place in (0, 8), "near it, inside of the frame"
+        assert torch.equal(cut[number], latents[number, :, :, row : row + 8, column : column + 8])
+        assert torch.equal(weights[number], weight[number, :, :, row : row + 8, column : column + 8])

@@ -38,7 +38,6 @@ from customttt.tiny import captions, world
 
 TWINS: dict[str, type[Twin]] = {"animatediff": UNetTwin, "wan": WanTwin}
 """By family."""
-TURNS: dict[Stage, list[Mode]] = {"still": ["crop", "frame", "crop"], "clip": ["clip", "clip", "clip", "crop"]}
 RATES: dict[Stage, float] = {"codec": Twin.CODEC_RATE, "still": 7e-4, "clip": 7e-4}
 CHECKPOINT_SECONDS, SHEET_SECONDS, LOG_SECONDS = 240, 1500, 30
 SUBJECT_WEIGHT = 5.0  # how much more a latent under the subject counts
@@ -308,8 +307,8 @@ def _held_out_clips(run: Run) -> world.Clips:
 
 @torch.no_grad()
 def encode_clips(run: Run, count: int, generator: torch.Generator, captioner: torch.Generator) -> dict[str, Tensor]:
-    """`count` clips of the world as latents, with weights, the first subjects' centres in latents, and tokens of
-    captions, for crops of the first subject alone.
+    """`count` clips of the world as latents, with weights, the first subjects' centres in latents, in frames that are
+    encoded alone and on their paths, and tokens of captions, for crops of the first subject alone.
 
     Where a clip's latents are not those of its frames, some of its frames are encoded alone, too.
     """
@@ -317,7 +316,7 @@ def encode_clips(run: Run, count: int, generator: torch.Generator, captioner: to
     clips = world.sample(count, generator, num_frames=twin.FRAMES)
     texts = [captions.captions(clips.contents, captioner) for _ in range(VARIANTS)]
     side = twin.latent_shape(1)[-1]
-    centre = (clips.pose[:, 0, :, :2] + 1) * side / 2
+    centre = path = (clips.pose[:, 0, :, :2] + 1) * side / 2
     made = _encoded(run, "clip", clips.video, clips.mask)
     if twin.PICTURES:
         at = torch.rand(count, twin.FRAMES, generator=generator, device=generator.device).argsort(1)[:, : twin.PICTURES]
@@ -327,7 +326,7 @@ def encode_clips(run: Run, count: int, generator: torch.Generator, captioner: to
         made |= {name: part.view(*at.shape, *part.shape[2:]) for name, part in pictures.items()}
     alone = tokenize(run, captions.captions(clips.contents.first(), captioner))
     tokens = torch.stack([tokenize(run, some) for some in texts], 1)
-    return made | {"centre": centre, "tokens": tokens, "tokens of the first": alone}
+    return made | {"centre": centre, "path": path, "tokens": tokens, "tokens of the first": alone}
 
 
 def _encoded(run: Run, kind: str, video: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -366,19 +365,21 @@ class Cache:
         """Scaled latents (b c f h w), their weights (b 1 f h w), tokens (b l) and timesteps (b)."""
         generator, device, twin = self.generator, self.generator.device, self.run.twin
         pick = torch.randint(0, len(self.parts["tokens"]), (count,), generator=generator, device=device)
-        kind = "picture" if mode != "clip" and twin.PICTURES else "clip"
-        latents, weight = self.parts[f"{kind} latents"], self.parts[f"{kind} weight"]
-        if mode == "clip":
+        moving, cropped = mode in ("clip", "window"), mode in ("crop", "window")
+        kind, centre = ("clip", "path") if moving or not twin.PICTURES else ("picture", "centre")
+        latents, weight, centres = (self.parts[name] for name in (f"{kind} latents", f"{kind} weight", centre))
+        if mode != "clip":
+            frame = torch.randint(0, centres.shape[1], (count,), generator=generator, device=device)
+        if moving:
             latents, weight = latents[pick].transpose(1, 2), weight[pick].unsqueeze(1)
         else:
-            frame = torch.randint(0, latents.shape[1], (count,), generator=generator, device=device)
             latents, weight = latents[pick, frame].unsqueeze(2), weight[pick, frame][:, None, None]
-            if mode == "crop":
-                latents, weight = crop_around(latents, weight, self.parts["centre"][pick, frame], generator)
+        if cropped:
+            latents, weight = crop_around(latents, weight, centres[pick, frame], generator)
         variant = torch.randint(0, VARIANTS, (count,), generator=generator, device=device)
         without = torch.rand(count, 1, generator=generator, device=device) < EMPTY_SHARE
         timesteps = twin.timesteps(mode, count, generator)
-        captioned = self.parts["tokens of the first"][pick] if mode == "crop" else self.parts["tokens"][pick, variant]
+        captioned = self.parts["tokens of the first"][pick] if cropped else self.parts["tokens"][pick, variant]
         tokens = torch.where(without, self.empty, captioned)
         return {
             "latents": twin.scaled(latents.float()), "weight": weight.float(), "tokens": tokens,
@@ -387,13 +388,13 @@ class Cache:
 
 
 def crop_around(latents: Tensor, weight: Tensor, centre: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(b c 1 8 8) latents around each subject's centre (b 2) and (b 1 1 8 8) weights, out of whole frames."""
+    """(b c f 8 8) latents around each subject's centre (b 2) and (b 1 f 8 8) weights, out of whole frames."""
     jitter = torch.randint(-3, 4, centre.shape, generator=generator, device=centre.device)
     corners = (centre.round().long() - CROP // 2 + jitter).clamp(0, latents.shape[-1] - CROP)
     line = torch.arange(CROP, device=centre.device)
     rows, columns = (corners[:, axis, None] + line for axis in (1, 0))
     at = torch.arange(len(latents), device=centre.device)[:, None, None], rows[:, :, None], columns[:, None]
-    cut = (part[at[0], :, 0, at[1], at[2]].permute(0, 3, 1, 2).unsqueeze(2) for part in (latents, weight))
+    cut = (part.permute(0, 3, 4, 1, 2)[at].permute(0, 3, 4, 1, 2) for part in (latents, weight))
     return next(cut), next(cut)
 
 
@@ -412,7 +413,7 @@ def denoising_work(run: Run) -> Work:
     seeds = torch.Generator(run.device).manual_seed(VALIDATION_SEED), torch.Generator().manual_seed(VALIDATION_SEED)
     held_out = Cache(run, VALIDATION_CLIPS, *seeds)
     total = torch.zeros((), device=run.device)
-    turns = TURNS[run.stage]
+    turns = run.twin.TURNS[run.stage]
     steps = {mode: _denoising_step(run, cache, mode, total) for mode in dict.fromkeys(turns)}
     total.zero_()
 

@@ -6,7 +6,7 @@ A twin holds its networks and its tokenizer; how it is trained, `pretrain` knows
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,8 @@ from customttt.diffusion import Latents, Schedule, Timesteps
 from customttt.lab.optimizer import OUTER, Optimizer
 
 Stage = Literal["codec", "still", "clip"]
-Mode = Literal["crop", "frame", "clip"]
+Mode = Literal["crop", "frame", "clip", "window"]
+"""What a step is of: crops around subjects out of frames, whole frames, whole clips, or crops out of clips."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Twin(ABC):
     TOKENIZER: ClassVar[Any]
     SHARES: ClassVar[Mapping[Stage, float]] = MappingProxyType({"codec": 0.15, "still": 0.33, "clip": 0.52})
     """Of the minutes that a run has."""
+    TURNS: ClassVar[Mapping[Stage, Sequence[Mode]]] = MappingProxyType({
+        "still": ("crop", "frame", "crop"), "clip": ("clip", "clip", "clip", "crop"),
+    })  # fmt: skip
+    """The steps of the stages after the codec's, in turn."""
     SIZES: ClassVar[Mapping[str, Sizes]]
     """By device."""
     SCHEDULER: ClassVar[Mapping[str, Any]]

@@ -37,9 +37,11 @@ class WanTwin(Twin):
     })  # fmt: skip
     TOKENIZER = AutoTokenizer
     SHARES = MappingProxyType({"codec": 0.25, "still": 0.25, "clip": 0.5})
+    TURNS = MappingProxyType({**Twin.TURNS, "clip": ("clip", "window", "window", "crop")})
+    """Four frames of a subject are another thing to draw than one, and most of a whole clip is background."""
     SIZES = MappingProxyType({
-        "cuda": Sizes({"crop": 512, "frame": 160, "clip": 32}, 16, 4096, 128, 20),
-        "cpu": Sizes({"crop": 128, "frame": 32, "clip": 6}, 2, 768, 8, 10),
+        "cuda": Sizes({"crop": 512, "frame": 160, "clip": 32, "window": 128}, 16, 4096, 128, 20),
+        "cpu": Sizes({"crop": 128, "frame": 32, "clip": 6, "window": 24}, 2, 768, 8, 10),
     })  # fmt: skip
     SCHEDULER = MappingProxyType(wan_models.SCHEDULER)
     FRAMES = wan_models.FRAMES
