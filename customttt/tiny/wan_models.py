@@ -105,10 +105,13 @@ def build_vae(base_dim: int = 32) -> AutoencoderKLWan:
 
 
 def build_transformer(num_layers: int = 8, num_attention_heads: int = 6, attention_head_dim: int = 48) -> Any:
-    """Eight blocks, 288 wide, as a `WanTransformer3DModel`."""
+    """Eight blocks, 288 wide, as a `WanTransformer3DModel`.
+
+    It reads each latent alone, where Wan reads patches of 2 x 2: of a subject, those would be three on a side (LOG.md).
+    """
     width = num_attention_heads * attention_head_dim
     return WanTransformer3DModel(
         num_attention_heads=num_attention_heads, attention_head_dim=attention_head_dim, num_layers=num_layers,
         in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, text_dim=TEXT_WIDTH, freq_dim=128,
-        ffn_dim=4 * width, rope_max_seq_len=64,
+        ffn_dim=4 * width, rope_max_seq_len=64, patch_size=(1, 1, 1),
     )  # fmt: skip
