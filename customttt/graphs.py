@@ -75,9 +75,9 @@ def _warn(why: str) -> None:
     warnings.warn(f"Operations are started one by one on this GPU, which takes longer: {why}.", stacklevel=2)
 
 
-def is_worth_it(backbone: Backbone) -> bool:
-    """Whether predictions of a base can be replayed: a CPU is never waited for."""
-    return backbone.device.type == "cuda" and backbone.recordable
+def is_worth_it(backbone: Backbone, device: torch.device) -> bool:
+    """Whether predictions of a base are replayed on a device: a CPU is never waited for."""
+    return device.type == "cuda" and backbone.recordable
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def replaying(backbone: Backbone) -> Iterator[None]:
 
     LoRAs are put in before, and taken out afterwards. Contexts of this kind may be nested.
     """
-    if not is_worth_it(backbone):
+    if not is_worth_it(backbone, backbone.device):
         yield
         return
     before = vars(backbone).get("predict")

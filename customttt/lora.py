@@ -122,8 +122,7 @@ def active(network: nn.Module, **scales: float) -> Iterator[None]:
 
 def acting(network: nn.Module) -> dict[str, float]:
     """The scales of the adapters that act here."""
-    layers = [layer for _, layer in _layers(network)]
-    return {name: layer.scaling[name] for layer in layers for name in layer.active_adapters if name in layer.lora_A}
+    return {name: scale for _, layer in _layers(network) for name, scale in acting_in(layer) or ()}
 
 
 def acting_in(module: nn.Module) -> tuple[tuple[str, float], ...] | None:

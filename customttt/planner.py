@@ -369,8 +369,7 @@ class CostCounter(torch_internals.DispatchMode):  # type: ignore[no-untyped-call
         plain = backbone.predict
 
         def predict(*given: Tensor) -> Tensor:
-            able = device.type == "cuda" and backbone.recordable
-            self.recorded = able and not graphs.is_recomputed(backbone.network)
+            self.recorded = graphs.is_worth_it(backbone, device) and not graphs.is_recomputed(backbone.network)
             with self.replaying(self.recorded):
                 return plain(*given)
 

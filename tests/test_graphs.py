@@ -41,7 +41,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         noted.append(tuple(given[0].shape))
         return call(self, given)
 
-    monkeypatch.setattr(graphs, "is_worth_it", lambda _: True)
+    monkeypatch.setattr(graphs, "is_worth_it", lambda *_: True)
     monkeypatch.setattr(graphs.Recording, "__call__", note)
     return noted
 
@@ -143,7 +143,7 @@ def states(backbone: Backbone) -> dict[str, Callable[[], AbstractContextManager[
 @pytest.fixture
 def with_a_motion(backbone: Backbone) -> Backbone:
     """A LoRA in one linear."""
-    (weights,) = [learn("motion", backbone, CONFIG)[0]]
+    weights, _ = learn("motion", backbone, CONFIG)
     first = next(iter(weights)).split(".lora_")[0]
     lora.restore(backbone.network, "motion", {key: 50 * one for key, one in weights.items() if key.startswith(first)})
     return backbone
@@ -166,7 +166,6 @@ def test_every_state_of_a_base_has_predictions_of_its_own(with_a_motion: Backbon
                     assert_equal(backbone.predict(latents, time, embeds), plain[name])
 
 
-@pytest.mark.usefixtures("with_a_motion")
 def test_what_is_recorded_is_of_shapes_states_and_places(
     with_a_motion: Backbone, replays: list[tuple[int, ...]]
 ) -> None:
