@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jaxtyping
 import pytest
+import shapes
 from standin import Hub, at, running
 
 if TYPE_CHECKING:
     from customttt.interchange.exchange import Home
 
 
+jaxtyping.jaxtyped = shapes.jaxtyped
+"""Where its import hook looks for the decorator of every function."""
 os.environ["OMP_NUM_THREADS"] = "1"
 """The workers of a test run share the cores, and bits must not depend on how busy these are."""
 
