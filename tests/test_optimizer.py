@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from customttt import machine
 from customttt.lab.optimizer import Optimizer, is_inner, orthogonal
 
 
@@ -28,6 +30,13 @@ def test_matrices_become_orthogonal() -> None:
     for matrices in (given, given.mT):
         values = torch.linalg.svdvals(orthogonal(matrices))
         assert values.max() / values.min() < 2.0
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_they_do_so_in_the_precision_that_the_cpu_multiplies(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: half)
+    oriented = orthogonal(torch.randn(3, 8, 24, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(oriented, oriented.bfloat16().float()) == half
 
 
 def test_muon_has_the_inner_matrices_and_convolutions_alone() -> None:
