@@ -6,7 +6,6 @@ The paper's LoRA: rank 32, scale 1. Which linears of a network it wraps is a bas
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -45,22 +44,33 @@ def inject(
 
     Returns its parameters.
     """
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=targets)
+    wanted = set(targets)
+    found = [(name, module) for name, module in network.named_modules() if name in wanted]
+    # peft looks through all that it is given for each module that it wraps: it gets these alone, in the network's order
+    shell = nn.ModuleDict({str(number): module for number, (_, module) in enumerate(found)})
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=[*shell])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
-            inject_adapter_in_model(config, network, adapter_name=adapter)
+        inject_adapter_in_model(config, shell, adapter_name=adapter)
+    for (name, _), module in zip(found, shell.values(), strict=True):
+        _put(network, name, module)
     _known.clear()
     network.requires_grad_(False)
     device = getattr(network, "device", None)  # asked once: diffusers looks through all modules for it
     for _, layer in _layers(network):  # peft gives them the precision of the base, in which an update of 1e-5 is lost
+        layer._active_adapter = [adapter]
         for matrices in (layer.lora_A, layer.lora_B):
             if adapter in matrices:
                 matrices[adapter].to(device or layer.weight.device, torch.float32)
         if isinstance(layer, LoraLinear):
             layer.forward = partial(_forward, layer)
     return parameters(network, adapter)
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Let a module stand where another did."""
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
 
 
 def _forward(layer: Any, hidden: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
@@ -252,8 +262,7 @@ def remove(network: nn.Module, *adapters: str) -> None:
             if adapter in layer.lora_A:
                 layer.delete_adapter(adapter)
         if not layer.lora_A:
-            parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, layer.get_base_layer())
+            _put(network, name, layer.get_base_layer())
     _known.clear()
 
 
