@@ -16,7 +16,7 @@ from customttt.library import Library
 from customttt.many import spec as files
 from customttt.many.spec import GridSpec
 from customttt.progress import Progress, duration
-from customttt.recipe import listed
+from customttt.recipe import in_turn, listed
 from customttt_cli import options, output
 from customttt_cli.sources import count
 from customttt_cli.video_options import with_video_options
@@ -55,6 +55,7 @@ def grid(
     prompts: Annotated[Path | None, typer.Option(help="A file with a prompt a line.", show_default=False)] = None,
     seeds: _Seeds = None,
     further: options.Others = None,
+    then: options.Then = None,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A folder for the videos.")] = Path("customttt-grid"),
     *,
     settings: dict[str, Any],
@@ -70,7 +71,7 @@ def grid(
         raise UsageError(f"--workers is {workers}; it must be 1 to 256.")
     given = {
         "appearances": _names(appearances), "motions": _names(motions), "prompts": _prompts(prompt, prompts),
-        "seeds": seeds, "base": base, "further": further,
+        "seeds": seeds, "base": base, "further": further, "then": then,
     }  # fmt: skip
     if ray is not None:
         _check_ray()
@@ -153,6 +154,7 @@ def _plan_lines(made: Grid, foretold: Foretold, workers: int) -> Iterator[str]:
     nouns = ("appearance", "motion", "prompt", "seed")
     axes = [count(size, noun) for size, noun in zip([*sizes, made.spec.how_many_seeds()], nouns, strict=True)]
     beside = f", each with {listed(made.spec.further)}" if made.spec.further else ""
+    beside += f", each followed by {in_turn(made.spec.then)}" if made.spec.then else ""
     videos = f"{count(made.counts['video'], 'video')}, {foretold.missing['video']:,} of them missing"
     yield f"{' x '.join(axes)}{beside}: {videos}."
     if foretold.missing["learn"] or foretold.missing["adapt"]:

@@ -274,9 +274,37 @@ def test_a_further_subject_can_be_learned_first_and_what_fails_says_what_needed_
     assert [(one["kind"], one["state"]) for one in told][-2:] == [("adapt", "skipped"), ("video", "skipped")]
 
 
+@pytest.mark.usefixtures("forecasts")
+def test_a_motion_that_comes_after_every_other_is_adapted_to_each_subject_once(here: Path) -> None:
+    for name in ("jumping", "diving"):
+        copy("swimming", name, phrase=name)
+    asked = ("--prompt", "on Mars", "--then", "jumping", "--frames", "8")
+    done = run("grid", *asked, "--json")
+    assert done.exit_code == 0, done.output
+    assert "1 appearance x 2 motions x 1 prompt x 1 seed, each followed by jumping: 2 videos" in done.stderr
+    told = lines(done.stdout)
+    assert [one["title"] for one in told if one["kind"] == "adapt"] == [
+        f"test-time training of koala {motion}" for motion in ("diving", "jumping", "swimming")
+    ]
+    videos = [here / one["path"] for one in told if one["kind"] == "video"]
+    recipes = [VideoRecipe.from_dict(media.read_recipe(video)) for video in videos]
+    assert [one.target_prompt for one in recipes] == [
+        f"A koala is {motion} and then jumping on Mars." for motion in ("diving", "swimming")
+    ]
+    run("compose", "koala", "swimming", "on Mars", *asked[2:], "-o", "alone.mp4")
+    assert (here / "alone.mp4").read_bytes() == videos[1].read_bytes()
+    assert {one["state"] for one in lines(run("grid", *asked, "--json").stdout)} == {"known"}
+    videos[0].unlink()
+    again = json.loads(run("grid", *asked, "--dry-run", "--json").stdout)
+    assert (again["jobs"]["adapt"], again["missing"]) == (3, {"learn": 0, "adapt": 0, "video": 1})
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
+        (("--then", "swimming", "--motions", "swimming"), 2, ("'swimming' comes after every motion",)),
+        (("--then", "swimming"), 3, ("The grid has no motion",)),
+        (("--then", "koala"), 2, ("'koala' is an appearance",)),
         (("--with", "dog:"), 2, ("A further subject cannot be 'dog:'",)),
         (("--with", "doggg:swimming"), 3, ("no concept 'doggg'",)),
         (("--with", "swimming"), 2, ("'swimming' is a motion",)),

@@ -158,6 +158,8 @@ def test_a_form_learns_stops_goes_on_and_composes(
     assert [path.suffix for path, _ in made.files] == [".mp4", ".mp4"]
     assert all(path.is_file() for path, _ in made.files)
     again = studio.recipe("koala", "swimming", Wish("on Mars"))
+    with pytest.raises(UsageError, match="'swimming' is a motion twice"):
+        studio.compose("koala", "swimming", Wish("on Mars"), then=["swimming"])
     assert media.read_recipe(made.files[0][0])["seed"] == again.seed
 
 
@@ -196,6 +198,7 @@ def test_what_is_no_number_is_one_sentence() -> None:
         (lambda studio, _: studio.compose("", "", Wish("")), "Choose an appearance"),
         (lambda studio, _: studio.compose("koala", "swimming", Wish("")), "no concept 'koala'"),
         (lambda studio, _: studio.compose("koala", "swimming", Wish(""), [("dog", "x")]), "no concept 'dog'"),
+        (lambda studio, _: studio.compose("koala", "swimming", Wish(""), (), ["x"]), "no concept 'koala'"),
         (lambda studio, _: studio.admit(""), "no file to import"),
         (lambda studio, file: studio.admit(file), "cannot be imported"),
         (lambda studio, _: studio.learn(LearningForm("motion", "../x"), ()), "cannot be a concept's name"),

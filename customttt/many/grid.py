@@ -34,7 +34,7 @@ from customttt.many.spec import AppearanceLesson, GridSpec, MotionLesson
 from customttt.measure.ledger import Ledger
 from customttt.pairs import Pair, check_base
 from customttt.planner import Adapter
-from customttt.recipe import VideoRecipe, check_prompt, listed, phrase_of, training_prompt
+from customttt.recipe import VideoRecipe, check_prompt, kind_of, listed, phrase_of, training_prompt
 from customttt.wish import Settings
 from customttt.workshop import Plan
 
@@ -175,8 +175,8 @@ class Grid:
             grid.axes[kind] = grid._axis(kind)
             names = dict.fromkeys([*grid.axes[kind], *spec.beside(kind)])
             grid.concepts[kind] = {name: grid._taught(kind, name) for name in names}
-        grid._check_places()
-        grid.recipe(next(grid.cells(*grid._first)))  # raises for what no recipe can have
+        grid._check_names()
+        grid.recipe(next(grid.cells(*grid._first))).check_frames()  # raises for what no recipe can have
         return grid
 
     # -- what there is
@@ -184,9 +184,13 @@ class Grid:
     @property
     def counts(self) -> dict[str, int]:
         """Jobs of each kind."""
-        pairs = len(self.axes["appearance"]) * len(self.axes["motion"])
-        videos = pairs * len(self.spec.prompts) * self.spec.how_many_seeds()
-        return {LEARN: len(self.lessons), ADAPT: pairs * self._adapts, VIDEO: videos}
+        videos = len(self.pairs) * len(self.spec.prompts) * self.spec.how_many_seeds()
+        return {LEARN: len(self.lessons), ADAPT: len(self._adaptations), VIDEO: videos}
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every appearance with every motion."""
+        return list(product(self.axes["appearance"], self.axes["motion"]))
 
     def cells(self, appearance: str, motion: str) -> Iterator[Combination]:
         """The videos of a pair."""
@@ -198,17 +202,22 @@ class Grid:
         """Every job, after those that it needs."""
         for lesson in self.lessons.values():
             yield Job(lesson.key, LEARN, lesson.title, (), lesson)
-        for appearance in self.axes["appearance"]:
-            for motion in self.axes["motion"]:
-                concepts = self._pair(appearance, motion, self.named).concepts.values()
-                taught = [self.lessons.get((one.kind, one.name)) for one in concepts]
-                needs = tuple(lesson.key for lesson in taught if lesson)
+        begun = set[str]()
+        for pair in self.pairs:
+            needs: tuple[str, ...] = ()
+            for turn in self._recipe(next(self.cells(*pair)), self.named).turns:
+                named = [(kind_of(slot), one.name) for slot, one in turn.ingredients.items()]
+                taught = tuple(self.lessons[one].key for one in named if one in self.lessons)
                 if self._adapts:
-                    key = self._recipe(next(self.cells(appearance, motion)), self.named).adaptation_key()
-                    yield Job(key, ADAPT, f"test-time training of {appearance} {motion}", needs, (appearance, motion))
-                    needs = (key,)
-                for cell in self.cells(appearance, motion):
-                    yield Job(name_of(self._recipe(cell, self.named)), VIDEO, cell.title, needs, cell)
+                    key = turn.adaptation_key()
+                    if key not in begun:
+                        title = f"test-time training of {turn.appearance.name} {turn.motion.name}"
+                        yield Job(key, ADAPT, title, taught, self._adaptations[key])
+                    begun.add(key)
+                    taught = (key,)
+                needs += taught
+            for cell in self.cells(*pair):
+                yield Job(name_of(self._recipe(cell, self.named)), VIDEO, cell.title, tuple(dict.fromkeys(needs)), cell)
 
     def recipe(self, cell: Combination) -> VideoRecipe:
         """That of a video, of the concepts as they are known now. Raises UsageError or BaseUnavailableError."""
@@ -222,7 +231,7 @@ class Grid:
     def _pair(self, appearance: str, motion: str, concepts: Mapping[Kind, Mapping[str, Concept]]) -> Pair:
         looks, moves = concepts["appearance"], concepts["motion"]
         others = ((looks[one], moves[other] if other else None) for one, other in self.spec.others)
-        return Pair(looks[appearance], moves[motion], tuple(others))
+        return Pair(looks[appearance], moves[motion], tuple(others), tuple(moves[one] for one in self.spec.then))
 
     def _settings(self, appearance: str) -> Settings:
         """Those of videos of an appearance: places are of whoever is in them."""
@@ -230,8 +239,10 @@ class Grid:
         places = {name: place for name, place in settings.places.items() if name in there}
         return settings.model_copy(update={"places": places})
 
-    def _check_places(self) -> None:
-        """Raise UsageError for the place of who is in no video."""
+    def _check_names(self) -> None:
+        """Raise UsageError for the place of who is in no video, and for a motion that would come after itself."""
+        if twice := next((name for name in self.spec.then if name in self.axes["motion"]), None):
+            raise UsageError(f"'{twice}' comes after every motion of this grid, and cannot be one of them, too.")
         names = list(self.concepts["appearance"])
         if unknown := [name for name in self.spec.settings.places if name not in names]:
             raise UsageError(f"'{unknown[0]}' is no subject of this grid; a place can be given to {listed(names)}.")
@@ -248,15 +259,15 @@ class Grid:
             return job.what.known or None
         if job.kind == VIDEO:
             return self._video(job.what)
-        appearance, motion = job.what
-        there = self.library.adapted(self._pair_recipe(appearance, motion).adaptation_key())
-        return there or all(self._video(cell) for cell in self.cells(appearance, motion)) or None
+        there = self.library.adapted(self._turn(*job.what[0]).adaptation_key())
+        cells = (cell for appearance, motion, _ in job.what for cell in self.cells(appearance, motion))
+        return there or all(self._video(cell) for cell in cells) or None
 
     def order(self, job: Job) -> Order:
         if job.kind == LEARN:
             return Learn(self._plan(job.what.kind, job.what.name, job.what.asked))
         if job.kind == ADAPT:
-            return Adapt(self._pair_recipe(*job.what))
+            return Adapt(self._turn(*job.what[0]))
         recipe = self.recipe(job.what)
         return Render(recipe, self.path(job.what, recipe).absolute())
 
@@ -294,11 +305,27 @@ class Grid:
         return self._pair_recipe(*self._first).ttt.steps > 0
 
     @cached_property
+    def _adaptations(self) -> dict[str, list[tuple[str, str, int]]]:
+        """By key: the pairs whose videos need it, and in which of their turns; none without test-time training.
+
+        A motion that comes after every other is adapted to each appearance once.
+        """
+        needed: dict[str, list[tuple[str, str, int]]] = {}
+        for pair in self.pairs if self._adapts else ():
+            for number, turn in enumerate(self._recipe(next(self.cells(*pair)), self.named).turns):
+                needed.setdefault(turn.adaptation_key(), []).append((*pair, number))
+        return needed
+
+    @cached_property
     def _ledger(self) -> Ledger:
         return Ledger(self.library.made)
 
     def _pair_recipe(self, appearance: str, motion: str) -> VideoRecipe:
         return self.recipe(Combination(appearance, motion, self.spec.prompts[0], 0))
+
+    def _turn(self, appearance: str, motion: str, number: int) -> VideoRecipe:
+        """What a pair's videos are in one turn, of the concepts as they are known now."""
+        return self._pair_recipe(appearance, motion).turns[number]
 
     def _axis(self, kind: Kind) -> list[str]:
         """The names of a kind: of concepts that are there, and of those that are to be learned."""
@@ -306,8 +333,8 @@ class Grid:
         if asked is None:
             fitting = [one for one in self.library.concepts(kind) if one.base_fingerprint == self.fingerprint]
             asked = list(dict.fromkeys([*getattr(self.spec.learn, kind), *(one.name for one in fitting)]))
-            if kind == "appearance":
-                asked = [name for name in asked if name not in self.spec.beside(kind)]
+            own = self.spec.beside(kind) if kind == "appearance" else self.spec.then
+            asked = [name for name in asked if name not in own]
         if not asked:
             raise NotFoundError(
                 f"The grid has no {kind}: nothing of that kind was learned on '{self.base}'; "
@@ -474,7 +501,7 @@ def _foretold(grid: Grid, missing: Mapping[str, int]) -> Foretold:
         {
             LEARN: _mean([one.seconds for one in learning]),
             ADAPT: _mean([one.seconds for one in adapting]),
-            VIDEO: _mean([one.seconds for one in rendering]),
+            VIDEO: _mean([one.seconds for one in rendering]) * (1 + len(grid.spec.then)),
         },
         max(one.memory for one in forecasts),
         rendering[0].free,
@@ -494,8 +521,9 @@ def _disk(
 
 
 def _adapters(grid: Grid, appearance: str, motion: str) -> dict[str, Adapter]:
-    """The LoRAs of a pair's videos, by name."""
-    return {slot: _adapter(one) for slot, one in grid._pair(appearance, motion, grid.concepts).concepts.items()}
+    """The LoRAs of a pair's videos, by name; of one turn of them."""
+    pair = replace(grid._pair(appearance, motion, grid.concepts), then=())
+    return {slot: _adapter(one) for slot, one in pair.concepts.items()}
 
 
 def _adapter(concept: Concept) -> Adapter:

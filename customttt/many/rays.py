@@ -285,8 +285,9 @@ class OnRay:
         if isinstance(order, Learn):
             return []
         recipe = order.recipe
-        if isinstance(order, Render) and recipe.ttt.steps and self.library.adapted(recipe.adaptation_key()):
-            return [self._put(recipe.adaptation_key(), partial(adapted, self.library, recipe))]
+        turns = {turn.adaptation_key(): turn for turn in recipe.turns} if recipe.ttt.steps else {}
+        if isinstance(order, Render) and turns and all(map(self.library.adapted, turns)):
+            return [self._put(key, partial(adapted, self.library, turn)) for key, turn in turns.items()]
         pair = pairs.of_recipe(self.library, recipe)
         concepts = pair.concepts.values()
         return [self._put(f"{one.name} {one.files}", partial(entry, self.library, one.name)) for one in concepts]

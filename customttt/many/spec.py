@@ -82,6 +82,8 @@ class GridSpec(_Strict):
     """So many from 0, or these."""
     further: Annotated[list[str], Field(alias="with")] = []
     """Subjects that are in every video, too: "dog:jumping", or "cat" of which the prompts say what it does."""
+    then: list[str] = []
+    """Motions that come after the first, in every video."""
     base: str | None = None
     settings: Settings = Settings()
     learn: Lessons = Lessons()
@@ -89,9 +91,9 @@ class GridSpec(_Strict):
     """From where the paths of pictures and clips are."""
 
     def names(self, kind: Literal["appearance", "motion"]) -> list[str] | None:
-        """Those of a kind, each once; None for all that the library has, but for further subjects."""
-        asked, further = getattr(self, f"{kind}s"), self.beside(kind)
-        taught = [name for name in getattr(self.learn, kind) if name not in further]
+        """Those of a kind, each once; None for all that the library has, but for what every video has."""
+        asked, beside = getattr(self, f"{kind}s"), self.beside(kind)
+        taught = [name for name in getattr(self.learn, kind) if name not in beside]
         if asked is None and taught:
             return taught
         return None if asked in (None, "all") else list(dict.fromkeys(asked))
@@ -102,8 +104,9 @@ class GridSpec(_Strict):
         return wish.others(self.further)
 
     def beside(self, kind: Literal["appearance", "motion"]) -> list[str]:
-        """The concepts of a kind that further subjects have. Raises UsageError."""
+        """The concepts of a kind that every video has, beside those it is named by. Raises UsageError."""
         names = [looks if kind == "appearance" else moves for looks, moves in self.others]
+        names += self.then if kind == "motion" else []
         return [name for name in dict.fromkeys(names) if name]
 
     def all_seeds(self) -> list[int]:

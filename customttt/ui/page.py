@@ -185,6 +185,7 @@ class Page:
             with gr.Column():
                 appearance = gr.Dropdown(label="Appearance", choices=self._names("appearance"), elem_id="appearance")
                 motion = gr.Dropdown(label="Motion", choices=self._names("motion"), elem_id="motion")
+                then = gr.Textbox(label="And then: jumping; commas between", max_lines=1, elem_id="then")
                 prompt = gr.Textbox(label="Where", placeholder="on Mars", max_lines=2, elem_id="prompt")
                 number = gr.Slider(1, SEEDS, 1, step=1, label="Videos", elem_id="number")
                 seed = gr.Textbox("0", label="Seed of the first", max_lines=1)
@@ -205,18 +206,20 @@ class Page:
 
         @_telling
         def compose(
-            appearance: str, motion: str, prompt: str, number: float, seed: str, aspect: str | None, further: str,
-            places: str, apart: bool, ttt: float, steps: float, guidance: float, looks: float, moves: float,
+            appearance: str, motion: str, then: str, prompt: str, number: float, seed: str, aspect: str | None,
+            further: str, places: str, apart: bool, ttt: float, steps: float, guidance: float, looks: float,
+            moves: float,
         ) -> str:  # fmt: skip
             settings = Settings(
                 steps=int(steps), guidance=guidance, ttt_steps=int(ttt), appearance_scale=looks, motion_scale=moves,
                 aspect=parts.given(aspect), places=wish.places(parts.split(places)), apart=apart,
             )  # fmt: skip
             asked = Wish(prompt or "", parts.whole("The seed", seed) or 0, int(number), settings=settings)
-            task = self.studio.compose(appearance or "", motion or "", asked, wish.others(parts.split(further)))
+            who = wish.others(parts.split(further)), parts.split(then)
+            task = self.studio.compose(appearance or "", motion or "", asked, *who)
             return parts.said(f"{task.title} It is on the desk below.")
 
-        form = [appearance, motion, prompt, number, seed, aspect, further, places, apart, *of_base, *scales]
+        form = [appearance, motion, then, prompt, number, seed, aspect, further, places, apart, *of_base, *scales]
         button.click(compose, form, told, api_visibility="private")
         appearance.change(self._of_base, appearance, [*of_base, aspect], api_visibility="private")
         for one, kind in ((appearance, "appearance"), (motion, "motion")):

@@ -134,23 +134,38 @@ class Studio:
     # -- composing
 
     def recipe(
-        self, appearance: str, motion: str, wish: Wish, others: Sequence[tuple[str, str | None]] = ()
+        self,
+        appearance: str,
+        motion: str,
+        wish: Wish,
+        others: Sequence[tuple[str, str | None]] = (),
+        then: Sequence[str] = (),
     ) -> VideoRecipe:
-        """The recipe of the first video, with further subjects. Raises what cannot be composed, in a sentence."""
+        """The recipe of the first video, with further subjects, or motions after the first.
+
+        Raises what cannot be composed, in a sentence.
+        """
         if not appearance or not motion:
             raise UsageError("Choose an appearance and a motion; what is not there yet is learned on the first tabs.")
         wish.check()
-        pair = pairs.named(self.library, appearance, motion, others)
+        pair = pairs.named(self.library, appearance, motion, others, then)
         base = pair.appearance.base
         backbones.check_subjects(base, 1 + len(others))
         known = backbones.identify(base), backbones.defaults(base)
-        return replace(wish.again(pair.recipe(wish.prompt, base, *known)), threads=self.cores)
+        recipe = replace(wish.again(pair.recipe(wish.prompt, base, *known)), threads=self.cores)
+        recipe.check_frames()
+        return recipe
 
     def compose(
-        self, appearance: str, motion: str, wish: Wish, others: Sequence[tuple[str, str | None]] = ()
+        self,
+        appearance: str,
+        motion: str,
+        wish: Wish,
+        others: Sequence[tuple[str, str | None]] = (),
+        then: Sequence[str] = (),
     ) -> DeskTask:
         """Let a video be made for each seed. Raises, before it waits, whatever would stop it."""
-        recipe = self.recipe(appearance, motion, wish, others)
+        recipe = self.recipe(appearance, motion, wish, others, then)
         backbones.check_at_hand(recipe.base)
         media.check_output(self.videos / "video.mp4")
         return self.desk.add(recipe.target_prompt, partial(self._compose, recipe, wish.seeds(recipe)))
