@@ -141,6 +141,25 @@ def learned(_learned_once: Path, home: Path) -> Path:
     return Path(shutil.copytree(_learned_once, home))
 
 
+@pytest.fixture(scope="session")
+def _composed_once(_learned_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from material import run
+
+    root = tmp_path_factory.mktemp("composed")
+    library = shutil.copytree(_learned_once, root / "home")
+    asked = ("compose", "koala", "swimming", "on Mars", "-o", root / "video")
+    done = run(*asked, env={"CUSTOMTTT_HOME": str(library)})
+    assert done.exit_code == 0, done.output
+    return root
+
+
+@pytest.fixture
+def composed(_composed_once: Path, home: Path, tmp_path: Path) -> Path:
+    """A folder of frames as `compose` left it, and this test's library is the one that it came from."""
+    shutil.copytree(_composed_once / "home", home)
+    return Path(shutil.copytree(_composed_once / "video", tmp_path / "video"))
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub's client, which may ask the network."""

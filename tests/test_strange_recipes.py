@@ -20,39 +20,32 @@ from customttt.library import Library
 FRAMES = np.zeros((2, 32, 32, 3), np.uint8)
 
 
-@pytest.fixture
-def video(learned: Path, tmp_path: Path) -> Path:  # noqa: ARG001
-    """A folder of frames as `compose` leaves it, whose recipe can be altered with an editor."""
-    done = run("compose", "koala", "swimming", "on Mars", "-o", tmp_path / "video")
-    assert done.exit_code == 0, done.output
-    return tmp_path / "video"
-
-
 def alter(video: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """As with an editor."""
     note = json.loads((video / "recipe.json").read_text())
     change(note)
     (video / "recipe.json").write_text(json.dumps(note))
 
 
-def test_a_recipe_as_it_was_written_is_taken(video: Path, tmp_path: Path) -> None:
-    assert media.read_recipe(video)["prompt"] == "on Mars"
-    assert run("compose", "--recipe", video, "-o", tmp_path / "again.mp4").exit_code == 0
+def test_a_recipe_as_it_was_written_is_taken(composed: Path, tmp_path: Path) -> None:
+    assert media.read_recipe(composed)["prompt"] == "on Mars"
+    assert run("compose", "--recipe", composed, "-o", tmp_path / "again.mp4").exit_code == 0
 
 
-def test_an_altered_recipe_is_shown_with_a_warning_and_rendered_by_force_alone(video: Path, tmp_path: Path) -> None:
-    alter(video, lambda note: note["customttt"].update(prompt="in the snow"))
-    shown = run("show", video)
+def test_an_altered_recipe_is_shown_with_a_warning_and_rendered_by_force_alone(composed: Path, tmp_path: Path) -> None:
+    alter(composed, lambda note: note["customttt"].update(prompt="in the snow"))
+    shown = run("show", composed)
     assert shown.exit_code == 0
     assert "A koala is swimming in the snow." in shown.stdout
     assert "warning: The recipe in" in shown.stderr
-    assert_one_sentence(run("compose", "--recipe", video, "-o", tmp_path / "b.mp4"), 6, "not as it was", "--force")
+    assert_one_sentence(run("compose", "--recipe", composed, "-o", tmp_path / "b.mp4"), 6, "not as it was", "--force")
     assert not (tmp_path / "b.mp4").exists()
-    assert run("compose", "--recipe", video, "--force", "-o", tmp_path / "b.mp4").exit_code == 0
+    assert run("compose", "--recipe", composed, "--force", "-o", tmp_path / "b.mp4").exit_code == 0
 
 
-def test_a_video_of_an_earlier_version_carries_no_checksum(video: Path) -> None:
-    alter(video, lambda note: note.pop("sha256"))
-    assert media.read_recipe(video)["prompt"] == "on Mars"
+def test_a_video_of_an_earlier_version_carries_no_checksum(composed: Path) -> None:
+    alter(composed, lambda note: note.pop("sha256"))
+    assert media.read_recipe(composed)["prompt"] == "on Mars"
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp", ""])
@@ -87,10 +80,10 @@ STRANGE: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("change", STRANGE.values(), ids=STRANGE)
 def test_a_stranger_s_recipe_is_refused_in_a_sentence(
-    video: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+    composed: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    alter(video, lambda note: change(note["customttt"]))
-    for command in (("show", video), ("compose", "--recipe", video, "--force", "-o", tmp_path / "out.mp4")):
+    alter(composed, lambda note: change(note["customttt"]))
+    for command in (("show", composed), ("compose", "--recipe", composed, "--force", "-o", tmp_path / "out.mp4")):
         done = run(*command)
         assert_one_sentence(done, 2)
         assert len(done.stderr) < 1000

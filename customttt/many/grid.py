@@ -202,18 +202,16 @@ class Grid:
         """Every job, after those that it needs."""
         for lesson in self.lessons.values():
             yield Job(lesson.key, LEARN, lesson.title, (), lesson)
-        begun = set[str]()
         for pair in self.pairs:
             needs: tuple[str, ...] = ()
-            for turn in self._recipe(next(self.cells(*pair)), self.named).turns:
-                named = [(kind_of(slot), one.name) for slot, one in turn.ingredients.items()]
-                taught = tuple(self.lessons[one].key for one in named if one in self.lessons)
+            for number, turn in enumerate(self._recipe(next(self.cells(*pair)), self.named).turns):
+                concepts = [(kind_of(slot), one.name) for slot, one in turn.ingredients.items()]
+                taught = tuple(self.lessons[one].key for one in concepts if one in self.lessons)
                 if self._adapts:
                     key = turn.adaptation_key()
-                    if key not in begun:
+                    if (whose := self._adaptations[key])[0] == (*pair, number):  # once, for the first that needs it
                         title = f"test-time training of {turn.appearance.name} {turn.motion.name}"
-                        yield Job(key, ADAPT, title, taught, self._adaptations[key])
-                    begun.add(key)
+                        yield Job(key, ADAPT, title, taught, whose)
                     taught = (key,)
                 needs += taught
             for cell in self.cells(*pair):
