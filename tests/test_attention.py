@@ -1,4 +1,4 @@
-"""Attention as a GPU does it gives what diffusers' gives, in fewer operations; tried on a CPU."""
+"""Attention in few operations gives what diffusers' gives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from customttt import lora
+from customttt import lora, machine
 from customttt.backbones import Backbone, open_base, sketch
 from customttt.backbones.attention import Attend, attend
 
@@ -93,9 +93,12 @@ def test_weights_that_learn_are_left_as_they_are(backbone: Backbone) -> None:
     assert all(processor.together is None for _, processor in processors(network))
 
 
-def test_a_gpu_gets_it(tiny_random_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_gets_it_and_a_cpu_that_computes_in_full(tiny_random_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    found = processors(sketch(str(tiny_random_base), torch.device("cuda")).network)
-    assert all((processor.joined(one) is None) == one.is_cross_attention for one, processor in found)
-    assert any(processor.together is not None for _, processor in found)
-    assert not processors(open_base(str(tiny_random_base), torch.device("cpu")).network)
+    cpu = torch.device("cpu")
+    for base in (sketch(str(tiny_random_base), torch.device("cuda")), open_base(str(tiny_random_base), cpu)):
+        found = processors(base.network)
+        assert all((processor.joined(one) is None) == one.is_cross_attention for one, processor in found)
+        assert any(processor.together is not None for _, processor in found)
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: True)
+    assert not processors(open_base(str(tiny_random_base), cpu).network)

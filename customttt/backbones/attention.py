@@ -1,4 +1,4 @@
-"""Attention on a GPU in fewer operations than diffusers': what a step waits for there is their number (ours)."""
+"""Attention in fewer operations than diffusers': what a step waits for on a GPU is their number (ours)."""
 
 from __future__ import annotations
 
