@@ -185,7 +185,7 @@ class Page:
             with gr.Column():
                 appearance = gr.Dropdown(label="Appearance", choices=self._names("appearance"), elem_id="appearance")
                 motion = gr.Dropdown(label="Motion", choices=self._names("motion"), elem_id="motion")
-                then = gr.Textbox(label="And then: jumping; commas between", max_lines=1, elem_id="then")
+                then = gr.Textbox(label="And then; commas between", placeholder="jumping", max_lines=1, elem_id="then")
                 prompt = gr.Textbox(label="Where", placeholder="on Mars", max_lines=2, elem_id="prompt")
                 number = gr.Slider(1, SEEDS, 1, step=1, label="Videos", elem_id="number")
                 seed = gr.Textbox("0", label="Seed of the first", max_lines=1)
