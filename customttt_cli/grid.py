@@ -160,7 +160,7 @@ def _plan_lines(made: Grid, foretold: Foretold, workers: int) -> Iterator[str]:
     if foretold.missing["learn"] or foretold.missing["adapt"]:
         yield (
             f"Before them: {count(foretold.missing['learn'], 'concept')} to learn, "
-            f"{foretold.missing['adapt']:,} times test-time training."
+            f"test-time training of {count(foretold.missing['adapt'], 'pair')}."
         )
     if not any(foretold.missing.values()):
         return
