@@ -152,14 +152,14 @@ def test_a_form_learns_stops_goes_on_and_composes(
     assert [path.name for path, _ in moving.files] == ["preview.mp4"]
     with pytest.raises(AlreadyExistsError):
         studio.learn(LearningForm("appearance", "koala", changes={"steps": 3}), found)
-    made = studio.compose("koala", "swimming", Wish("on Mars", num=2))
+    made = studio.compose(studio.recipe("koala", "swimming", Wish("on Mars", num=2)), 2)
     until(lambda: made.state in ("done", "failed"))
     assert made.state == "done", made.said
     assert [path.suffix for path, _ in made.files] == [".mp4", ".mp4"]
     assert all(path.is_file() for path, _ in made.files)
     again = studio.recipe("koala", "swimming", Wish("on Mars"))
     with pytest.raises(UsageError, match="'swimming' is a motion twice"):
-        studio.compose("koala", "swimming", Wish("on Mars"), then=["swimming"])
+        studio.recipe("koala", "swimming", Wish("on Mars"), then=["swimming"])
     assert media.read_recipe(made.files[0][0])["seed"] == again.seed
 
 
@@ -195,10 +195,10 @@ def test_what_is_no_number_is_one_sentence() -> None:
         (lambda studio, file: studio.pictures([file]), "'your pictures' has no picture"),
         (lambda studio, _: studio.clip("", 0, 1), "no clip yet"),
         (lambda studio, file: studio.strip(file), "no.txt"),
-        (lambda studio, _: studio.compose("", "", Wish("")), "Choose an appearance"),
-        (lambda studio, _: studio.compose("koala", "swimming", Wish("")), "no concept 'koala'"),
-        (lambda studio, _: studio.compose("koala", "swimming", Wish(""), [("dog", "x")]), "no concept 'dog'"),
-        (lambda studio, _: studio.compose("koala", "swimming", Wish(""), (), ["x"]), "no concept 'koala'"),
+        (lambda studio, _: studio.recipe("", "", Wish("")), "Choose an appearance"),
+        (lambda studio, _: studio.recipe("koala", "swimming", Wish("")), "no concept 'koala'"),
+        (lambda studio, _: studio.recipe("koala", "swimming", Wish(""), [("dog", "x")]), "no concept 'dog'"),
+        (lambda studio, _: studio.recipe("koala", "swimming", Wish(""), (), ["x"]), "no concept 'koala'"),
         (lambda studio, _: studio.admit(""), "no file to import"),
         (lambda studio, file: studio.admit(file), "cannot be imported"),
         (lambda studio, _: studio.learn(LearningForm("motion", "../x"), ()), "cannot be a concept's name"),

@@ -216,7 +216,8 @@ class Page:
             )  # fmt: skip
             asked = Wish(prompt or "", parts.whole("The seed", seed) or 0, int(number), settings=settings)
             who = wish.others(parts.split(further)), parts.split(then)
-            task = self.studio.compose(appearance or "", motion or "", asked, *who)
+            recipe = self.studio.recipe(appearance or "", motion or "", asked, *who)
+            task = self.studio.compose(recipe, asked.num)
             return parts.said(f"{task.title} It is on the desk below.")
 
         form = [appearance, motion, then, prompt, number, seed, aspect, further, places, apart, *of_base, *scales]

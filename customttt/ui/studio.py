@@ -156,19 +156,13 @@ class Studio:
         recipe.check_frames()
         return recipe
 
-    def compose(
-        self,
-        appearance: str,
-        motion: str,
-        wish: Wish,
-        others: Sequence[tuple[str, str | None]] = (),
-        then: Sequence[str] = (),
-    ) -> DeskTask:
-        """Let a video be made for each seed. Raises, before it waits, whatever would stop it."""
-        recipe = self.recipe(appearance, motion, wish, others, then)
+    def compose(self, recipe: VideoRecipe, number: int = 1) -> DeskTask:
+        """Let so many videos be made, from the recipe's seed on. Raises, before it waits, whatever would stop it."""
         backbones.check_at_hand(recipe.base)
         media.check_output(self.videos / "video.mp4")
-        return self.desk.add(recipe.target_prompt, partial(self._compose, recipe, wish.seeds(recipe)))
+        return self.desk.add(
+            recipe.target_prompt, partial(self._compose, recipe, range(recipe.seed, recipe.seed + number))
+        )
 
     def _compose(self, recipe: VideoRecipe, seeds: Sequence[int], task: DeskTask) -> str:
         shop = self._opened(recipe.base, task, task.note_or_stop)
