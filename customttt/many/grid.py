@@ -204,7 +204,7 @@ class Grid:
             yield Job(lesson.key, LEARN, lesson.title, (), lesson)
         for pair in self.pairs:
             needs: tuple[str, ...] = ()
-            for number, turn in enumerate(self._recipe(next(self.cells(*pair)), self.named).turns):
+            for number, turn in enumerate(self._turns(*pair)):
                 concepts = [(kind_of(slot), one.name) for slot, one in turn.ingredients.items()]
                 taught = tuple(self.lessons[one].key for one in concepts if one in self.lessons)
                 if self._adapts:
@@ -310,7 +310,7 @@ class Grid:
         """
         needed: dict[str, list[tuple[str, str, int]]] = {}
         for pair in self.pairs if self._adapts else ():
-            for number, turn in enumerate(self._recipe(next(self.cells(*pair)), self.named).turns):
+            for number, turn in enumerate(self._turns(*pair)):
                 needed.setdefault(turn.adaptation_key(), []).append((*pair, number))
         return needed
 
@@ -320,6 +320,10 @@ class Grid:
 
     def _pair_recipe(self, appearance: str, motion: str) -> VideoRecipe:
         return self.recipe(Combination(appearance, motion, self.spec.prompts[0], 0))
+
+    def _turns(self, appearance: str, motion: str) -> list[VideoRecipe]:
+        """What a pair's videos are, one turn after the other, of the concepts that jobs are named by."""
+        return self._recipe(next(self.cells(appearance, motion)), self.named).turns
 
     def _turn(self, appearance: str, motion: str, number: int) -> VideoRecipe:
         """What a pair's videos are in one turn, of the concepts as they are known now."""
