@@ -118,6 +118,13 @@ def test_a_prompt_names_one_index_for_each_subject() -> None:
     assert judge.named("Something strange.") == {}
 
 
+def test_movements_that_a_subject_makes_one_after_another_are_not_told() -> None:
+    """What is told is that of a whole clip, which would be the first movement's alone."""
+    assert [*judge.named("A koala is running and then jumping on Mars.")] == ["noun", "scene"]
+    assert [*judge.named("A bobo is running and then jumping on Mars.")] == ["scene"]
+    assert len(judge.named("A koala is running and a dog is jumping.")["movement"]) == 2
+
+
 def test_new_words_are_those_that_the_other_prompt_lacks() -> None:
     assert set(judge.new_words("A koala.", "A blue tiger.")) == {"noun", "colour"}
     with pytest.raises(UsageError, match="names no subject, look, movement or scene"):

@@ -267,6 +267,8 @@ def test_the_judge_says_nothing_of_what_is_not_named() -> None:
     assert scene.missing == "no prompt names a scene of tiny's world"
     assert "--images" in str(looks.missing)
     assert "--clip" in str(moves.missing)
+    in_turn = Candidate("b", rendered("koala", "jumping", "on Mars"), "A koala is jumping and then running.")
+    assert known.by_judge([in_turn], None)[1].missing == "movements that a subject makes one after another are not told"
 
 
 # -- CLIP and DINO in small

@@ -16,7 +16,7 @@ from customttt.measure import metrics
 from customttt.measure.evaluate import CLIP_T, DINO_I, FIDELITY, Candidate, Row, obstacles
 from customttt.media import Frames
 from customttt.progress import Progress, Report, silent
-from customttt.tiny import judge
+from customttt.tiny import captions, judge
 from customttt.video import to_video
 
 NAME = "the judge of tiny's world"
@@ -75,6 +75,8 @@ def _missing(
     for head, name in SHOWS.items():
         kind = "subject" if head == "noun" else head
         reasons[name] = why.get(CLIP_T, f"no prompt names a {kind} of tiny's world")
+    if CLIP_T not in why and any(captions.read(one.prompt or "").movements for one in candidates):
+        reasons[SHOWS["movement"]] = "movements that a subject makes one after another are not told"
     return {
         name: reasons[name] or "there is no value" for name, some in values.items() if all(one is None for one in some)
     }
