@@ -41,7 +41,8 @@ class Pair:
 
         Subjects are side by side.
 
-        Raises UsageError for a prompt that cannot be read, BaseUnavailableError for a base that they do not belong to.
+        Raises UsageError for a prompt that cannot be read or that names in braces what is not there,
+        BaseUnavailableError for a base that they do not belong to.
         """
         self.check_base(base, fingerprint)
         ingredients = Ingredient.of(self.appearance), Ingredient.of(self.motion)
@@ -53,6 +54,7 @@ class Pair:
         made = VideoRecipe(
             *ingredients, prompt, base, fingerprint, defaults.ttt, sample, seed, others=others, then=then
         )
+        made.check_words()  # of one subject, recipes have had others, which stand in the sentence as they are
         return made.side_by_side()
 
     def check_base(self, base: str, fingerprint: str) -> None:

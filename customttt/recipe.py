@@ -312,11 +312,7 @@ class VideoRecipe:
             raise UsageError(f"'{twice}' is a subject twice; each can be in a video once.")
         if self.rival:
             raise UsageError(f"'{self.rival.name}' knows one subject in a video; leave out '{names[1]}'.")
-        if unknown := [name for name in BRACES.findall(self.prompt) if name not in self._words]:
-            raise UsageError(
-                f"The prompt has {{{unknown[0]}}}, which is nothing in this video; it has "
-                f"{listed([f'{{{name}}}' for name in self._words if name not in get_args(Kind)])}."
-            )
+        self.check_words()
         if not self._is_template:
             if still := [one.appearance.name for one in self.subjects if one.motion is None]:
                 raise UsageError(
@@ -351,6 +347,14 @@ class VideoRecipe:
             raise UsageError(f"'{twice}' is a motion twice; each can be in a video once.")
         if named := [name for name in BRACES.findall(self.prompt) if name in names]:
             raise UsageError(f"The prompt has {{{named[0]}}}, one of several motions; write {{motion}} in its place.")
+
+    def check_words(self) -> None:
+        """Raise UsageError for a name in braces that is nothing in this video."""
+        if unknown := [name for name in BRACES.findall(self.prompt) if name not in self._words]:
+            raise UsageError(
+                f"The prompt has {{{unknown[0]}}}, which is nothing in this video; it has "
+                f"{listed([f'{{{name}}}' for name in self._words if name not in get_args(Kind)])}."
+            )
 
     def check_frames(self) -> None:
         """Raise UsageError for fewer frames than motions one after the other take."""
