@@ -44,6 +44,7 @@ def compare(
     motion: Annotated[str, options.concept_argument("motion")],
     prompt: options.Scene = "",
     further: options.Others = None,
+    then: options.Then = None,
     place: options.Places = None,
     apart: options.Apart = False,
     methods: _Methods = None,
@@ -68,7 +69,7 @@ def compare(
     from customttt import media
 
     library = Library()
-    pair = pairs.named(library, appearance, motion, others(further or ()))
+    pair = pairs.named(library, appearance, motion, others(further or ()), then or ())
     media.check_output(folder / "grid.mp4")
     recipe = render.settle(pair, wish)
     material = relearn.read(pair, recipe, images, clip) if images and clip else None

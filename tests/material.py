@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import subprocess
 import zlib
@@ -14,6 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from customttt import media
+from customttt.concept import Concept
+from customttt.library import Library
 from customttt_cli.app import app
 
 
@@ -37,6 +40,14 @@ def assert_one_sentence(done: Result, code: int, *words: str) -> None:
         assert word in errors[0]
     assert errors[0].endswith((".", "?")), "a sentence"
     assert "Traceback" not in done.output
+
+
+def copy(name: str, new: str, **changes: object) -> Concept:
+    """Another concept of this test's library with the same weights, and with some of the manifest changed."""
+    library = Library()
+    weights = library.weights(name)
+    concept = library.get(name).model_copy(update={"name": new, **changes})
+    return library.add(concept, lambda folder: shutil.copy(weights, folder / weights.name))
 
 
 def make_pictures(folder: Path, number: int = 3) -> Path:

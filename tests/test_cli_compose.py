@@ -9,10 +9,9 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
-from material import assert_one_sentence, make_pictures, run, snapshot
+from material import assert_one_sentence, copy, make_pictures, run, snapshot
 
 from customttt import backbones, media
-from customttt.concept import Concept
 from customttt.errors import StoreError
 from customttt.library import Library
 from customttt.recipe import VideoRecipe
@@ -27,14 +26,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
-
-
-def copy(name: str, new: str, **changes: object) -> Concept:
-    """Another concept with the same weights, and with some of the manifest changed."""
-    library = Library()
-    weights = library.weights(name)
-    concept = library.get(name).model_copy(update={"name": new, **changes})
-    return library.add(concept, lambda folder: shutil.copy(weights, folder / weights.name))
 
 
 def fail(*_: object, **__: object) -> NoReturn:
@@ -324,6 +315,7 @@ def test_more_subjects_than_a_base_draws_are_told_before_it_is_loaded(monkeypatc
         (lambda: ["koala", "swimming", "--guidance", "nan"], 2, ("'guidance' is nan",)),
         (lambda: ["koala", "swimming", "--ttt-steps", "-1"], 2, ("'ttt steps' is -1",)),
         (lambda: ["koala", "swimming", "--no-ttt", "--ttt-steps", "3"], 2, ("exclude each other",)),
+        (lambda: ["koala", "swimming", "{kaola} runs"], 2, ("{kaola}, which is nothing", "{koala} and {swimming}")),
         (lambda: ["koala", "swimming", "--num", "0"], 2, ("--num is 0",)),
         (lambda: ["koala", "swimming", "--seed", "-1"], 2, ("--seed is -1",)),
         (lambda: ["koala", "swimming", "--motion-scale", "5"], 2, ("scale 5",)),

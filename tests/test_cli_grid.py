@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from material import assert_one_sentence, run
+from material import assert_one_sentence, copy, run
 
 from customttt import compose, media
 from customttt.errors import DivergedError, UsageError
@@ -38,14 +38,6 @@ def forecasts(monkeypatch: pytest.MonkeyPatch) -> None:
     some = Forecast(1, 2, 1.0, 0, Rung())
     monkeypatch.setattr("customttt.planner.composing", lambda *_: some)
     monkeypatch.setattr("customttt.planner.learning", lambda *_: some)
-
-
-def copy(name: str, new: str, **changes: object) -> None:
-    """Another concept with the same weights."""
-    library = Library()
-    weights = library.weights(name)
-    concept = library.get(name).model_copy(update={"name": new, **changes})
-    library.add(concept, lambda folder: shutil.copy(weights, folder / weights.name))
 
 
 def never(*_: object, **__: object) -> NoReturn:
@@ -297,6 +289,27 @@ def test_a_motion_that_comes_after_every_other_is_adapted_to_each_subject_once(h
     videos[0].unlink()
     again = json.loads(run("grid", *asked, "--dry-run", "--json").stdout)
     assert (again["jobs"]["adapt"], again["missing"]) == (3, {"learn": 0, "adapt": 0, "video": 1})
+
+
+@pytest.mark.usefixtures("forecasts")
+def test_a_motion_that_is_not_learned_stops_only_what_it_comes_after(
+    here: Path, pictures: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"steps": 1, "ttt_steps": 1, "frames": 8}
+    file = grid_file(here, pictures, clip, appearances=["koala"], motions=["swimming"], then=["running"],
+                     settings=settings)  # fmt: skip
+
+    def diverging(*_: object, **__: object) -> NoReturn:
+        raise DivergedError("The loss is nan at step 2.")
+
+    monkeypatch.setattr("customttt.workshop.Workshop.learn", diverging)
+    told = {one["title"]: one["state"] for one in lines(run("grid", file, "--json").stdout)}
+    assert told == {
+        "motion 'running'": "failed",
+        "test-time training of koala swimming": "done",
+        "test-time training of koala running": "skipped",
+        'koala swimming "on Mars", seed 0': "skipped",
+    }
 
 
 @pytest.mark.parametrize(

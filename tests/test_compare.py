@@ -12,7 +12,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
-from material import assert_one_sentence, make_clip, make_pictures, run, snapshot
+from material import assert_one_sentence, copy, make_clip, make_pictures, run, snapshot
 from typer.testing import Result
 
 from customttt import checkpoint, compose, lora, media, opening, sampling
@@ -55,6 +55,17 @@ def test_a_method_without_loras_leaves_out_those_of_every_subject() -> None:
     assert scales["base"] == [0, 0, 0]
     assert scales["appearance"] == [1, 0, 1]
     assert scales["customttt"] == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("learned")
+def test_each_motion_of_one_after_another_is_compared() -> None:
+    in_turn = replace(RECIPE, then=(Ingredient("jumping", "jumping", "c" * 64),))
+    for name in ("base", "appearance"):
+        assert [one.scale for one in METHODS[name].recipe(in_turn).motions] == [0, 0]
+    assert METHODS["published"].recipe(in_turn).then == in_turn.then
+    copy("swimming", "jumping")
+    refused = run("compare", "koala", "swimming", "--then", "jumping")
+    assert_one_sentence(refused, 2, "4 frames are too few for 2 motions one after the other")
 
 
 def test_switching_lets_one_lora_act_at_a_time(learned: Path, tiny_random_base: Path) -> None:
