@@ -66,7 +66,7 @@ def areas(backbone: Backbone, recipe: VideoRecipe) -> list[Area]:
             mask.to(backbone.device),
             backbone.embed([prompt]),
             frozenset(_slots(recipe, one)),
-            _to_the_middle(mask),
+            to_the_middle(mask),
         )
         for one, mask, prompt in zip(recipe.subjects, masks, recipe.own_prompts, strict=True)
     ]
@@ -93,7 +93,7 @@ def _slots(recipe: VideoRecipe, subject: Subject) -> list[str]:
     return [slot for slot, one in recipe.ingredients.items() if own.get(kind_of(slot)) == one.name]
 
 
-def _to_the_middle(mask: Float[Tensor, "f h w"]) -> int:
+def to_the_middle(mask: Float[Tensor, "f h w"]) -> int:
     """By how many columns a place is moved; never up or down, where there are ground and sky."""
     columns = mask.sum((0, 1))
     middle = float((columns * (torch.arange(len(columns)) + 0.5)).sum() / columns.sum().clamp(min=1e-6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_recipe import DOG, JUMPING, recipe
 
@@ -29,11 +30,20 @@ def clip(first: Look, second: Look) -> Frames:
 def test_the_judge_tells_who_is_there_and_in_whose_look() -> None:
     (_, look, _), (_, other, _) = CELL.actors
     right, wrong = several.judged(clip(look, other), CELL), several.judged(clip(other, look), CELL)
-    assert (right["both"], right["swapped"], wrong["both"], wrong["swapped"]) == (1, 0, 1, 1)
+    assert (right["all"], right["swapped"], wrong["all"], wrong["swapped"]) == (1, 0, 1, 1)
     assert right["identity"] > wrong["identity"] + 0.2
     assert right["scene"] == right["movement"] == 1
     assert right["track"] > 0.8
     assert right.keys() == MEASURES.keys()
+
+
+def test_of_three_the_judge_sees_a_third_of_the_frame_at_a_time() -> None:
+    cell = Case(5, "on Mars", 0, 3)
+    shown = several.truth(cell)
+    scores, mirrored = several.judged(shown, cell), several.judged(np.ascontiguousarray(shown[:, :, ::-1]), cell)
+    assert (scores["all"], scores["sides"], scores["scene"], scores["swapped"]) == (1, 1, 1, 0)
+    assert min(scores["identity"], scores["track"]) > 0.85
+    assert mirrored["sides"] == 0
 
 
 def test_ten_combinations_each_have_two_subjects_with_movements_of_their_own() -> None:

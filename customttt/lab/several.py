@@ -1,8 +1,9 @@
-"""Two subjects in one video, measured on `tiny`: `python -m customttt.lab.several --out runs/several`.
+"""Two or three subjects in one video, measured on `tiny`: `python -m customttt.lab.several --out runs/several`.
 
-Ten combinations of two held-out subjects, each with a held-out movement of its own, and each way to keep them apart, in
-the same noise; the judge says who is there, where, in whose looks, and how each moves. Everything is kept in `--out`,
-so a killed run goes on; a strip of the frames of each video is in `seen`. It prints a table with 95 % intervals over
+Ten combinations of held-out subjects, each with a held-out movement of its own, and each way to keep them apart, in the
+same noise; the judge says who is there, where, in whose looks, and how each moves. It knows two in a frame; of three it
+is shown a third of the frame at a time, the rest of which is the empty scene. Everything is kept in `--out`, so a
+killed run goes on; a strip of the frames of each video is in `seen`. It prints a table with 95 % intervals over
 combinations.
 """
 
@@ -12,61 +13,59 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from customttt import media, opening
+from customttt import media, opening, regions
 from customttt.config import digest
 from customttt.lab import score
 from customttt.lab.experiment import MOVEMENTS, SCENES, SUBJECTS
-from customttt.lab.lessons import Content, School, render
+from customttt.lab.lessons import Content, School, indices, render
 from customttt.library import Library
 from customttt.measure import metrics, sheets, stats
 from customttt.measure.ledger import Ledger
-from customttt.recipe import Ingredient, Subject, VideoRecipe
-from customttt.tiny import judge
+from customttt.recipe import ABREAST, Ingredient, Subject, VideoRecipe
+from customttt.tiny import judge, world
 from customttt.tiny.demo import CLIP_NOUN, CLIP_SCENE
 from customttt.tiny.world import Look
-from customttt.video import to_video
+from customttt.video import Video, to_frames, to_video
 from customttt.workshop import Workshop
 
 Actor = tuple[str, Look, str]
 """A noun, its look and its movement."""
-SIDES = ("left", "right")
 
 
 def _plain(recipe: VideoRecipe) -> VideoRecipe:
     return replace(recipe, ttt=recipe.ttt.but(steps=0))
 
 
-def _placed(recipe: VideoRecipe) -> VideoRecipe:
-    names = [one.appearance.name for one in recipe.subjects]
-    return recipe.placed(dict(zip(names, SIDES, strict=True)))
-
-
 WAYS: Mapping[str, Callable[[VideoRecipe], VideoRecipe]] = MappingProxyType({
     "direct": _plain,
-    "placed": lambda recipe: _placed(_plain(recipe)),
+    "placed": lambda recipe: _plain(recipe).side_by_side(),
     "by words": lambda recipe: replace(_plain(recipe), apart=True),
     "test-time training": lambda recipe: recipe,
-    "test-time training, placed": _placed,
+    "test-time training, placed": VideoRecipe.side_by_side,
     "test-time training, by words": lambda recipe: replace(recipe, apart=True),
 })  # fmt: skip
-"""How two subjects are put into one video; without test-time training unless the name says so."""
+"""How several subjects are put into one video; without test-time training unless the name says so."""
 ALONE = "alone, without test-time training"
 """Each subject and its movement in a video of its own: what the others are held against."""
+TRUTH = "the world's own"
+"""Each subject's part of the frame out of the world's own clip of it: what the measures can be at most."""
 MEASURES = {
-    "both": "both subjects there",
-    "swapped": "in the other's look",
+    "all": "all subjects there",
+    "swapped": "in another's look",
     "identity": "identity similarity of each",
     "track": "correlation of each track",
     "movement": "movement of each right",
-    "sides": "first left, second right",
+    "sides": "in order from left to right",
     "scene": "scene right",
 }
 
@@ -78,48 +77,97 @@ class Case:
     combination: int
     scene: str
     seed: int
+    subjects: int = 2
 
     @property
-    def actors(self) -> tuple[Actor, Actor]:
-        first, second = self.combination, self.combination + 1
-        return _actor(first), _actor(second)
+    def actors(self) -> tuple[Actor, ...]:
+        return tuple(_actor(self.combination + number) for number in range(self.subjects))
+
+    @property
+    def places(self) -> list[Float[Tensor, "f h w"]]:
+        """What part of the frame each has, from left to right."""
+        shape = world.FRAMES, world.SIZE, world.SIZE
+        return [regions.region(place, shape) for place in ABREAST[self.subjects]]
 
 
 def _actor(number: int) -> Actor:
     return *SUBJECTS[number % len(SUBJECTS)], MOVEMENTS[number % len(MOVEMENTS)]
 
 
+def truth(cell: Case) -> media.Frames:
+    """The world's own clip of each actor, as much of it as its place shows."""
+    video = torch.zeros(1, 3, world.FRAMES, world.SIZE, world.SIZE)
+    for (noun, look, movement), place in zip(cell.actors, cell.places, strict=True):
+        own = render([Content(noun, movement, cell.scene, look)], cell.seed, vary=0.0).video
+        video += place * own.roll(-regions.to_the_middle(place), -1)
+    return to_frames(video)
+
+
+class View(NamedTuple):
+    """What the judge sees of a video."""
+
+    actors: list[judge.Seen]
+    """In the order of the cell's."""
+    are_there: bool
+    """Whether there are as many as there should be; of three it is not told."""
+    in_order: bool
+    """Whether they stand from left to right as they are named."""
+
+
+def view(frames: media.Frames, cell: Case) -> View:
+    """Who of two, or of three in their thirds of the frame, is rather which actor by its noun."""
+    nouns = [judge.NAMES["noun"].index(noun) for noun, _, _ in cell.actors]
+    if cell.subjects == 2:
+        opinion = judge.load().look(to_video(frames))
+        seen = list(opinion.in_order([(nouns[0], nouns[1])]))
+        across = [float(one.position[0, :, 0].mean()) for one in seen]
+        return View(seen, bool(opinion.two[0] > judge.SURE), across[0] < across[1])
+    windows = [judge.load().look(one) for one in _windows(to_video(frames), cell)]
+    best = max(
+        permutations(range(cell.subjects)),
+        key=lambda order: sum(float(windows[k].noun[0, noun]) for k, noun in zip(order, nouns, strict=True)),
+    )
+    return View([windows[k] for k in best], True, best == tuple(sorted(best)))
+
+
+def _windows(video: Video, cell: Case) -> list[Video]:
+    """The video with all but one place as the world paints the scene where nobody is."""
+    nobody = indices([Content(CLIP_NOUN, "", cell.scene)])
+    nobody.noun[:] = world.ABSENT
+    scene = world.render(nobody, torch.Generator().manual_seed(cell.seed), vary=0.0).video
+    return [place * video + (1 - place) * scene for place in cell.places]
+
+
 def judged(frames: media.Frames, cell: Case) -> dict[str, float]:
-    """MEASURES of a video of both; of each: the mean of the two."""
-    (noun, look, movement), (other, other_look, other_movement) = cell.actors
-    opinion = judge.load().look(to_video(frames))
-    seen = opinion.in_order([(judge.NAMES["noun"].index(noun), judge.NAMES["noun"].index(other))])
-    right = [one.names("noun") == [name] for one, name in zip(seen, (noun, other), strict=True)]
-    own = [_like(one, noun, look) for one, (noun, look, _) in zip(seen, cell.actors, strict=True)]
-    others = [_like(seen[0], noun, other_look), _like(seen[1], other, look)]
-    moved = [seen[0].names("movement") == [movement], seen[1].names("movement") == [other_movement]]
-    across = [float(one.position[0, :, 0].mean()) for one in seen]
-    return {
-        "both": float(opinion.two[0] > 0.5 and all(right)),
-        "swapped": sum(theirs > mine for mine, theirs in zip(own, others, strict=True)) / 2,
-        "identity": sum(own) / 2,
-        "track": sum(_track(one, how) for one, (_, _, how) in zip(seen, cell.actors, strict=True)) / 2,
-        "movement": sum(moved) / 2,
-        "sides": float(across[0] < across[1]),
-        "scene": float(opinion.names("scene") == [cell.scene]),
+    """MEASURES of a video of all; of each: the mean over them."""
+    seen, are_there, in_order = view(frames, cell)
+    whole, looks = judge.load().look(to_video(frames)), [look for _, look, _ in cell.actors]
+    scores, swapped = judged_each(seen, cell), 0
+    for one, (noun, look, _) in zip(seen, cell.actors, strict=True):
+        others = [_like(one, noun, other) for other in looks if other != look]
+        swapped += max(others, default=-1.0) > _like(one, noun, look)
+    return scores | {
+        "all": float(are_there and scores["all"]),
+        "swapped": swapped / len(seen),
+        "sides": float(in_order),
+        "scene": float(whole.names("scene") == [cell.scene]),
     }
 
 
 def judged_alone(videos: Sequence[media.Frames], cell: Case) -> dict[str, float]:
-    """The same of two videos, one of each subject, as far as they can say it."""
+    """The same of videos of one subject each, as far as they can say it."""
     seen = [judge.load().look(to_video(frames)) for frames in videos]
+    return judged_each(seen, cell) | {"scene": fmean(one.names("scene") == [cell.scene] for one in seen)}
+
+
+def judged_each(seen: Sequence[judge.Seen], cell: Case) -> dict[str, float]:
+    """Those of the MEASURES that are of each subject by itself."""
     of = list(zip(seen, cell.actors, strict=True))
     return {
-        "both": float(all(one.names("noun") == [noun] for one, (noun, _, _) in of)),
-        "identity": sum(_like(one, noun, look) for one, (noun, look, _) in of) / 2,
-        "track": sum(_track(one, movement) for one, (_, _, movement) in of) / 2,
-        "movement": sum(one.names("movement") == [movement] for one, (_, _, movement) in of) / 2,
-        "scene": sum(one.names("scene") == [cell.scene] for one in seen) / 2,
+        "all": float(all(one.names("noun") == [noun] for one, (noun, _, _) in of)),
+        "identity": fmean(_like(one, noun, look) for one, (noun, look, _) in of),
+        "track": fmean(_track(one, movement) for one, (_, _, movement) in of),
+        "movement": fmean(one.names("movement") == [movement] for one, (_, _, movement) in of),
     }
 
 
@@ -151,6 +199,8 @@ class Trials:
 
     def measured(self, cell: Case, way: str) -> dict[str, float]:
         """MEASURES: what the judge says of a cell; nothing is made twice."""
+        if way == TRUTH:
+            return judged(truth(cell), cell)
         recipe = self._recipe(cell)
         recipes = self._alone(recipe) if way == ALONE else [WAYS[way](recipe)]
         ledger, key = self.ledger, digest([one.to_dict() for one in recipes])[:24]
@@ -169,12 +219,12 @@ class Trials:
         media.write_png(path, sheets.contact_sheet([("", frames) for frames in videos], videos[0].shape[2]))
 
     def _recipe(self, cell: Case) -> VideoRecipe:
-        """Of both subjects, as the base composes them."""
-        (first, second), backbone = map(self._learned, cell.actors), self.shop.backbone
+        """Of all subjects, as the base composes them."""
+        (first, *others), backbone = map(self._learned, cell.actors), self.shop.backbone
         settings = backbone.defaults
         return VideoRecipe(
             first[0], first[1], cell.scene, backbone.name, backbone.fingerprint, settings.ttt,
-            settings.sample.but(magnify=1), cell.seed, threads=1, others=(Subject(*second),),
+            settings.sample.but(magnify=1), cell.seed, threads=1, others=tuple(Subject(*one) for one in others),
         )  # fmt: skip
 
     def _alone(self, recipe: VideoRecipe) -> list[VideoRecipe]:
@@ -212,16 +262,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m customttt.lab.several", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of everything that is made")
     parser.add_argument("--base", default="tiny", help="tiny, or the folder of an exported checkpoint")
+    parser.add_argument("--subjects", type=int, default=2, choices=[*ABREAST])
     parser.add_argument("--combinations", type=int, default=10)
     parser.add_argument("--scenes", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--ways", nargs="+", default=[ALONE, *WAYS], choices=[ALONE, *WAYS])
+    parser.add_argument("--ways", nargs="+", default=[ALONE, *WAYS], choices=[TRUTH, ALONE, *WAYS])
     given = parser.parse_args()
     shop = Workshop(*opening.open_accelerated(given.base), Library(given.out, forgets=False), say=_said)
     run, scores = Trials(shop, given.out), {way: dict[Case, dict[str, float]]() for way in given.ways}
     every = product(range(given.seeds), SCENES[: given.scenes], range(given.combinations))
     for seed, scene, combination in every:
-        cell = Case(combination, scene, seed)
+        cell = Case(combination, scene, seed, given.subjects)
         for way in given.ways:
             scores[way][cell] = run.measured(cell, way)
             _said(f"{way}; {cell}: {scores[way][cell]}")
