@@ -127,6 +127,10 @@ LEARNING: dict[str, Learning] = {
     "the motion in the upper 40 % of the noise": {"motion": {"noise": (0.6, 1.0)}},
     "the motion in 200 steps at a constant rate": {"motion": {"steps": 200, "falling": False}},
     "the motion in half the steps": {"motion": {"steps": 150}},
+    "the motion in half the steps, at twice the rate": {"motion": {"steps": 150, "learning_rate": 5e-4}},
+    "the motion in two thirds of the steps, at 1.5 times the rate": {
+        "motion": {"steps": 200, "learning_rate": 3.75e-4}
+    },
     "the motion at half the rate": {"motion": {"learning_rate": 1.25e-4}},
     "the motion at twice the rate": {"motion": {"learning_rate": 5e-4}},
     "unmoved pictures": {"appearance": {"shift": 0.0}},
