@@ -256,13 +256,13 @@ class TTTConfig(_Settings):
     reference_guidance: float = 9.0
     """Guidance scale of the teachers [O]. None: -0.03, -0.03 [M]."""
     references: int = 0
-    """Reference pairs made ahead and then drawn from; 0 makes a fresh pair every step [O]. A fresh one is no better
-    than three in turn, at 4.1 times the time [M]."""
+    """References that each teacher makes in its first steps, and then draws from at random; 0 makes a fresh one every
+    step [O]. A fresh one is no better than one of three, at 4.1 times the time [M]."""
     debias: float = 0.0
     """Weight of the appearance-debiased loss in the temporal term [O]."""
     plain: float = 1.0
-    """Weight of the plain loss in the temporal term [S]; without it, the student learns of the motion reference only
-    how its frames differ, and not who it shows (ours). In place of the debiased loss: -0.02, -0.03 [M]."""
+    """Weight of the plain loss in the temporal term [S]; without it, the student learns of the motion reference mostly
+    how its frames differ, and less who it shows (ours). In place of the debiased loss: -0.02, -0.03 [M]."""
     student_rests: bool = False
     """Whether a LoRA of the student rests at the noise at which it rests in sampling (ours), or both act at any [S]:
     +0.01, -0.04 [M]."""

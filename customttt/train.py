@@ -38,13 +38,14 @@ def optimize(
     report: Report = silent,
     keeper: Keeper = FORGETFUL,
     generator: torch.Generator | None = None,
+    remedy: str = "learn with a smaller --learning-rate",
 ) -> list[float]:
     """Minimize the sum of `terms_at(step)` with Lion (arXiv 2302.06675) and return every loss.
 
     `groups` are parameters, and the learning rate of each group. With `falling` it falls evenly to nothing. A keeper,
     which needs the generator that `terms_at` draws from, lets a killed run go on; a ladder lets a step that ran out of
-    memory start again with less. Raises DivergedError as soon as a loss is not a finite number, and OutOfMemoryError on
-    the last rung; what was kept before stays kept.
+    memory start again with less. Raises DivergedError as soon as a loss is not a finite number, with a `remedy`, and
+    OutOfMemoryError on the last rung; what was kept before stays kept.
     """
     parameters = [one for some, _ in groups for one in some]
     given = [{"params": some, "lr": rate} for some, rate in groups]
@@ -62,7 +63,7 @@ def optimize(
                 report(Progress(phase, step, steps, note=f"Memory ran out at step {step + 1}; now {ladder.rung}."))
                 optimizer.zero_grad()
                 set_randomness(random, generator)
-            value = _finite(loss, phase, step, groups[0][1], keeper.steps)
+            value = _finite(loss, f"step {step + 1} of {phase}", groups[0][1], keeper, remedy)
             keeper.offer(parameters, optimizer, random, history)
             history.append(value)
             for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
@@ -84,15 +85,12 @@ def _too_large(phase: str, step: int, kept: int) -> OutOfMemoryError:
     )
 
 
-def _finite(loss: float, phase: str, step: int, learning_rate: float, kept: int) -> float:
+def _finite(loss: float, where: str, learning_rate: float, keeper: Keeper, remedy: str) -> float:
     if not math.isfinite(loss):
-        way_on = (
-            f"step {kept} is kept: go on from it with --resume and" if kept else "nothing was saved; start again with"
-        )
-        raise DivergedError(
-            f"The loss became {loss} at step {step + 1} of {phase} with learning rate {learning_rate:g}; "
-            f"{way_on} a smaller --learning-rate."
-        )
+        way_on = remedy if keeper.steps else f"nothing was saved; {remedy}"
+        if keeper.steps and keeper.settings:  # which may change
+            way_on = f"step {keeper.steps} is kept: go on from it with --resume and a smaller --learning-rate"
+        raise DivergedError(f"The loss became {loss} at {where} with learning rate {learning_rate:g}; {way_on}.")
     return loss
 
 

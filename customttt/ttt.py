@@ -1,4 +1,4 @@
-"""Test-time training: LoRAs that were learned apart are adapted to each other and to the prompt.
+"""Test-time training: LoRAs that were learned apart are adapted to each other.
 
 CustomTTT (arXiv 2412.15646), pipeline figure and supplement. Two frozen teachers, each a base with one LoRA, show what
 they know; the student, a base with both LoRAs, learns to keep both while it reads the joint prompt:
@@ -8,7 +8,8 @@ they know; the student, a base with both LoRAs, learns to keep both while it rea
     loss  =  || student(z_s + eps') - eps' ||^2  +  || student(z_t + eps'') - eps'' ||^2
              where the student reads the joint prompt,                  "A teddy bear is lifting weights."
 
-The target is the added noise, not the teacher's prediction: the student replays what the teachers made.
+The target comes from the added noise (it is that noise on the paper's base), not from the teacher's prediction: the
+student replays what the teachers made.
 
 With several subjects (ours) each further ingredient has a teacher, and the loss a term, of its own; the student has all
 LoRAs and reads of all subjects. A step takes as much longer as there are more teachers.
@@ -80,7 +81,7 @@ def adapt(
         with graphs.replaying(backbone):
             history = optimize(
                 students, terms_at, phase="test-time training", steps=config.steps, accelerator=accelerator,
-                ladder=ladder, report=report, generator=generator,
+                ladder=ladder, report=report, generator=generator, remedy="use fewer --ttt-steps, or --no-ttt",
             )  # fmt: skip
         return {slot: lora.state(backbone.network, f"{slot}_student") for slot in loras}, history
     finally:

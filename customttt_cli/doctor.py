@@ -19,6 +19,10 @@ def doctor(as_json: options.Json = False) -> None:
         library = Library()
         broken = _broken(library)
         facts = {**_machine(), **_library(library, broken), **_hub()}
+        try:
+            facts |= _learning(facts["base"])
+        except CustomTTTError as error:  # CUSTOMTTT_BASE may say anything
+            broken = broken or error
     if as_json:
         output.result(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -84,7 +88,7 @@ def _hub() -> dict[str, Any]:
     base, why = backbones.choose_base(None)
     offline = "offline (HF_HUB_OFFLINE)" if hub.offline() else hub.obstacle()
     state = offline or ("reachable" if hub.answers() else "does not answer")
-    return {"hub": hub.address(), "hub_state": state, "base": base, "base_reason": why, **_learning(base)}
+    return {"hub": hub.address(), "hub_state": state, "base": base, "base_reason": why}
 
 
 def _learning(base: str) -> dict[str, Any]:

@@ -57,8 +57,10 @@ def import_concept(
     name: Annotated[
         str | None, typer.Option(help="What to call it; by default as in the file, or as the file.", show_default=False)
     ] = None,
-    kind: Annotated[options.Kind | None, typer.Option(help="Which one, where a file holds both.")] = None,
-    base: options.Base = None,
+    kind: Annotated[
+        options.Kind | None, typer.Option(help="Which one, where a file holds both or the base does not tell (wan).")
+    ] = None,
+    base: options.ImportBase = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read weights from a PyTorch file (.pt, .ckpt), too.")
     ] = False,

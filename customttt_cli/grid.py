@@ -34,7 +34,8 @@ _Prompt = Annotated[
 ]
 _Seeds = Annotated[int | None, typer.Option(help="Videos of each, of seeds from 0; by default 1.", show_default=False)]
 _Workers = Annotated[
-    int | None, typer.Option(help="Processes, each with a GPU or a share of the cores; by default this one alone.")
+    int | None,
+    typer.Option(help="Processes, each with a GPU or else --threads CPU threads; by default this one alone."),
 ]
 _Ray = Annotated[
     str | None,

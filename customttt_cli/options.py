@@ -82,6 +82,15 @@ Base = Annotated[
         autocompletion=completion.bases,
     ),
 ]
+ImportBase = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        help=f"{_ANY_BASE} the one that a .customttt file was learned on; of other files as for learning.",
+        show_default=False,
+        autocompletion=completion.bases,
+    ),
+]
 ConceptsBase = Annotated[
     str | None,
     typer.Option(

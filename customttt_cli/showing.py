@@ -83,6 +83,12 @@ def recipe_lines(recipe: VideoRecipe, versions: Mapping[str, str]) -> list[str]:
 def machine_lines(facts: Mapping[str, Any]) -> list[str]:
     """What `doctor` found, for people."""
     gpus = [f"{gpu['name']}, {gigabytes(gpu['memory_bytes'])}" for gpu in facts["gpus"]]
+    learning = "not known"
+    if "learning_seconds" in facts:
+        learning = (
+            f"a motion takes {gigabytes(facts['learning_memory_bytes'])} "
+            f"and about {duration(facts['learning_seconds'])} on {facts['base']}"
+        )
     return _aligned(
         {
             "customttt": facts["customttt"],
@@ -96,8 +102,7 @@ def machine_lines(facts: Mapping[str, Any]) -> list[str]:
             + ("damaged" if facts["library_problem"] else "intact"),
             "model hub": f"{facts['hub']}, {facts['hub_state']}",
             "base": f"{facts['base']} ({facts['base_reason']})",
-            "learning": f"a motion takes {gigabytes(facts['learning_memory_bytes'])} "
-            f"and about {duration(facts['learning_seconds'])} on {facts['base']}",
+            "learning": learning,
         }
     )
 

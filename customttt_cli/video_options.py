@@ -29,7 +29,7 @@ def _settings(
     no_ttt: Annotated[bool, typer.Option("--no-ttt", help="Leave test-time training out.")] = False,
     ttt_steps: Annotated[int | None, typer.Option(help="Steps of test-time training; by default the base's.")] = None,
     as_published: Annotated[
-        bool, typer.Option("--as-published", help="The paper's test-time training instead of the base's own.")
+        bool, typer.Option("--as-published", help="The paper's test-time training and sampling, not the base's own.")
     ] = False,
     appearance_scale: _Scale = None,
     motion_scale: _Scale = None,

@@ -191,6 +191,9 @@ def test_with_a_large_gpu_and_a_hub_every_base_runs(monkeypatch: pytest.MonkeyPa
     assert [one.obstacle for one in survey()] == [None] * 5
     assert choose_base(None)[0] == "animatediff"
     assert "after 'customttt bases pull zeroscope'" in run("bases").stdout
+    monkeypatch.setenv("CUSTOMTTT_BASE", "wan")
+    assert choose_base(None) == ("wan", "as CUSTOMTTT_BASE says")
+    assert "Without --base, wan is used (as CUSTOMTTT_BASE says)." in run("bases").stderr
 
 
 @pytest.mark.usefixtures("nobody")
@@ -222,6 +225,14 @@ def test_doctor_finds_a_damaged_library(learned: Path) -> None:
     done = run("doctor")
     assert_one_sentence(done, 6, "koala", "customttt verify")
     assert "2 concepts, damaged" in done.stdout
+
+
+def test_doctor_tells_the_rest_where_the_usual_base_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUSTOMTTT_BASE", "/nowhere")
+    done = run("doctor")
+    assert_one_sentence(done, 10, "No base model in /nowhere")
+    assert "/nowhere (as CUSTOMTTT_BASE says)" in done.stdout
+    assert "GPU" in done.stdout
 
 
 def test_doctor_sees_the_hub(standin: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,16 @@ def test_a_concept_of_another_version_of_its_base_is_imported_only_if_asked(
         config.write_text(text)
 
 
+def test_our_own_form_goes_to_its_base_whatever_the_environment_says(
+    library: Library, travel_home: Home, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That says where to learn, and where to put what does not tell its base."""
+    assert run("export", "koala").exit_code == 0
+    monkeypatch.setenv("CUSTOMTTT_BASE", "tiny")
+    assert run("import", here / "koala.customttt", "--name", "other").exit_code == 0
+    assert library.get("other").base == travel_home.base
+
+
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [

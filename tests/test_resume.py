@@ -81,6 +81,9 @@ def test_what_is_kept_before_a_loss_that_is_no_number_is_good(
 
     monkeypatch.setattr(train.losses, "denoising", diverging)
     with pytest.raises(DivergedError, match=r"at step 4 .* step 2 is kept: go on from it with --resume"):
+        learn(backbone, "appearance", checkpoint.Keeper(keep=into(kept), settings={"steps": 4}))
+    calls = 0
+    with pytest.raises(DivergedError, match=r"at step 4 .*; learn with a smaller --learning-rate"):  # as a rival does
         learn(backbone, "appearance", checkpoint.Keeper(keep=into(kept)))
     monkeypatch.undo()
     whole, _ = learn(backbone, "appearance", checkpoint.FORGETFUL)

@@ -18,6 +18,7 @@ from torch import Tensor
 from customttt import lora, losses, ttt
 from customttt.backbones import Backbone, open_base
 from customttt.config import SampleConfig, TTTConfig
+from customttt.errors import DivergedError
 from customttt.progress import Progress
 
 CONFIG = TTTConfig(steps=2, learning_rate=1e-3, reference_steps=2, reference_guidance=2.0)
@@ -252,6 +253,12 @@ def test_every_open_choice_matters(toy: Watched, change: dict[str, object]) -> N
     usual, changed = adapt(toy), adapt(toy, CONFIG.but(**change))
     assert all(torch.isfinite(torch.tensor(changed[2])))
     assert not (same(usual[0], changed[0]) and same(usual[1], changed[1]))
+
+
+def test_a_loss_that_is_not_a_number_says_what_helps_there(toy: Watched) -> None:
+    toy.shown, toy.error = torch.zeros(()), float("nan")
+    with pytest.raises(DivergedError, match=r"at step 1 of test-time training .* use fewer --ttt-steps, or --no-ttt"):
+        adapt(toy)
 
 
 def test_the_motion_may_learn_at_a_rate_of_its_own(toy: Watched) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,10 +128,12 @@ def _whole(folder: Path, family: type[Family]) -> Path:
 
 
 def choose_base(asked: str | None) -> tuple[str, str]:
-    """(base, why): what was asked for, a folder by its whole path, else what this machine can carry."""
-    if asked:
-        named = not is_local(asked) or asked in known_bases()
-        return asked if named else str(Path(asked).expanduser().absolute()), "as asked"
+    """(base, why): what was asked for, or CUSTOMTTT_BASE says, a folder by its whole path, else what this machine can
+    carry."""
+    named, why = (asked, "as asked") if asked else (os.environ.get("CUSTOMTTT_BASE"), "as CUSTOMTTT_BASE says")
+    if named:
+        is_name = not is_local(named) or named in known_bases()
+        return named if is_name else str(Path(named).expanduser().absolute()), why
     need = known_bases()[PREFERRED].memory
     if any(gpu.memory >= need for gpu in machine.gpus()[:1]):
         return PREFERRED, f"a CUDA GPU with at least {need / 1e9:.0f} GB is here"

@@ -4,7 +4,7 @@ Ten pairings of a held-out subject with a held-out movement, five scenes, three 
 same noise, and the judge, who knows the truth, scores them. Every LoRA, adaptation and cell is kept in `--out`, so a
 killed run goes on, and `--workers 2` is two processes. `--share 3/10` is all of the third pairing; other machines'
 scores are joined by appending their `ledger.jsonl` to one file. It makes the tables that the supplement has, or those
-of `--tables`. `--quick` goes through all of it in minutes, too few to learn anything.
+of `--tables`. `--quick` makes them in minutes, with too few steps to learn anything.
 """
 
 from __future__ import annotations

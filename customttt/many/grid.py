@@ -431,7 +431,7 @@ def _base(library: Library, spec: GridSpec) -> str:
             there += library.concepts(kind)
         there += [library.get(name, kind) for name in (*(names or ()), *spec.beside(kind)) if name not in lessons]
     if not there:
-        return backbones.choose_base(os.environ.get("CUSTOMTTT_BASE"))[0]
+        return backbones.choose_base(None)[0]
     bases = {one.base_fingerprint: one.base for one in there}
     if len(bases) > 1 and all(spec.names(kind) is None for kind in KINDS):
         raise UsageError(f"The library has concepts of {len(bases)} bases ({', '.join(bases.values())}); give --base.")
