@@ -181,10 +181,11 @@ def denoise_in_phases(
 ) -> diffusion.Latents:
     """Clean latents from noise as a recipe samples, by the LoRAs in `scales`, each while it does not rest."""
     latents, path = noise, backbone.schedule.path(sample.num_inference_steps)
-    act = lora.active if turns else partial(frozen, unconditional_scale=sample.unconditional_scale)
+    frozen_here = partial(frozen, backbone, unconditional_scale=sample.unconditional_scale)
+    act = partial(lora.active, backbone.network) if turns else frozen_here
     with graphs.replaying(backbone):
         for acting, part in phases(sample, scales, path):
-            with act(backbone.network, **acting):
+            with act(**acting):
                 latents = denoise(
                     backbone, latents, prompt_embeds, negative_embeds, guidance_scale=sample.guidance_scale,
                     unconditional_scale=sample.unconditional_scale, path=part, areas=areas, turns=turns,

@@ -120,13 +120,14 @@ def _learns(module: nn.Module) -> bool:
     return any(".lora_" in name for name, _ in module.named_parameters())
 
 
-def frozen(network: nn.Module, unconditional_scale: float = 1.0, **scales: float) -> AbstractContextManager[None]:
+def frozen(backbone: Backbone, unconditional_scale: float = 1.0, **scales: float) -> AbstractContextManager[None]:
     """Let LoRAs act that learn nothing now: on a GPU, whose networks are narrow, as part of the weights.
 
     On a CPU beside them, as ever, so that videos stay the same to the bit; and so where they act differently in places
-    or in the unconditional half of guidance.
+    or in the unconditional half of guidance, or where weights come and go, as those of experts.
     """
-    alike = unconditional_scale == 1 and not lora.is_masked(network)
+    network = backbone.network
+    alike = unconditional_scale == 1 and not lora.is_masked(network) and backbone.recordable
     return lora.merged(network, **scales) if alike and lora.is_narrow(network) else lora.active(network, **scales)
 
 

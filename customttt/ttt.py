@@ -65,12 +65,9 @@ def adapt(
     `rung` is where on the ladder of `thrift` it begins.
     """
     generator, ladder = torch.Generator().manual_seed(seed), Ladder(backbone, start=rung)
-    students, teachers = [], []
-    for slot, weights in loras.items():
-        lora.restore(backbone.network, f"{slot}_teacher", weights)
-        rate = config.learning_rate * (config.motion_rate if kind_of(slot) == "motion" else 1)
-        students.append((lora.restore(backbone.network, f"{slot}_student", weights), rate))
-        teachers.append(Teacher(backbone, slot, prompts.teachers[slot], prompts.empty, config, sample, generator))
+    teachers = [
+        Teacher(backbone, slot, prompts.teachers[slot], prompts.empty, config, sample, generator) for slot in loras
+    ]
     student = Student(backbone, tuple(loras), prompts.student, config, sample, generator)
 
     def terms_at(step: int) -> Terms:
@@ -78,6 +75,11 @@ def adapt(
             yield from student.keeps(teacher, step)
 
     try:
+        students = []
+        for slot, weights in loras.items():
+            lora.restore(backbone.network, f"{slot}_teacher", weights)
+            rate = config.learning_rate * (config.motion_rate if kind_of(slot) == "motion" else 1)
+            students.append((lora.restore(backbone.network, f"{slot}_student", weights), rate))
         with graphs.replaying(backbone):
             history = optimize(
                 students, terms_at, phase="test-time training", steps=config.steps, accelerator=accelerator,
@@ -131,7 +133,7 @@ class Teacher:
     @contextmanager
     def _acting(self) -> Iterator[None]:
         motion = self.backbone.framewise() if self.kind == "appearance" else nullcontext()
-        with frozen(self.backbone.network, self.unconditional_scale, **{f"{self.slot}_teacher": 1.0}), motion:
+        with frozen(self.backbone, self.unconditional_scale, **{f"{self.slot}_teacher": 1.0}), motion:
             yield
 
 

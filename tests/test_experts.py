@@ -18,8 +18,9 @@ from test_wan import difference, noise, pipeline
 from torch import Tensor
 from travel import safetensors
 
-from customttt import backbones, lora, planner, sampling, train, ttt
+from customttt import backbones, lora, planner, sampling, thrift, train, ttt
 from customttt.backbones import Backbone, open_base, places
+from customttt.backbones import wan as wan_family
 from customttt.backbones.experts import EXPERTS
 from customttt.backbones.wan import Wan
 from customttt.concept import Kind
@@ -110,6 +111,50 @@ def test_learning_stays_at_the_noise_of_the_expert(wan: Backbone, kind: Kind, mo
     other = (0.0, 0.5) if kind == "motion" else (0.9, 1.0)
     with pytest.raises(UsageError, match="its LoRA acts from"):
         learn(wan, latents, embeds, config.but(noise=other), Accelerator(cpu=True))
+
+
+@torch.no_grad()
+def test_the_prompt_is_heard_in_the_expert_that_works(wan: Backbone) -> None:
+    """So that, of subjects kept apart by their words, motions keep to theirs, too."""
+    heard: list[str] = []
+    embeds, noisy = wan.embed(["A koala."]), noise(wan)
+    with wan.attending(lambda linear, *_: heard.append(linear)):
+        for timestep, expert in ((900.0, EXPERTS["motion"]), (100.0, EXPERTS["appearance"])):
+            heard.clear()
+            wan.predict(noisy, torch.tensor([timestep]), embeds)
+            assert {linear.split(".")[0] for linear in heard} == {expert}
+
+
+@torch.no_grad()
+def test_what_blocks_read_instead_is_asked_of_an_expert_while_it_works(wan: Backbone) -> None:
+    """It may be in main memory until then."""
+    asked: list[str] = []
+    network: Any = wan.network
+    embeds = wan.embed(["A koala."])
+    hooks = [
+        getattr(network, name).condition_embedder.text_embedder.register_forward_hook(
+            lambda *_, name=name: asked.append(name)
+        )
+        for name in EXPERTS.values()
+    ]
+    with wan.reading([frozenset({2})], wan.embed(["A man."]), 9):
+        assert asked == []
+        wan.predict(noise(wan), torch.tensor([900.0]), embeds)
+        assert {*asked} == {EXPERTS["motion"]}
+    for hook in hooks:
+        hook.remove()
+
+
+def test_nothing_is_merged_into_weights_that_come_and_go(
+    tiny_random_experts_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wan_family, "precision", lambda _: torch.bfloat16)
+    narrow = open_base(str(tiny_random_experts_base), CPU)
+    lora.inject(narrow.network, "motion", narrow.targets("motion", (2,)), rank=2)
+    assert lora.is_narrow(narrow.network)
+    monkeypatch.setattr(lora, "merged", None)
+    with thrift.frozen(narrow, motion=0.5):
+        assert lora.acting(narrow.network) == {"motion": 0.5}
 
 
 def test_test_time_training_teaches_each_expert_its_own(wan: Backbone) -> None:

@@ -315,10 +315,10 @@ def test_loras_that_learn_nothing_are_merged_where_the_base_is_narrow_alone(
 
     for name in ("active", "merged"):
         monkeypatch.setattr(lora, name, noted(name))
-    thrift.frozen(with_lora(any_base).network, motion=0.5)
+    thrift.frozen(with_lora(any_base), motion=0.5)
     for family in (unets, wan):
         monkeypatch.setattr(family, "precision", lambda _: torch.bfloat16)
-    narrow = with_lora(any_base).network
+    narrow = with_lora(any_base)
     thrift.frozen(narrow, motion=0.5)
     thrift.frozen(narrow, 0.25, motion=0.5)
     monkeypatch.setattr(lora, "is_masked", lambda _: True)
@@ -331,9 +331,9 @@ def test_teachers_whose_loras_are_merged_teach_the_same(
 ) -> None:
     one, uses = open_base(str(tiny_random_base), torch.device("cpu")), []
 
-    def merged(network: Any, _: float, **scales: float) -> Any:
+    def merged(backbone: Backbone, _: float, **scales: float) -> Any:
         uses.append(scales)
-        return lora.merged(network, **scales)
+        return lora.merged(backbone.network, **scales)
 
     options = {"steps": 1, "reference_guidance": 1.0}
     _, expected = adapt(one, 0, silent, **options)

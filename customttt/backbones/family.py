@@ -147,6 +147,10 @@ class Family(ABC):
     def tokens_of(self, prompt: str, word: str) -> list[int]:  # noqa: ARG002
         raise self._unable()
 
+    def heard(self) -> list[str]:
+        """The linears by which the prompt is read anywhere, in the networks of both kinds."""
+        return self.cross_attention(self.readers)
+
     @contextmanager
     def attending(self, hear: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
         queries: dict[str, Tensor] = {}
@@ -158,7 +162,7 @@ class Family(ABC):
             hear(name, queries.pop(name), _by_heads(key, heads))
 
         with ExitStack() as hooks:
-            for name in self.cross_attention(self.readers):
+            for name in self.heard():
                 if name.endswith(".to_q"):
                     attention: Any = self.network.get_submodule(name.removesuffix(".to_q"))
                     # a norm comes after the linear, where there is one

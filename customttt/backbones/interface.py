@@ -59,7 +59,8 @@ class Backbone(Protocol):
 
     @property
     def recordable(self) -> bool:
-        """Whether `predict` always asks a GPU for the same, where weights and shapes are the same (see `graphs`)."""
+        """Whether weights stay where they are, and `predict` asks a GPU for the same where shapes are the same: then it
+        can be recorded (`graphs`), and LoRAs can be merged (`thrift`)."""
 
     def on_gpu(self, decoding: bool = False) -> list[nn.Module]:
         """What is on a GPU at the same time: while the network works, or while the codec does."""

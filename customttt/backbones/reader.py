@@ -40,6 +40,9 @@ class TextReader(Family):
     @abstractmethod
     def prompt_shape(self) -> tuple[int, int]: ...
 
+    @abstractmethod
+    def count_tokens(self, prompt: str) -> tuple[int, int]: ...
+
     @property
     @abstractmethod
     def vocabulary(self) -> nn.Embedding:
@@ -74,8 +77,9 @@ class TextReader(Family):
 
     def tokens_of(self, prompt: str, word: str) -> list[int]:
         read, sought = self.tokenizer(prompt).input_ids, self.tokenizer(word, add_special_tokens=False).input_ids
-        starts = [at for at in range(len(read)) if read[at : at + len(sought)] == sought]
-        if not starts or starts[0] + len(sought) > self.prompt_shape[0]:
+        last = self.count_tokens(prompt)[1] - len(sought)  # where the end of the text stands at the latest
+        starts = [at for at in range(min(len(read), last)) if read[at : at + len(sought)] == sought]
+        if not starts:
             raise UsageError(f"The word '{word}' is not read in {prompt!r}; write it there as it is.")
         return [start + number for start in starts for number in range(len(sought))]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -293,6 +293,10 @@ class Wan(TextReader):
     def cross_attention(self, layers: Sequence[int]) -> list[str]:
         return [name for name in self.targets("appearance", layers) if ".attn2." in name]
 
+    def heard(self) -> list[str]:
+        of_all = dict.fromkeys(name for kind in EXPERTS for name in self.targets(kind, self.readers))
+        return [name for name in of_all if ".attn2." in name]
+
     @property
     def readers(self) -> tuple[int, ...]:
         return self.layers("appearance")
@@ -306,7 +310,7 @@ class Wan(TextReader):
     ) -> Iterator[None]:
         with torch.no_grad(), ExitStack() as hooks:
             for network in dict.fromkeys(self.networks.values()):
-                starred = network.condition_embedder.text_embedder(starred_embeds.to(self.dtype))
+                starred = cache(partial(network.condition_embedder.text_embedder, starred_embeds.to(self.dtype)))
                 for layer, block in enumerate(network.blocks):
                     rows = [row for row, layers in enumerate(layer_sets) if layer in layers]
                     handle = block.attn2.register_forward_pre_hook(_swapping(rows, starred))
@@ -429,13 +433,13 @@ def _framewise(forward: Callable[..., Any], latents: Latents, timesteps: Timeste
     return out
 
 
-def _swapping(rows: Sequence[int], starred: Float[Tensor, "b l d"]) -> Callable[..., tuple[Any, ...]]:
-    """A hook of cross-attention by which these rows of a batch read what is starred."""
+def _swapping(rows: Sequence[int], starred: Callable[[], Float[Tensor, "b l d"]]) -> Callable[..., tuple[Any, ...]]:
+    """A hook of cross-attention by which these rows of a batch read what is starred: known once its network is here."""
 
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, read, *rest = args
         read = read.clone()
-        read[list(rows)] = starred[list(rows)].to(read.dtype)
+        read[list(rows)] = starred()[list(rows)].to(read.dtype)
         return hidden, read, *rest
 
     return hook
