@@ -46,12 +46,12 @@ def render(backbone: Backbone, loras: lora.Loras, recipe: VideoRecipe, report: R
     """The frames of one seed, uint8 (f h w c). Same recipe, same frames, bit for bit on a CPU."""
     with threads.using(recipe.threads):
         scales = {slot: one.scale for slot, one in recipe.ingredients.items()}
-        for slot in scales:
-            lora.restore(backbone.network, slot, loras[slot])
         noise = initial_noise(backbone, recipe.sample, recipe.seed)
         prompt, empty = backbone.embed([recipe.target_prompt]), backbone.embed([""])
         areas, turns = regions.areas(backbone, recipe), regions.turns(backbone, recipe)
         try:
+            for slot in scales:
+                lora.restore(backbone.network, slot, loras[slot])
             with autocast(backbone.device), regions.kept_apart(backbone, recipe, prompt):
                 latents = denoise_in_phases(
                     backbone, noise, prompt, empty, recipe.sample, scales, report, areas=areas, turns=turns
@@ -72,8 +72,8 @@ def try_out(
     report: Report = silent,
 ) -> list[Frames]:
     """Videos of what one LoRA alone makes of a prompt, one a seed."""
-    lora.restore(backbone.network, kind, weights)
     try:
+        lora.restore(backbone.network, kind, weights)
         latents = _drawn(backbone, kind, prompt, sample, seeds, report)
     finally:
         lora.remove(backbone.network, kind)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from customttt.errors import UsageError
+
 Latents = Float[Tensor, "b c f h w"]
 Timesteps = Num[Tensor, " b"]
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -97,8 +99,10 @@ class NoiseSchedule:
         return signal * noisy_latents - sigma * prediction, sigma * noisy_latents + signal * prediction
 
     def path(self, num_inference_steps: int) -> list[float]:
-        """Spaced as the base was (arXiv 2305.08891 names the three ways)."""
+        """Spaced as the base was (arXiv 2305.08891 names the three ways). Raises UsageError for more than it has."""
         count, n = len(self.alphas_cumprod), num_inference_steps
+        if n > count:
+            raise UsageError(f"{n:,} steps of denoising are too many; this base has {count:,}.")
         if self.spacing == "trailing":
             steps = torch.arange(count, 0, -count / n).round().long()[:n] - 1
         elif self.spacing == "linspace":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -150,9 +150,12 @@ class Predictions:
         recording = Recording(self.plain, given, learning, self.memory)
         if not recording.begin(self.device):
             return None
-        if self.network.training or recording.agrees():  # dropout draws anew
-            return recording
-        _warn("what it replays is not what it computes")
+        try:
+            if self.network.training or recording.agrees():  # dropout draws anew
+                return recording
+            _warn("what it replays is not what it computes")
+        except torch.OutOfMemoryError:
+            _warn("there is not enough memory to hold what it replays against what it computes")
         return None
 
     def _state(self) -> tuple[Any, ...] | None:
@@ -172,7 +175,9 @@ class Predictions:
 class Memory:
     """What all recordings of a base share, one after the other."""
 
-    pool: Any = None
+    pools: dict[bool, Any] = field(default_factory=dict)
+    """Of what learns, and of what does not: where memory is short, the first kind is given up, and its memory is free.
+    """
     turn: int = 0
     """Counts predictions: the way back from one must come before the next."""
 
@@ -191,9 +196,11 @@ class Recording:
 
     def begin(self, device: torch.device) -> bool:
         """Record it; False where that cannot be."""
-        if self.memory.pool is None and device.type == "cuda":
-            self.memory.pool = torch.cuda.graph_pool_handle()
-        replays = recorded([self._forward, *([self._backward] if self.learning else [])], device, self.memory.pool)
+        learns = bool(self.learning)
+        if learns not in self.memory.pools and device.type == "cuda":
+            self.memory.pools[learns] = torch.cuda.graph_pool_handle()
+        functions = [self._forward, self._backward] if learns else [self._forward]
+        replays = recorded(functions, device, self.memory.pools.get(learns))
         if replays:
             self.forward, self.backward = replays[0], replays[-1]
         return replays is not None

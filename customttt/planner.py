@@ -127,19 +127,27 @@ def learning(base: str, kind: Kind, config: TrainConfig, frames: int, sides: Sid
 
 
 def composing(
-    base: str, adapters: Mapping[str, Adapter], config: TTTConfig, sample: SampleConfig, videos: int = 1, areas: int = 0
+    base: str,
+    adapters: Mapping[str, Adapter],
+    config: TTTConfig,
+    sample: SampleConfig,
+    videos: int = 1,
+    predictions: int | None = None,
 ) -> Forecast:
-    """Of test-time training of LoRAs, given by name, and of rendering videos with so many areas of their own.
+    """Of test-time training of LoRAs, given by name, and of rendering videos, with so many predictions a step: two, or
+    one without guidance, unless it is given.
 
     Raises BaseUnavailableError or UsageError.
     """
     device = machine.device()
-    ladder = rungs(min(min(one.layers) for one in adapters.values()), 1, _sketch(base, device).heaviest)
+    sketch = _sketch(base, device)
+    sketch.schedule.path(sample.num_inference_steps)  # raises for more than there are
+    ladder = rungs(min(min(one.layers) for one in adapters.values()), 1, sketch.heaviest)
     # a step on which one LoRA rests costs less: rehearsed is one on which both act
     one = config.but(steps=1, reference_steps=1, references=0, learning_rate=1.0, motion_rate=1.0, student_rests=False)
     denoising = denoising_step(base, sample, device)
-    # a step with guidance predicts twice; where there are areas, once for each and once without a prompt
-    steps = sample.num_inference_steps * ((1 + areas) / 2 if areas else 1)
+    usual = 1 if sample.guidance_scale == 1 else 2
+    steps = sample.num_inference_steps * (predictions or usual) / usual
     rendering = (denoising * steps + decoding(base, sample, device)) * videos
     shown = min(config.references or config.steps, config.steps)
 
@@ -278,6 +286,7 @@ class Stage(Accelerator):  # type: ignore[misc]
 
     def __init__(self, counter: CostCounter) -> None:
         self.counter = counter
+        self._optimizers: list[Any] = []
 
     def prepare(self, optimizer: Any) -> Any:
         self.counter.flops = self.counter.moved = self.counter.calls = self.counter.replayed = 0

@@ -219,7 +219,7 @@ class Subject:
     @property
     def noun(self) -> str:
         """The last word of what it is called."""
-        return self.appearance.phrase.lower().split()[-1]
+        return self.appearance.phrase.split()[-1]
 
     @classmethod
     def from_dict(cls, data: Any) -> Subject:
@@ -325,7 +325,7 @@ class VideoRecipe:
 
     def _check_apart(self) -> None:
         """Raise UsageError for subjects that cannot be told apart by the words for them."""
-        nouns = [one.noun for one in self.subjects]
+        nouns = [one.noun.lower() for one in self.subjects]
         if self.is_placed:
             raise UsageError("Subjects are kept apart by their places or by their words; leave out one of the two.")
         if len(nouns) < 2:
@@ -383,6 +383,18 @@ class VideoRecipe:
     def is_placed(self) -> bool:
         """Whether anybody has a place, and so everybody one."""
         return any(one.place for one in self.subjects)
+
+    @property
+    def predictions(self) -> int:
+        """How many a step of denoising takes: of the prompt, which nobody reads where places cover the frame; of each
+        place by itself; and with guidance without a prompt."""
+        guided = int(self.sample.guidance_scale != 1)
+        if not self.is_placed:
+            return 1 + guided
+        sides = [PLACES[one.place] for one in self.subjects if one.place]
+        room = sum((right - left) * (bottom - top) for left, right, top, bottom in sides)
+        is_covered = len(sides) < len(self.subjects) or room > 0.999  # who has no place has the rest
+        return len(self.subjects) + guided + (not is_covered)
 
     @property
     def ingredients(self) -> dict[str, Ingredient]:

@@ -143,13 +143,18 @@ def _fading(begin: float, end: float, number: int) -> Float[Tensor, " n"]:
     return rises * falls
 
 
+def tokens(backbone: Backbone, recipe: VideoRecipe) -> list[list[int]]:
+    """Where the word for each subject stands among the tokens of the sentence. Raises UsageError where it does not."""
+    return [backbone.tokens_of(recipe.target_prompt, one.noun) for one in recipe.subjects]
+
+
 class Words:
     """Where the words for subjects are read while a video is drawn: in all cross-attention, over frames and steps."""
 
     def __init__(self, backbone: Backbone, recipe: VideoRecipe, prompt: PromptEmbeds) -> None:
         self.backbone, self.recipe, self.prompt = backbone, recipe, prompt
         self.shape = _shape(backbone, recipe)
-        self.tokens = [backbone.tokens_of(recipe.target_prompt, one.noun) for one in recipe.subjects]
+        self.tokens = tokens(backbone, recipe)
         self.read: list[Float[Tensor, "s f h w"]] = []
         """Of the layers of one prediction."""
         self.kept: Float[Tensor, "s f h w"] | None = None

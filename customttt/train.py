@@ -52,6 +52,7 @@ def optimize(
     lion = Lion(given, betas=LION_BETAS, weight_decay=LION_WEIGHT_DECAY)
     optimizer = accelerator.prepare(lion)  # in half precision it undoes the scale of the loss
     generator = generator or torch.Generator()
+    accelerator._optimizers.clear()  # or it holds what every run has learned, on the device, for as long as it lives
     with lora.trainable(parameters):
         history = keeper.restore(parameters, optimizer, generator)
         for step in range(len(history), steps):
@@ -210,12 +211,13 @@ def learn(
 
     Unless `terms_at` says otherwise, all of them act. Returns (weights by name, losses).
     """
-    network, parameters = backbone.network, []
-    for adapter, linears in targets.items():
-        parameters += lora.inject(
-            network, adapter, list(linears), rank=config.rank, dropout=config.dropout, seed=config.seed
-        )
+    network = backbone.network
     try:
+        parameters = []
+        for adapter, linears in targets.items():
+            parameters += lora.inject(
+                network, adapter, list(linears), rank=config.rank, dropout=config.dropout, seed=config.seed
+            )
         acting = lora.active(network, **dict.fromkeys(targets, 1.0))
         with torch.random.fork_rng(devices=[]), acting, graphs.replaying(backbone):
             torch.manual_seed(config.seed)  # dropout

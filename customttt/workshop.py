@@ -29,6 +29,7 @@ from customttt import (
     pairs,
     planner,
     previews,
+    regions,
     threads,
 )
 from customttt.backbones import Backbone
@@ -185,8 +186,8 @@ def forecast(library: Library, pair: pairs.Pair, recipe: VideoRecipe, videos: in
         return replace(max(turns, key=lambda one: one.position), seconds=sum(one.seconds for one in turns))
     adapters = {slot: planner.Adapter(one.kind, one.layers, one.rank) for slot, one in pair.concepts.items()}
     steps = 0 if recipe.rival or library.adapted(recipe.adaptation_key()) else recipe.ttt.steps
-    areas = len(recipe.subjects) if recipe.is_placed else 0
-    return planner.composing(recipe.base, adapters, recipe.ttt.but(steps=steps), recipe.sample, videos, areas)
+    settings = recipe.ttt.but(steps=steps), recipe.sample, videos, recipe.predictions
+    return planner.composing(recipe.base, adapters, *settings)
 
 
 def check_taught(library: Library, rival: Rival) -> None:
@@ -421,10 +422,13 @@ class Workshop:
     def prepare(self, recipe: VideoRecipe, material: Material | None = None, rung: int = 0) -> MethodWeights:
         """What all videos of a recipe are rendered with, whatever their seed. Raises what `adapt` and `teach` do.
 
-        Raises UsageError, too, for frames or a shape that the base cannot do.
+        Raises UsageError, too, for what the base cannot do: frames, a shape, steps, or words that it does not read.
         """
         self.backbone.latent_shape(recipe.sample.num_frames, *recipe.sample.sides)
+        self.backbone.schedule.path(recipe.sample.num_inference_steps)
         recipe.check_frames()
+        if recipe.apart:
+            regions.tokens(self.backbone, recipe)
         return self.teach(recipe.rival, material) if recipe.rival else MethodWeights(self.adapt(recipe, rung))
 
     def compose(self, recipe: VideoRecipe, taught: MethodWeights | None = None) -> media.Frames:

@@ -316,6 +316,7 @@ def test_more_subjects_than_a_base_draws_are_told_before_it_is_loaded(monkeypatc
         (lambda: ["koala", "swimming", "--ttt-steps", "-1"], 2, ("'ttt steps' is -1",)),
         (lambda: ["koala", "swimming", "--no-ttt", "--ttt-steps", "3"], 2, ("exclude each other",)),
         (lambda: ["koala", "swimming", "{kaola} runs"], 2, ("{kaola}, which is nothing", "{koala} and {swimming}")),
+        (lambda: ["koala", "swimming", "--steps", "1001"], 2, ("1,001 steps of denoising are too many",)),
         (lambda: ["koala", "swimming", "--num", "0"], 2, ("--num is 0",)),
         (lambda: ["koala", "swimming", "--seed", "-1"], 2, ("--seed is -1",)),
         (lambda: ["koala", "swimming", "--motion-scale", "5"], 2, ("scale 5",)),

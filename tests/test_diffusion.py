@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from customttt import diffusion
+from customttt.errors import UsageError
 from customttt.tiny.models import SCHEDULER
 
 PAPER = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -73,6 +74,8 @@ def test_evenly_spaced_timesteps_are_those_of_diffusers() -> None:
 def test_a_path_of_all_timesteps_leaves_none_out(spacing: str) -> None:
     schedule = diffusion.NoiseSchedule.from_config({**PAPER, "num_train_timesteps": 500, "timestep_spacing": spacing})
     assert schedule.path(500) == [*range(499, -1, -1), diffusion.CLEAN]
+    with pytest.raises(UsageError, match="501 steps of denoising are too many; this base has 500"):
+        schedule.path(501)
     assert diffusion.CLEAN not in range(500)
 
 

@@ -245,6 +245,23 @@ def test_what_does_not_agree_is_computed_as_ever_with_one_warning(
     ]
 
 
+@pytest.mark.usefixtures("replays")
+def test_where_memory_is_too_short_to_compare_it_is_computed_as_ever(
+    with_a_motion: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: graphs.Recording) -> bool:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs.Recording, "agrees", full)
+    (latents, embeds), time = inputs(with_a_motion), torch.full((1,), 500)
+    with torch.no_grad():
+        plain = with_a_motion.predict(latents, time, embeds)
+        with graphs.replaying(with_a_motion), warnings.catch_warnings(record=True) as warned:
+            for _ in range(3):
+                assert_equal(with_a_motion.predict(latents, time, embeds), plain)
+    assert len([one for one in warned if "not enough memory to hold what it replays" in str(one.message)]) == 1
+
+
 def test_functions_stay_as_they_are_where_there_is_no_cuda_and_are_computed_where_it_cannot_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -17,6 +17,7 @@ from customttt import compose, lora, regions
 from customttt.backbones import Backbone, open_base
 from customttt.errors import UsageError
 from customttt.recipe import Ingredient, Subject, kind_of
+from customttt.sampling import denoise_in_phases
 
 CPU = torch.device("cpu")
 
@@ -145,12 +146,62 @@ def test_places_and_words_change_a_video_and_leave_no_trace(tiny_random_base: Pa
     assert (before == after).all()
 
 
+def test_a_video_that_fails_before_it_begins_leaves_no_adapters(
+    tiny_random_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next would be drawn with what is left of this one."""
+    base, restore = open_base(str(tiny_random_base), CPU), lora.restore
+
+    def full(network: torch.nn.Module, slot: str, weights: lora.Weights) -> object:
+        if slot == "motion":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return restore(network, slot, weights)
+
+    wear(base, ["appearance"], 4)
+    loras = {"appearance": lora.state(base.network, "appearance"), "motion": {}}
+    lora.remove(base.network, "appearance")
+    monkeypatch.setattr(lora, "restore", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        compose.render(base, loras, recipe(sample=base.defaults.sample))
+    assert lora.wrapped(base.network) == []
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [(("", ""), 1), (("left", "right"), 2), (("left", ""), 2), (("left-third", "right-third"), 3), (("left",), 2)],
+)
+def test_a_recipe_knows_how_many_predictions_a_step_takes(
+    guidance: float, places: tuple[str, ...], expected: int, tiny_random_wan_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, asked = open_base(str(tiny_random_wan_base), CPU), []
+    predict = base.predict
+
+    def counted(noisy: Tensor, *rest: Tensor) -> Tensor:
+        asked.append(len(noisy))
+        return predict(noisy, *rest)
+
+    monkeypatch.setattr(base, "predict", counted)
+    others = tuple(Subject(DOG, JUMPING, place) for place in places[1:])
+    sample = base.defaults.sample.but(num_inference_steps=1, guidance_scale=guidance)
+    made = recipe(others=others, place=places[0], sample=sample)
+    embeds = base.embed([made.target_prompt]), base.embed([""])
+    noise = compose.initial_noise(base, sample, 0)
+    denoise_in_phases(base, noise, *embeds, sample, {}, areas=regions.areas(base, made))
+    assert sum(asked) == made.predictions == expected + (guidance != 1)
+
+
 def test_words_are_read_where_they_stand(backbone: Backbone) -> None:
     koala, man = (backbone.tokens_of("A koala and a man and a koala.", word) for word in ("koala", "man"))
     assert len(koala) == 2 * len(man)
     assert koala[0] < man[0] < koala[-1]
     with pytest.raises(UsageError, match="'mars' is not read in 'A koala'"):
         backbone.tokens_of("A koala", "mars")
+    _, most = backbone.count_tokens("")
+    long = "koala " + "man " * most + "koala"
+    assert max(backbone.tokens_of(long, "koala")) < most, "the end is not read"
+    with pytest.raises(UsageError, match="'koala' is not read in"):
+        backbone.tokens_of("man " * most + "koala", "koala")
 
 
 def test_each_position_belongs_to_the_word_that_is_read_most_there() -> None:

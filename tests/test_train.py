@@ -83,6 +83,13 @@ def test_only_the_linears_of_the_configuration_get_a_lora(backbone: Backbone, ac
     assert len(weights) < len(backbone.targets("appearance", config.layers)) * 2
 
 
+def test_nothing_holds_what_was_learned_afterwards(backbone: Backbone, accelerator: Accelerator) -> None:
+    """A process may learn all night."""
+    latents = torch.zeros(1, *backbone.latent_shape(1, 32, 32))
+    train.learn_appearance(backbone, latents, backbone.embed(["A koala."]), APPEARANCE.but(steps=1), accelerator)
+    assert accelerator._optimizers == []
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run_and_leaves_the_base_clean(
     backbone: Backbone, accelerator: Accelerator
 ) -> None:

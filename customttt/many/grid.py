@@ -487,6 +487,7 @@ def _foretold(grid: Grid, missing: Mapping[str, int]) -> Foretold:
     """Jobs of one kind take different times only where videos have another shape, or LoRAs other layers or ranks."""
     first, _ = grid._first
     samples = {name: grid._pair_recipe(first, name).sample for name in grid.axes["motion"]}
+    predictions = grid._pair_recipe(*grid._first).predictions
     shared = grid.spec.beside("motion")  # who moves as another does has no LoRA of its own for it
     looks = {_adapter(grid.concepts["appearance"][name]): name for name in grid.axes["appearance"]}
     moves = {(_adapter(grid.concepts["motion"][name]), samples[name], name in shared): name for name in samples}
@@ -494,7 +495,7 @@ def _foretold(grid: Grid, missing: Mapping[str, int]) -> Foretold:
     kinds = [(_adapters(grid, *names), samples[names[1]]) for names in product(looks.values(), moves.values())]
     adapting = [planner.composing(grid.base, adapters, ttt, sample, 0) for adapters, sample in kinds]
     still, (pair, _) = ttt.but(steps=0), kinds[0]
-    rendering = [planner.composing(grid.base, pair, still, sample, 1) for sample in {*samples.values()}]
+    rendering = [planner.composing(grid.base, pair, still, sample, 1, predictions) for sample in {*samples.values()}]
     lessons = [one for one in grid.lessons.values() if not one.known]
     learning = [planner.learning(grid.base, one.kind, one.config, one.frames, one.sides) for one in lessons]
     forecasts = [*rendering, *(adapting if missing[ADAPT] else ()), *learning]
