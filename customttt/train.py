@@ -79,7 +79,7 @@ def _too_large(phase: str, step: int, kept: int) -> OutOfMemoryError:
     way_on = (
         f"step {kept} is kept: the same command goes on from it, once other programs have made room"
         if kept
-        else "nothing was saved; close other programs, or use fewer --frames or --base tiny"
+        else "nothing was saved; close other programs, or use fewer --frames or a smaller base"
     )
     return OutOfMemoryError(
         f"There is not enough memory for step {step + 1} of {phase}, with every way to save memory in use; {way_on}."

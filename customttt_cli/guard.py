@@ -87,7 +87,7 @@ def explain(error: Exception) -> tuple[int, str]:
         return error.exit_code, str(error)
     if is_out_of_memory(error):
         return OutOfMemoryError.exit_code, (
-            "There is not enough memory for this; close other programs, or use fewer --frames or --base tiny."
+            "There is not enough memory for this; close other programs, or use fewer --frames or a smaller base."
         )
     reason = " ".join(str(error).split())[:300] or "no reason given"
     return CustomTTTError.exit_code, (
