@@ -14,7 +14,7 @@ import typer
 from customttt import pairs
 from customttt.errors import CustomTTTError, UsageError
 from customttt.library import Library
-from customttt.measure.compare import METHODS
+from customttt.measure.compare import METHODS, RUN
 from customttt.recipe import Rival, VideoRecipe
 from customttt.wish import Settings, Wish, others, places
 from customttt_cli import completion, evaluate, exhibits, options, output, relearn, render
@@ -78,11 +78,12 @@ def compare(
     shown = {name: [exhibits.read(path, None, name) for path in paths.values()] for name, paths in cells.items()}
     _lay_out(shown, recipe.sample.fps, folder)
     scores = _scores(shown, images if material else None, clip if material else None)
-    text = json.dumps({"prompt": recipe.target_prompt, "scores": scores}, indent=1)
-    (folder / "compare.json").write_text(text)
+    found = {"prompt": recipe.target_prompt, "scores": scores}
+    videos = {name: [path.name for path in paths.values()] for name, paths in cells.items()}
+    (folder / RUN).write_text(json.dumps({**found, "videos": videos}, indent=1))
     _tell(scores)
     _tell_notes(list(cells))
-    output.result(text if as_json else str(folder))
+    output.result(json.dumps(found, indent=1) if as_json else str(folder))
 
 
 def _chosen(methods: str | None, images: bool, clip: bool) -> list[str]:
@@ -137,6 +138,7 @@ def _make(
         missing = {seed: path for seed, path in cells[name].items() if not _is_made(path, recipe.with_seed(seed))}
         if missing:
             shop = shop or render.opened(recipe.base, library)
+            (folder / RUN).unlink(missing_ok=True)  # of videos that are replaced
             list(render.videos(shop, recipe, missing, material))
     return cells
 

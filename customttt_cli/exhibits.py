@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from customttt.errors import CustomTTTError, MediaError, NotFoundError, UsageError
+from customttt.measure import compare
+from customttt.measure.compare import METHODS, RUN
 from customttt.recipe import VideoRecipe, check_prompt
 from customttt_cli.sources import count as counted
 from customttt_cli.sources import tell_passed_over
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from customttt.media import Frames
 
 ALL = "all"
-RUN = "compare.json"
 MOST_FRAMES, FPS, SIZE = 16, 8.0, 256
 """How a video of another program is read: as CustomTTT's own, 16 frames of 256 x 256, 8 a second; or fewer frames."""
 
@@ -45,20 +46,18 @@ def collect(paths: Sequence[Path], prompt: str | None) -> list[Exhibit]:
         return [read(path, prompt) for path in paths]
     if len(paths) > 1:
         raise UsageError(f"'{runs[0]}' is the folder of a comparison; evaluate it alone.")
-    return [read(path, prompt, path.stem.rpartition("-seed")[0]) for path in _cells(runs[0])]
+    return [read(path, prompt, method) for path, method in _cells(runs[0])]
 
 
-def _cells(run: Path) -> list[Path]:
+def _cells(run: Path) -> list[tuple[Path, str]]:
     """The videos of a comparison, method by method in the order in which `compare` knows them."""
-    from customttt.measure.compare import METHODS
-
     order = list(METHODS)
-    videos = [path for path in sorted(run.glob("*-seed*.mp4")) if path.stem.rpartition("-seed")[0] in order]
+    videos = compare.cells(run)
     if not videos:
         raise NotFoundError(
             f"Folder '{run}' has no videos of a comparison; run 'customttt compare -o {run} ...' again."
         )
-    return sorted(videos, key=lambda path: order.index(path.stem.rpartition("-seed")[0]))
+    return sorted(videos.items(), key=lambda one: order.index(one[1]))
 
 
 def read(path: Path, prompt: str | None, column: str = ALL) -> Exhibit:

@@ -124,6 +124,14 @@ def test_a_comparison_has_a_column_a_method(tmp_path: Path) -> None:
     assert_one_sentence(run("evaluate", folder), 3, "has no videos of a comparison")
 
 
+def test_videos_that_an_earlier_comparison_left_are_not_of_the_new_one(tmp_path: Path) -> None:
+    for name in ("base-seed0", "base-seed1", "direct-seed0"):
+        made(tmp_path / f"{name}.mp4", "tiny", int(name[-1]))
+    (tmp_path / "compare.json").write_text(json.dumps({"videos": {"base": ["base-seed0.mp4"], "direct": 1}}))
+    scores = rows(tmp_path)["shows the scene"]["scores"]
+    assert {method: one["n"] for method, one in scores.items()} == {"base": 1}
+
+
 def test_compare_and_evaluate_score_alike(tmp_path: Path) -> None:
     from customttt_cli.compare import _scores
 

@@ -130,6 +130,19 @@ def test_scores_come_from_evaluate_and_compare(tmp_path: Path) -> None:
     assert found["direct", 0]["src"] == "./../direct-seed0.mp4"
 
 
+def test_videos_that_an_earlier_comparison_left_get_neither_its_method_nor_its_scores(tmp_path: Path) -> None:
+    video(tmp_path / "direct-seed0.mp4", seed=0)
+    video(tmp_path / "direct-seed1.mp4", seed=1)
+    video(tmp_path / "below" / "direct-seed0.mp4", seed=2)
+    (tmp_path / "below" / "compare.json").write_text("{}")
+    told = {"scores": {"direct": {"CLIP-T": {"value": 0.5}}}, "videos": {"direct": ["direct-seed0.mp4"]}}
+    (tmp_path / "compare.json").write_text(json.dumps(told))
+    assert run("gallery", tmp_path).exit_code == 0
+    found = {one["seed"]: one for one in data_of(Reader((tmp_path / "gallery.html").read_text()))["videos"]}
+    assert [found[seed]["method"] for seed in range(3)] == ["direct", "", "direct"]
+    assert [found[seed]["scores"] for seed in range(3)] == [{"CLIP-T": 0.5}, {}, {}]
+
+
 @pytest.mark.parametrize(
     "text", ["[", '{"scores": 3}', '{"scores": {"direct": [1]}, "not done": 7}', '[{"videos": 1}, 2]']
 )

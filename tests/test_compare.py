@@ -21,8 +21,9 @@ from customttt.config import SampleConfig, TTTConfig
 from customttt.errors import UsageError
 from customttt.library import Library
 from customttt.measure import rivals
-from customttt.measure.compare import METHODS
+from customttt.measure.compare import METHODS, cells
 from customttt.recipe import Ingredient, Subject, VideoRecipe
+from customttt_cli import render
 
 pytestmark = pytest.mark.usefixtures("nobody")
 
@@ -122,6 +123,21 @@ def test_a_comparison_is_laid_out_and_not_made_twice(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
     after = {name: (out / name).stat().st_mtime_ns for name in cells}
     assert [name for name in sorted(cells) if after[name] != before[name]] == ["direct-seed1.mp4"]
+
+
+@pytest.mark.usefixtures("learned")
+def test_a_comparison_lists_its_videos_and_no_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    command = ("compare", "koala", "swimming", "--methods", "base,direct", "-o", out)
+    assert run(*command, "--seeds", 2).exit_code == 0
+    assert run(*command[:3], "on Mars", *command[3:], "--seeds", 1).exit_code == 0
+    assert json.loads((out / "compare.json").read_text())["videos"] == {
+        "base": ["base-seed0.mp4"], "direct": ["direct-seed0.mp4"]
+    }  # fmt: skip
+    assert set(cells(out)) == {out / "base-seed0.mp4", out / "direct-seed0.mp4"}
+    monkeypatch.setattr(render, "videos", lambda *_: os.kill(os.getpid(), 2))  # Ctrl-C once it replaces videos
+    assert run(*command, "--seeds", 1).exit_code == 130
+    assert cells(out) == {}, "what is there is of two comparisons"
 
 
 @pytest.mark.usefixtures("learned")

@@ -25,13 +25,14 @@ from markupsafe import Markup
 from customttt import machine, media, previews
 from customttt.concept import Concept
 from customttt.errors import CustomTTTError, DamagedError, NotFoundError, UsageError
-from customttt.limits import MAX_GALLERY, MAX_NOTE
-from customttt.measure.compare import METHODS
+from customttt.limits import MAX_GALLERY
+from customttt.measure import compare
+from customttt.measure.compare import METHODS, RUN
 from customttt.recipe import Subject, VideoRecipe, in_turn
-from customttt.text import escaped, parsed
+from customttt.text import escaped, read_json
 
 ENDINGS = (".mp4", ".gif", ".webp")
-SUMMARY, RUN, SCORES = "grid.json", "compare.json", "scores.json"
+SUMMARY, SCORES = "grid.json", "scores.json"
 EMPTY: Mapping[str, Any] = {"damaged": "", "lines": [], "curve": "", "picture": "", "video": "", "inputs": ""}
 """A card without anything."""
 Lines = Callable[[VideoRecipe], Sequence[tuple[str, str]]]
@@ -74,11 +75,17 @@ def collect(folder: Path) -> Collection:
     with ThreadPoolExecutor(machine.cores()) as pool:  # each is asked by a process of ffmpeg
         recipes = list(pool.map(_recipe, paths))
     by_video, by_method = _scores(folder)
+    own = compare.cells(folder)
+    cells = {path: name for place in {path.parent for path in paths} for path, name in compare.cells(place).items()}
     videos = [
-        GalleryVideo(path, recipe, method, {**by_method.get(method, {}), **by_video.get(path.name, {})})
+        GalleryVideo(
+            path,
+            recipe,
+            cells.get(path) or (recipe.rival.name if recipe.rival else ""),
+            {**by_method.get(own.get(path, ""), {}), **by_video.get(path.name, {})},
+        )
         for path, recipe in zip(paths, recipes, strict=True)
         if recipe is not None
-        for method in [_method(path, recipe)]
     ]
     if not videos:
         raise NotFoundError(
@@ -140,12 +147,6 @@ def _recipe(path: Path) -> VideoRecipe | None:
         return None
 
 
-def _method(path: Path, recipe: VideoRecipe) -> str:
-    if (path.parent / RUN).is_file() and (name := path.stem.rpartition("-seed")[0]) in METHODS:
-        return name
-    return recipe.rival.name if recipe.rival else ""
-
-
 def _place(one: GalleryVideo) -> tuple[object, ...]:
     """By method, as `compare` knows them, then by all that tells videos apart."""
     order, recipe = list(METHODS), one.recipe
@@ -157,11 +158,11 @@ def _scores(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[s
     """(by file name, by method): what `evaluate --json` printed into scores.json, and what `compare` measured."""
     by_video: dict[str, dict[str, float]] = {}
     by_method: dict[str, dict[str, float]] = {}
-    for row in _json(folder / SCORES, list):
+    for row in read_json(folder / SCORES, list):
         for path, value in _mapping(_mapping(row).get("videos")).items():
             if _is_number(value):
                 by_video.setdefault(Path(path).name, {})[str(row.get("what"))] = value
-    for method, some in _mapping(_json(folder / RUN, dict).get("scores")).items():
+    for method, some in _mapping(read_json(folder / RUN, dict).get("scores")).items():
         for what, estimate in _mapping(some).items():
             if _is_number(mean := _mapping(estimate).get("value")):
                 by_method.setdefault(method, {})[what] = mean
@@ -169,20 +170,10 @@ def _scores(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[s
 
 
 def _failures(folder: Path) -> list[dict[str, str]]:
-    said = _json(folder / SUMMARY, dict).get("not done")
+    said = read_json(folder / SUMMARY, dict).get("not done")
     names = ("job", "state", "why")
     told = said if isinstance(said, list) else []
     return [{name: str(one.get(name, "")) for name in names} for one in told if isinstance(one, dict)]
-
-
-def _json(path: Path, kind: type) -> Any:
-    """What a file beside the videos says; nothing where it is none of ours."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = parsed(file.read(10 * MAX_NOTE), 10 * MAX_NOTE)
-    except (OSError, ValueError):
-        return kind()
-    return content if isinstance(content, kind) else kind()
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

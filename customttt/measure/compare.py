@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from customttt.recipe import VideoRecipe
+from customttt.text import read_json
 from customttt.wish import Settings
 
+RUN = "compare.json"
+"""What a comparison leaves beside its videos: which they are by method, and what was measured of them."""
 SWITCH_AT = 0.4
 """Share of the denoising steps that belongs to the motion LoRA: the path is settled early, the subject late (ours)."""
 
@@ -63,3 +68,22 @@ METHODS: Mapping[str, Method] = {
     "customttt": Method("CustomTTT:\nthe base's own\ntest-time training", lambda recipe: recipe),
 }
 """By the name that is typed. `switch` needs no training at all: a competitor. Those that learn anew are `rivals`."""
+
+
+def cells(run: Path) -> dict[Path, str]:
+    """The videos of a comparison and their methods; nothing where the folder is not one's.
+
+    Of what an older version left, whose file lists none, every video that is named as one.
+    """
+    if not (run / RUN).is_file():
+        return {}
+    named = {path: path.stem.rpartition("-seed")[0] for path in sorted(run.glob("*-seed*.mp4"))}
+    ours = {path: name for path, name in named.items() if name in METHODS}
+    listed = read_json(run / RUN, dict).get("videos")
+    if not isinstance(listed, dict):
+        return ours
+    return {path: name for path, name in ours.items() if path.name in _names(listed.get(name))}
+
+
+def _names(listed: Any) -> list[Any]:
+    return listed if isinstance(listed, list) else []
