@@ -185,12 +185,14 @@ def _lay_out(shown: Shown, fps: int, folder: Path) -> None:
 
 
 def _tell(scores: Scores) -> None:
+    from customttt.measure.stats import Estimate
+
     heads = list(dict.fromkeys(what for some in scores.values() for what in some))
     if not heads:
         return
 
-    def cell(one: Mapping[str, float] | None) -> str:
-        return f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" if one else "-"
+    def cell(one: Mapping[str, Any] | None) -> str:
+        return f"{Estimate(**one):.2f}" if one else "-"
 
     rows = [(name, *(cell(some.get(head)) for head in heads)) for name, some in scores.items()]
     output.table(("method", *heads), rows, [False] * len(rows))

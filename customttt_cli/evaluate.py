@@ -132,10 +132,8 @@ def _tell(rows: Sequence[Row], candidates: Sequence[Candidate], groups: Groups) 
 def _value_and_interval(one: Estimate | None) -> list[str]:
     if one is None:
         return ["-", "-"]
-    return [f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}" if one.n > 1 else "one video"]
+    return [f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}" if one.low is not None else "one video"]
 
 
 def _cell(one: Estimate | None) -> str:
-    if one is None:
-        return "-"
-    return f"{one:.3f}" if one.n > 1 else f"{one.value:.3f}"
+    return "-" if one is None else f"{one:.3f}"

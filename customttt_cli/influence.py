@@ -205,7 +205,9 @@ def _draw(study: Measurement, alone: list[Influence], columns: list[Layers], fol
     from customttt.video import to_frames
 
     bars = [("all" if len(one.layers) > 1 else str(one.layers[0]), one.effect) for one in alone]
-    media.write_png(folder / "chart.png", sheets.bar_chart(bars, "what a block carries: score minus null, 95 %"))
+    media.write_png(
+        folder / "chart.png", sheets.bar_chart(bars, f"what a block carries: score minus null, {_interval(alone)}")
+    )
     rows: list[tuple[str, Any]] = []
     names = ["no block", *(_name(layers, alone) for layers in columns)]
     for pair in study.pairs[:3]:
@@ -217,6 +219,10 @@ def _draw(study: Measurement, alone: list[Influence], columns: list[Layers], fol
             for name, video in zip(names, videos, strict=True)
         ]
     media.write_png(folder / "figure.png", sheets.contact_sheet(rows, 96))
+
+
+def _interval(alone: list[Influence]) -> str:
+    return "one video" if alone[0].effect.low is None else "95 %"
 
 
 def _part(within: tuple[float, float]) -> str:
@@ -241,7 +247,7 @@ def _tell(
 ) -> None:
     effects = {_name(frozenset(one.layers), alone): f"{one.effect:.3f}" for one in (*alone, *measured)}
     effects |= {f"all, {_part(one.within)} of the steps": f"{one.effect:.3f}" for one in parts}
-    output.table(("block", "score minus null (95 %)"), list(effects.items()), [False] * len(effects))
+    output.table(("block", f"score minus null ({_interval(alone)})"), list(effects.items()), [False] * len(effects))
     last = chosen[-1]
     output.say(f"Smallest set found: {', '.join(map(str, last.layers))}, with {last.effect:.3f}.")
     output.result(str(folder))

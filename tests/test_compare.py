@@ -173,6 +173,7 @@ def test_rivals_learn_once_for_all_prompts_and_tell_their_name(
     assert "Method 3 of 3, 'dreamvideo': DreamVideo, simplified." in done.stderr
     assert done.stdout.splitlines()[0].split() == ["method", "motion", "fidelity"], "the one that needs no hub"
     assert [line.split()[0] for line in done.stdout.splitlines()[1:4]] == ["full", "direct", "dreamvideo"]
+    assert "(" not in done.stdout, "one video has no interval"
     assert "dreamvideo: simplified: LoRAs for its adapters" in done.stderr
     made = {name: tmp_path / "one" / f"{name}-seed0.mp4" for name in ("full", "direct", "dreamvideo")}
     named = {name: VideoRecipe.from_dict(media.read_recipe(path)).rival for name, path in made.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,15 @@ def test_the_effect_of_a_block_is_its_score_minus_the_null(backbone: Backbone, m
     assert one.page(one.per_layer()) == [layers(0, 1, 2, 4, 7, 8), layers(6), layers(2, 6), layers(0, 1, 2, 4, 6, 7, 8)]
 
 
+def test_with_one_pair_the_interval_is_over_its_seeds(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = replace(
+        study(backbone, monkeypatch, {}), pairs=[PAIR], seeds=3,
+        scorer=lambda _, sets, __, seed: [float(seed * len(some)) for some in sets],
+    )  # fmt: skip
+    (found,) = one.measure([layers(2)])
+    assert (found.effect.value, found.effect.low, found.effect.high) == (1, 0, 2)
+
+
 def test_the_effect_of_a_part_of_the_steps_is_that_of_all_blocks_there(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +259,8 @@ def test_a_study_leaves_numbers_chart_and_figure(judged_base: Path, tmp_path: Pa
     assert done.exit_code == 0, done.output
     numbers = json.loads(done.stdout)
     assert len(numbers["per layer"]) == 8
+    one_video = numbers["per layer"][0]["effect"]
+    assert (one_video["low"], one_video["high"], one_video["n"]) == (None, None, 1)
     assert len(numbers["figure"]) == len(numbers["per part"]) == 4
     assert {path.name for path in out.iterdir()} == {"influence.json", "chart.png", "figure.png", "scores.jsonl"}
     found = Library().carrying(backbones.identify(str(judged_base)), "appearance")
@@ -270,6 +282,7 @@ def test_other_bases_are_scored_by_clip_as_published(brief_base: Path, standin: 
     assert done.exit_code == 0, done.output
     assert "CLIP-T of the second prompt, openai/clip-vit-base-patch32@" in done.stderr
     assert "2 + 6 " in done.stdout
+    assert "score minus null (one video)" in done.stdout
     assert "all, 75 to 100 % of the steps" in done.stdout
     assert "--layers auto" not in done.stderr, "nobody said what these prompts are about"
 

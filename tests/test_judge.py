@@ -231,6 +231,14 @@ def test_seeds_of_one_concept_do_not_count_as_independent() -> None:
     values, groups = [0.0] * 10 + [1.0] * 10, ["a"] * 10 + ["b"] * 10
     assert stats.mean(values, groups).high == 1.0
     assert stats.mean(values).high < 0.8
+    assert stats.mean(values, ["a"] * 20) == stats.mean(values), "with one concept alone it is over its seeds"
+    assert stats.ratio(values, [2.0] * 20, ["a"] * 20) == stats.ratio(values, [2.0] * 20)
+
+
+def test_a_single_value_has_no_interval() -> None:
+    one = stats.mean([0.25], ["a"])
+    assert (one.value, one.low, one.high, one.n) == (0.25, None, None, 1)
+    assert (f"{one:.2f}", f"{stats.mean([0.25, 0.25]):.2f}") == ("0.25", "0.25 (0.25 to 0.25)")
 
 
 def test_a_ratio_of_means_is_paired() -> None:
@@ -259,7 +267,7 @@ def test_the_card_takes_the_numbers_between_its_marks(tmp_path: Path) -> None:
     card.write_text(f"before\n{score.MARKS[0]}\nold\n{score.MARKS[1]}\nafter\n")
     row = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 7}
     score.write_card(score.table({"judge": {"noun": row | {"value": 0.5}}, "codec": {"whole frame": row}}), card)
-    score.write_card(score.table({"judge": {"noun": row}}), card)
+    score.write_card(score.table({"judge": {"noun": row, "once": row | {"low": None, "high": None}}}), card)
     text = card.read_text()
     assert "| whole frame | 1.000 | 0.900 to 1.000 | 7 |" in text
     assert "0.500" not in text

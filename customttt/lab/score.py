@@ -415,7 +415,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             if isinstance(row, float):
                 lines.append(f"| {name} | {row:.3f} | | |")
             else:
-                lines.append(f"| {name} | {row['value']:.3f} | {row['low']:.3f} to {row['high']:.3f} | {row['n']} |")
+                interval = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+                lines.append(f"| {name} | {row['value']:.3f} | {interval} | {row['n']} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -58,10 +58,7 @@ class Row:
             return None
         indices = range(len(candidates)) if chosen is None else chosen
         known = [(value, candidates[i].group) for i in indices if (value := self.values[i]) is not None]
-        groups = [group for _, group in known]
-        if not known:
-            return None
-        return stats.mean([value for value, _ in known], groups if len(set(groups)) > 1 else None)
+        return stats.mean([value for value, _ in known], [group for _, group in known]) if known else None
 
 
 def obstacles(candidates: Sequence[Candidate], pictures: Frames | None) -> dict[str, str]:

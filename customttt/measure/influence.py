@@ -170,7 +170,8 @@ class Measurement:
             raise UsageError("There is no pair of prompts to measure with.")
 
     def measure(self, layer_sets: Sequence[Layers], within: Shares = WHOLE) -> list[Influence]:
-        """One estimate a set, in their order; intervals are over pairs, whose seeds do not count as independent."""
+        """One estimate a set, in their order; intervals are over pairs, whose seeds do not count as independent,
+        or over the seeds of the only pair."""
         if within != WHOLE:
             self.measure([NULL])
         wanted = dict.fromkeys([NULL, *layer_sets] if within == WHOLE else layer_sets)

@@ -47,10 +47,13 @@ def mosaic(pictures: Sequence[Pixels], columns: int, gap: int = 8) -> Pixels:
 
 
 def bar_chart(bars: Sequence[tuple[str, Estimate]], title: str, width: int = 640) -> Pixels:
-    """One picture (h w 3), on white: labelled bars from zero with their intervals as whiskers; the scale fits all."""
+    """One picture (h w 3), on white: labelled bars from zero with their intervals as whiskers, if they have any.
+
+    The scale fits all.
+    """
     font, row, left, right = ImageFont.load_default(16), 28, 90, 70
-    low = min(0.0, *(one.low for _, one in bars))
-    high = max(0.0, *(one.high for _, one in bars)) or 1.0
+    ends = [0.0, *(end for _, one in bars for end in (one.value, one.low, one.high) if end is not None)]
+    low, high = min(ends), max(ends) or 1.0
 
     def at(value: float) -> float:
         return left + (value - low) / (high - low) * (width - left - right)
@@ -62,7 +65,8 @@ def bar_chart(bars: Sequence[tuple[str, Estimate]], title: str, width: int = 640
         y = row * (index + 1) + 20
         draw.text((left - 12, y), label, "black", font, anchor="rm")
         draw.rectangle((min(at(0), at(one.value)), y - 8, max(at(0), at(one.value)), y + 8), fill=(110, 150, 200))
-        draw.line((at(one.low), y, at(one.high), y), "black", 2)
+        if one.low is not None and one.high is not None:
+            draw.line((at(one.low), y, at(one.high), y), "black", 2)
         draw.text((width - right + 8, y), f"{one.value:.3f}", "black", font, anchor="lm")
     draw.line((at(0), row, at(0), sheet.height - 8), "black", 1)
     return np.array(sheet)
