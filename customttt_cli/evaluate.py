@@ -63,7 +63,7 @@ def measured(
         from customttt.measure.evaluate import Candidate
     judged = _judged(shown)
     candidates = [
-        Candidate(str(one.path), one.frames, one.prompt, reference, one.group)
+        Candidate(str(one.path), one.frames, one.prompt, reference, one.group, one.subjects, one.motions)
         for one, reference in zip(shown, clips, strict=True)
     ]
     return candidates, _measure(candidates, pictures, judged), _groups(shown)

@@ -35,6 +35,9 @@ class Exhibit:
     """Videos that differ in no more than their seed are of one group."""
     column: str = ALL
     """The method of a comparison."""
+    subjects: tuple[str, ...] = ()
+    motions: int = 0
+    """Both as in `evaluate.Candidate`."""
 
 
 def collect(paths: Sequence[Path], prompt: str | None) -> list[Exhibit]:
@@ -80,7 +83,8 @@ def read(path: Path, prompt: str | None, column: str = ALL) -> Exhibit:
     if recipe is None:
         return Exhibit(path, frames, fps, prompt, None, str(path), column)
     names = recipe.appearance.name, recipe.motion.name, recipe.target_prompt
-    return Exhibit(path, frames, fps, prompt or recipe.target_prompt, recipe.base, repr(names), column)
+    subjects, shown = tuple(one.appearance.phrase for one in recipe.subjects), prompt or recipe.target_prompt
+    return Exhibit(path, frames, fps, shown, recipe.base, repr(names), column, subjects, len(recipe.motions))
 
 
 def _recipe(path: Path) -> VideoRecipe | None:

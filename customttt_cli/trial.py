@@ -36,7 +36,7 @@ def try_out(shop: Workshop, concept: Concept, clip: Frames) -> Frames | None:
             output.say("The movement was not tried out: there is not enough memory for a video.")
             return None
         named = zip(map(str, SEEDS), videos, strict=True)
-        candidates = [Candidate(seed, video, concept.prompt, clip) for seed, video in named]
+        candidates = [Candidate(seed, video, clip=clip) for seed, video in named]
         row = _likeness(shop.backbone, candidates, report)
     if (estimate := row.estimate(candidates)) is not None:
         _tell(estimate.value)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from customttt.tiny import world
-from customttt.tiny.captions import UNNAMED, Reading, captions, corpus, noun_phrase, pair_sentence, read
+from customttt.tiny.captions import UNNAMED, Reading, captions, corpus, doings, noun_phrase, pair_sentence, read
 from customttt.tiny.movements import MOVEMENTS, MOVING
 from customttt.tiny.scenes import SCENES
 from customttt.tiny.world import ABSENT, COLOURS, HATS, HELD_OUT_NOUNS, NOUNS, PATTERNS, PLAIN, Contents, Look
@@ -122,3 +122,25 @@ def test_a_prompt_is_read_as_far_as_it_names_anything() -> None:
     two = read("a KOALA and a dog with a cap are standing still at night")
     assert two == Reading(["koala", "dog"], [PLAIN, Look(hat="cap")], ["standing still"], "at night")
     assert read("A moon in the sky.") == Reading(["moon"], [PLAIN], [], "in the sky")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("A koala is jumping.", ["jumping"]),
+        ("A bobo is jumping.", ["jumping"]),
+        ("A koala and a dog are jumping on Mars.", ["jumping", "jumping"]),
+        ("A koala and a dog are both jumping.", ["jumping", "jumping"]),
+        ("A koala is jumping and a dog is running.", ["jumping", "running"]),
+        ("A jumping koala meets a running dog.", ["jumping", "running"]),
+        ("A koala is moonwalking and a dog is jumping.", []),
+        ("A koala is moonwalking and a dog and a bobo are jumping.", []),
+        ("A koala is jumping while a dog watches.", []),
+        ("A koala and a dog are jumping and then running.", []),
+        ("A koala is jumping and then running, and a dog is waving.", []),
+        ("A koala is jumping and then running.", []),
+        ("A koala.", []),
+    ],
+)
+def test_a_movement_is_of_each_subject_only_where_it_is_said_of_it_or_shared(prompt: str, said: list[str]) -> None:
+    assert doings(prompt) == said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vision import save_clip, save_dino
 from customttt import media
 from customttt.config import SampleConfig, TTTConfig
 from customttt.measure import extractors
-from customttt.recipe import Ingredient, VideoRecipe
+from customttt.recipe import Ingredient, Subject, VideoRecipe
 from customttt.tiny import known
 from customttt_cli import exhibits
 
@@ -104,6 +105,20 @@ def test_on_tinys_world_the_judge_stands_in_and_no_model_is_asked_for(pictures: 
     plain = run("evaluate", video).stdout
     assert "CLIP" not in plain
     assert "DINO" not in plain
+
+
+def test_the_recipe_says_how_many_subjects_and_motions_there_are(pictures: Path, tmp_path: Path) -> None:
+    frames, _ = media.read_frames(make_clip(tmp_path / "clip.mp4", 8))
+    bobo, running = Ingredient("bobo", "bobo", "c" * 64), Ingredient("running", "running", "d" * 64)
+    one = VideoRecipe.from_dict(recipe("tiny"))
+    for name, changes, untold in [
+        ("one", {}, []),
+        ("two", {"others": (Subject(bobo, running),)}, [*known.OF_A_SUBJECT]),
+        ("turns", {"then": (running,)}, ["shows the movement", known.MOVES_LIKE]),
+    ]:
+        media.write_video(tmp_path / f"{name}.mp4", frames, 8, replace(one, **changes).to_dict())
+        found = rows(tmp_path / f"{name}.mp4", "--images", pictures, "--clip", tmp_path / "clip.mp4")
+        assert [what for what, row in found.items() if row["missing"]] == untold
 
 
 def test_a_comparison_has_a_column_a_method(tmp_path: Path) -> None:

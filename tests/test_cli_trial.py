@@ -19,15 +19,16 @@ def test_a_movement_is_tried_out_once_it_is_stored(tiny_random_base: Path, clip:
     assert done.stderr.index("Learned 'swimming'") < done.stderr.index("Tried out") < done.stderr.index("Next:")
 
 
+@pytest.mark.parametrize("said", [(), ("--prompt", "Something is running and then jumping.")])
 def test_the_judge_of_a_judged_base_says_how_the_videos_move(
-    tiny_random_base: Path, clip: Path, tmp_path: Path
+    tiny_random_base: Path, clip: Path, tmp_path: Path, said: tuple[str, ...]
 ) -> None:
     import shutil
 
     base = shutil.copytree(tiny_random_base, tmp_path / "judged")
     settings = json.loads((base / "customttt.json").read_text())
     (base / "customttt.json").write_text(json.dumps({**settings, "judged": True}))
-    done = run("learn-motion", "swimming", clip, "--base", base)
+    done = run("learn-motion", "swimming", clip, "--base", base, *said)
     assert done.exit_code == 0, done.output
     assert "Tried out in 2 videos: they move like the clip by " in done.stderr
 

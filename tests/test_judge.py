@@ -125,6 +125,10 @@ def test_movements_that_a_subject_makes_one_after_another_are_not_told() -> None
     assert len(judge.named("A koala is running and a dog is jumping.")["movement"]) == 2
 
 
+def test_a_movement_of_one_subject_is_not_asked_of_the_other() -> None:
+    assert [*judge.named("A koala is moonwalking and a dog is jumping on Mars.")] == ["noun", "scene"]
+
+
 def test_new_words_are_those_that_the_other_prompt_lacks() -> None:
     assert set(judge.new_words("A koala.", "A blue tiger.")) == {"noun", "colour"}
     with pytest.raises(UsageError, match="names no subject, look, movement or scene"):

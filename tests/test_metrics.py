@@ -207,6 +207,14 @@ def test_stillness_is_told_from_movement() -> None:
     assert row.missing == "no point of the clip can be followed to its end"
 
 
+def test_several_motions_are_not_held_against_the_clip_of_one() -> None:
+    clip = moving(ACROSS)
+    one, several = Candidate("a", clip, clip=clip, motions=1), Candidate("b", clip, clip=clip, motions=2)
+    (row,) = evaluate.by_tracks([one, several])
+    assert row.values == (pytest.approx(1), None)
+    assert evaluate.by_tracks([several])[0].missing == evaluate.SEVERAL_MOTIONS
+
+
 def test_without_opencv_the_row_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracks, "find_spec", lambda _: None)
     (row,) = evaluate.by_tracks([Candidate("a", moving(ACROSS), clip=moving(ACROSS))])
@@ -269,6 +277,77 @@ def test_the_judge_says_nothing_of_what_is_not_named() -> None:
     assert "--clip" in str(moves.missing)
     in_turn = Candidate("b", rendered("koala", "jumping", "on Mars"), "A koala is jumping and then running.")
     assert known.by_judge([in_turn], None)[1].missing == "movements that a subject makes one after another are not told"
+
+
+JUMPING_AND_SLIDING = "A koala is jumping and a dog is sliding on Mars."
+
+
+def scored(prompt: str, subjects: tuple[str, ...] = (), motions: int = 0) -> dict[str, float | str]:
+    """A koala that jumps and a dog that slides, held against this prompt, a koala and a clip that jumps; or why not."""
+    from customttt.video import to_frames
+
+    dog = lessons.Content("dog", "sliding", "on Mars")
+    frames = to_frames(lessons.render([lessons.Content("koala", "jumping", "on Mars", other=dog)], 3, vary=0.0).video)
+    pictures, clip = rendered("koala", "standing still", "at night")[:1], rendered("fox", "jumping", "on Mars")
+    rows = known.by_judge([Candidate("a", frames, prompt, clip, subjects=subjects, motions=motions)], pictures)
+    return {row.what: row.missing or float(row.values[0] or 0) for row in rows}
+
+
+def untold(found: dict[str, float | str]) -> dict[str, str]:
+    return {what: why for what, why in found.items() if isinstance(why, str)}
+
+
+def test_of_two_subjects_pictures_and_clip_are_of_the_first() -> None:
+    """Whoever of them is on the left."""
+    swapped = "A dog is sliding and a koala is jumping on Mars."
+    for prompt, subjects, like in [
+        (JUMPING_AND_SLIDING, (), True),
+        (swapped, (), False),
+        (JUMPING_AND_SLIDING, ("koala", "dog"), True),
+        (swapped, ("koala", "dog"), True),
+        (swapped, ("dog", "koala"), False),
+    ]:
+        found = scored(prompt, subjects, 1)
+        for what in (known.LOOKS_LIKE, known.MOVES_LIKE):
+            assert (float(found[what]) > 0.9) is like, (prompt, subjects, what)
+
+
+@pytest.mark.parametrize("prompt", ["A bobo and a dog are jumping on Mars.", "A bobo and a dog are on Mars by a car."])
+def test_of_two_subjects_of_whom_one_is_no_word_nothing_is_told(prompt: str) -> None:
+    found = scored(prompt, ("bobo", "dog"), 1)
+    why = "a video has two subjects, and its prompt does not call both by words of tiny's world"
+    assert untold(found) == dict.fromkeys(known.OF_A_SUBJECT, why)
+    assert float(found["shows the scene"]) > 0.9
+    assert untold(scored(JUMPING_AND_SLIDING, ("bobo", "dog"), 1)) == {}, "a prompt that was given calls them so"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["A koala is moonwalking and a dog is jumping on Mars.", "A koala is jumping on Mars while a dog looks on."],
+)
+def test_a_movement_that_is_not_said_of_both_subjects_is_of_none(prompt: str) -> None:
+    why = {"shows the movement": "a prompt does not say of each subject how it moves"}
+    assert untold(scored(prompt, ("koala", "dog"), 1)) == untold(scored(prompt)) == why
+
+
+def test_subjects_that_the_judge_would_mix_up_are_not_told() -> None:
+    three = scored("A koala, a dog and a cat are jumping on Mars.", ("koala", "dog", "cat"), 1)
+    assert untold(three) == dict.fromkeys(known.OF_A_SUBJECT, "the judge tells no more than two subjects apart")
+    alike = "A red koala is jumping and a blue koala is sliding on Mars."
+    why = "a video has two subjects of one kind, and the judge does not tell them apart"
+    assert untold(scored(alike, ("red koala", "blue koala"), 1)) == dict.fromkeys(known.OF_A_SUBJECT[1:], why)
+    assert "shows the movement" not in untold(scored("A red koala and a blue koala are jumping.", (), 1))
+
+
+def test_of_motions_one_after_another_neither_movement_nor_clip_is_told() -> None:
+    both = {
+        "shows the movement": "movements that a subject makes one after another are not told",
+        known.MOVES_LIKE: evaluate.SEVERAL_MOTIONS,
+    }
+    assert untold(scored("A koala is moonwalking and then jumping on Mars.", ("koala",), 2)) == both
+    in_turn = "A koala is sliding and then jumping on Mars."
+    assert untold(scored(in_turn)) == both
+    assert [*untold(scored(in_turn, ("koala",), 1))] == ["shows the movement"], "one motion, which is called so"
 
 
 # -- CLIP and DINO in small

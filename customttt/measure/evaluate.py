@@ -21,6 +21,7 @@ from customttt.progress import Progress, Report, silent
 
 CLIP_T, CLIP_I, DINO_I = "CLIP-T", "CLIP-I", "DINO-I"
 CONSISTENCY, FIDELITY = "temporal consistency", "motion fidelity"
+SEVERAL_MOTIONS = "the clip is of one movement, and the subject makes several one after another"
 
 Model = TypeVar("Model", bound=ImageFeatures)
 
@@ -36,6 +37,10 @@ class Candidate:
     """Of the movement, in as many frames of the same size."""
     group: str = ""
     """Videos of one group, such as several seeds of one prompt, are not independent of each other."""
+    subjects: tuple[str, ...] = ()
+    """Phrases for them, first for the one that pictures and clip are of; none where no recipe tells."""
+    motions: int = 0
+    """How many the first subject makes one after another; 0 where no recipe tells."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ def obstacles(candidates: Sequence[Candidate], pictures: Frames | None) -> dict[
         reasons[FIDELITY] = "there is no clip of the movement; give --clip"
     if any(len(candidate.frames) < 2 for candidate in candidates):
         reasons[CONSISTENCY] = reasons[FIDELITY] = "a video has a single frame"
+    if all(candidate.motions > 1 for candidate in candidates):
+        reasons[FIDELITY] = SEVERAL_MOTIONS
     return reasons
 
 
@@ -139,13 +146,16 @@ def _by_features(
 
 
 def by_tracks(candidates: Sequence[Candidate], report: Report = silent) -> list[Row]:
-    """Motion fidelity by points that are followed through every video and its clip."""
+    """Motion fidelity by points that are followed through every video and its clip; of one motion in a video alone."""
     why = obstacles(candidates, None).get(FIDELITY) or tracks.obstacle()
     if why:
         return [Row(FIDELITY, tracks.name(), missing=why)]
-    values: list[float] = []
+    values: list[float | None] = []
     for step, candidate in enumerate(candidates, 1):
         assert candidate.clip is not None
+        if candidate.motions > 1:
+            values.append(None)
+            continue
         truth = _tracks(candidate.clip)
         if not len(truth):
             return [Row(FIDELITY, tracks.name(), missing="no point of the clip can be followed to its end")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -96,7 +97,7 @@ class Reading:
     nouns: list[str] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     movements: list[str] = field(default_factory=list)
-    """One, or one for each noun."""
+    """In their order; see `doings` for whose they are."""
     scene: str = ""
 
 
@@ -106,6 +107,8 @@ def _any_of(words: list[str]) -> str:
 
 _SCENE = re.compile(rf"\b({_any_of(list(SCENES))})\b", re.IGNORECASE)
 _MOVEMENT = re.compile(rf"\b({_any_of([*MOVEMENTS])})\b", re.IGNORECASE)
+_SHARED = re.compile(rf"(?:(?!\bis\b).)*\bare (?:\w+ )?(?:{_any_of([*MOVEMENTS])})\b", re.IGNORECASE)
+"""Who do the same share it: "A koala and a dog are running"."""
 _SUBJECT = re.compile(
     rf"\b(?:({_any_of(PATTERNS)}) )?(?:({_any_of(list(COLOURS))}) )?({_any_of(NOUNS)})\b"
     rf"(?: with an? ({_any_of(HATS)})\b)?",
@@ -129,3 +132,16 @@ def read(prompt: str) -> Reading:
         [spelled(movement) for movement in _MOVEMENT.findall(rest)],
         spelled(scenes[-1]) if scenes else "",
     )
+
+
+def doings(prompt: str) -> list[str]:
+    """The movement of each noun in a prompt, or of somebody whom it names by no noun.
+
+    Nothing where a movement is not said of each, or more than one of somebody.
+    """
+    said, rest = read(prompt).movements, _SCENE.sub(" ", prompt)
+    nouns, verbs = ([match.start() for match in words.finditer(rest)] for words in (_SUBJECT, _MOVEMENT))
+    if len(verbs) == 1 and _SHARED.match(rest):
+        return said * max(len(nouns), 1)
+    between = {sum(here < verb < there for verb in verbs) for here, there in pairwise(nouns)}
+    return said if len(verbs) == max(len(nouns), 1) and between <= {1} else []

@@ -293,15 +293,11 @@ def load() -> Judge:
 def named(prompt: str) -> dict[str, tuple[int, ...]]:
     """What a prompt names of the world, as indices by head: one for each subject, and one of the scene.
 
-    What it does not name is left out; a movement of both subjects is that of each. So are movements of which a subject
-    makes one after another: what is told is that of a whole clip.
+    What it does not name is left out; a movement that the subjects share is that of each. So are movements that are not
+    said of each subject, or of which one makes several after another: what is told is that of a whole clip.
     """
     said = captions.read(prompt)
-    words = {"noun": said.nouns, "movement": said.movements, "scene": [said.scene] if said.scene else []}
-    if len(said.nouns) == 2 and len(said.movements) == 1:
-        words["movement"] = said.movements * 2
-    if len(said.movements) > max(len(said.nouns), 1):
-        words["movement"] = []
+    words = {"noun": said.nouns, "movement": captions.doings(prompt), "scene": [said.scene] if said.scene else []}
     for head in ("colour", "hat", "pattern"):
         looks = [getattr(look, head) for look in said.looks]
         if any(look in NAMES[head] and look for look in looks):
