@@ -411,18 +411,22 @@ def test_strange_file_names_are_just_names(tmp_path: Path, monkeypatch: pytest.M
         assert read_recipe(Path(name)) == RECIPE
 
 
+@pytest.mark.parametrize("told", ["", "unknown/bt709/unknown", "unknown/unknown/bt709", "unknown/bt709/bt709"])
 @pytest.mark.parametrize(
     ("size", "matrix"), [((1280, 720), "bt709"), ((720, 1280), "bt709"), ((640, 360), "smpte170m")]
 )
 def test_a_clip_that_does_not_say_its_matrix_has_that_of_its_size(
-    size: tuple[int, int], matrix: str, tmp_path: Path
+    size: tuple[int, int], matrix: str, told: str, tmp_path: Path
 ) -> None:
-    """Players take BT.709 of HD, and BT.601 of what is smaller."""
+    """Players take BT.709 of HD, and BT.601 of what is smaller, whatever it says of its primaries and transfer."""
     source = ("-f", "lavfi", "-i", f"color=0x30c060:s={size[0]}x{size[1]}:r=8:d=1")
     codec = ("-vf", f"scale=out_color_matrix={matrix}:out_range=tv,format=yuv420p", "-c:v", "libx264", "-crf", "1")
-    bare = ("-colorspace", "unknown", "-bsf:v", "h264_metadata=matrix_coefficients=2")
+    _, primaries, transfer = (1 if one == "bt709" else 2 for one in (told or "//").split("/"))
+    rest = f"colour_primaries={primaries}:transfer_characteristics={transfer}"
+    bare = ("-colorspace", "unknown", "-bsf:v", f"h264_metadata=matrix_coefficients=2:{rest}")
     assert decoder.run(*source, *codec, *bare, f"file:{tmp_path / 'a.mp4'}").returncode == 0
-    assert "bt709" not in decoder._log_of(decoder._held(("-i", str(tmp_path / "a.mp4")), 9, 0, "info"), tmp_path)
+    log = decoder._log_of(decoder._held(("-i", str(tmp_path / "a.mp4")), 9, 0, "info"), tmp_path)
+    assert told in log if told else "bt709" not in log
     found = read_clip(tmp_path / "a.mp4", 2, 4, 32).frames[0, 16, 16]
     assert np.abs(found.astype(int) - (0x30, 0xC0, 0x60)).max() <= 6
 

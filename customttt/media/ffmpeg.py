@@ -62,7 +62,8 @@ _COLOURS = re.compile(r"([^ ,/]+)/([^ ,/]+)/([^ ,/]+)|(bt2020)")
 _HDR = ("smpte2084", "arib-std-b67")
 _WIDE = ("bt2020", "smpte431", "smpte432")
 """Primaries of SDR that reach further than those of BT.709, as those of screens (Display P3) do."""
-_MATRIX = re.compile(r"bt709|bt2020|smpte170m|smpte240m|bt470bg|fcc|ycgco|ictcp|gbr")
+_MATRIX = re.compile(r"(?<!/)(bt709|bt2020|smpte170m|smpte240m|bt470bg|fcc|ycgco|ictcp|gbr)")
+"""The first of a stream's three colours, or the one name that is all three; primaries and transfer tell no matrix."""
 HD = 1280, 720
 """Width and height, of which one is enough."""
 _ON_WHITE = "format=rgba,split[a][b];[a]drawbox=c=white:t=fill:replace=1[c];[c][b]overlay=format=rgb"
