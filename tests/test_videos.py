@@ -13,6 +13,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from footage import OUTPUTS, RECIPE, animate, encode, moving, ramp, which
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from customttt import media
 from customttt.errors import AlreadyExistsError, MediaError, NotFoundError, StoreError, UsageError
@@ -215,12 +217,31 @@ def test_a_video_of_others_carries_no_recipe(tmp_path: Path) -> None:
     encode(tmp_path / "e.webm", ramp(3), 8, "-c:v", "libvpx")
     (tmp_path / "f.txt").write_text("hello")
     (tmp_path / "g").mkdir()
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h" / "recipe.json").write_bytes("Crème brûlée".encode("latin-1"))
+    images = [Image.fromarray(frame) for frame in ramp(3)]
+    images[0].save(tmp_path / "i.gif", save_all=True, append_images=images[1:], comment="Köln".encode("latin-1"))
+    chunk = PngInfo()
+    chunk.add_text("comment", "Created with a program")
+    images[0].save(tmp_path / "j.png", pnginfo=chunk)
+    encode(tmp_path / "k.avi", ramp(3), 8, "-c:v", "mpeg4", "-metadata", "comment=Koeln!")
+    (tmp_path / "k.avi").write_bytes((tmp_path / "k.avi").read_bytes().replace(b"Koeln!", b"K\xf6ln!!"))
     for path in tmp_path.iterdir():
         for read in (read_recipe, read_frames):
             with pytest.raises(MediaError, match="carries no recipe"):
                 read(path)
     with pytest.raises(NotFoundError):
         read_recipe(tmp_path / "none.mp4")
+
+
+def test_a_comment_of_another_program_hides_no_recipe(tmp_path: Path) -> None:
+    write_video(tmp_path / "frames", ramp(2), 8, RECIPE)
+    with Image.open(tmp_path / "frames" / "0001.png") as image:
+        chunk = PngInfo()
+        chunk.add_text("comment", "Cropped")
+        chunk.add_text("customttt", image.info["customttt"])
+        image.save(tmp_path / "a.png", pnginfo=chunk)
+    assert read_recipe(tmp_path / "a.png") == RECIPE
 
 
 def test_a_note_that_lies_is_refused(tmp_path: Path) -> None:

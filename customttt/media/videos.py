@@ -188,20 +188,21 @@ def _note_text(path: Path) -> str:
     if not kind_of(path):
         return _comment(path)
     with open_image(path, "GIF", "WEBP", "PNG", "AVIF") as image:
-        comment, chunk = image.info.get("comment", b"").decode(), image.info.get("customttt", "")
-        return str(comment or chunk or image.getexif().get(_IMAGE_DESCRIPTION, ""))
+        comment, chunk = image.info.get("comment", b""), image.info.get("customttt", "")  # a PNG's comment is text
+        told = comment.decode(errors="replace") if isinstance(comment, bytes) else comment
+        return str(chunk or told or image.getexif().get(_IMAGE_DESCRIPTION, ""))
 
 
 def _start_of(file: Path) -> str:
     """As much of a text as a note may have, and one character more."""
-    with file.open(encoding="utf-8") as text:
+    with file.open(encoding="utf-8", errors="replace") as text:
         return text.read(MAX_NOTE + 1)
 
 
 def _comment(path: Path) -> str:
     """What a video says of itself; nothing if it is none."""
     try:
-        metadata = ffmpeg.read(path, (), ("-f", "ffmetadata"), most=4 * MAX_NOTE).decode()
+        metadata = ffmpeg.read(path, (), ("-f", "ffmetadata"), most=4 * MAX_NOTE).decode(errors="replace")
     except MediaError:
         return ""
     comment = re.search(r"^comment=(.*)$", metadata, re.MULTILINE | re.IGNORECASE)
