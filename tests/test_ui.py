@@ -279,3 +279,25 @@ def test_the_page_is_put_together(studio: Studio) -> None:
     from customttt.ui.page import Page
 
     assert Page(studio).blocks.analytics_enabled is False
+
+
+def events(page: Any, of: Callable[[Any], bool], event: str) -> list[Any]:
+    """What the page does when something happens to one of its components, as Gradio keeps it."""
+    those = {(number, event) for number, one in page.blocks.blocks.items() if of(one)}
+    return [one for one in page.blocks.fns.values() if those & set(one.targets)]
+
+
+@pytest.mark.usefixtures("learned")
+def test_what_the_question_named_is_removed_whatever_is_chosen_meanwhile(studio: Studio) -> None:
+    pytest.importorskip("gradio")
+    from customttt.ui.page import Page
+
+    page = Page(studio)
+    (asking,) = events(page, lambda one: getattr(one, "value", "") == "Remove ...", "click")
+    (removal,) = events(page, lambda one: getattr(one, "value", "") == "Remove for good", "click")
+    assert len(Library().concepts()) == 2
+    given = dict(zip(asking.outputs, asking.fn("koala"), strict=True))
+    removal.fn(*(given[one] for one in removal.inputs))  # the dropdown may say anything by now
+    assert [one.name for one in Library().concepts()] == ["swimming"]
+    choices = events(page, lambda one: getattr(one, "elem_id", "") == "chosen", "change")
+    assert [(one.outputs, one.fn()["visible"]) for one in choices] == [([asking.outputs[0]], False)]

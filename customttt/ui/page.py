@@ -269,6 +269,7 @@ class Page:
                 base = _base(self.studio, "Base; empty: as in the file", "")
                 admit = gr.Button("Import")
         told = gr.HTML(elem_id="told-library")
+        named = gr.State("")
 
         def look() -> tuple[Any, Any]:
             entries = self.studio.library.entries()
@@ -289,19 +290,20 @@ class Page:
             self.studio.library.rename(_chosen(chosen), new.strip())
             return parts.said(f"'{chosen}' is '{new.strip()}' now.")
 
-        def removed(chosen: str | None) -> str:
-            self.studio.library.remove(_chosen(chosen))
-            return parts.said(f"'{chosen}' was removed.")
+        def removed(named: str) -> str:
+            self.studio.library.remove(_chosen(named))
+            return parts.said(f"'{named}' was removed.")
 
         def admitted(file: Any, called: str, kind: str, base: str) -> str:
             known: Any = kind if kind in get_args(Kind) else None
             added, notes = self.studio.admit(file or "", called.strip(), base or "", known)
             return parts.said(" ".join([f"Imported the {added.kind} '{added.name}'.", *notes]))
 
-        def asked(chosen: str | None) -> tuple[Any, Any]:
+        def asked(chosen: str | None) -> tuple[Any, Any, str]:
+            """The question, and the name in it, which is removed whatever is chosen meanwhile."""
             if not chosen:
-                return gr.update(visible=False), ""
-            return gr.update(visible=True), parts.said(f"Remove '{chosen}' for good?")
+                return gr.update(visible=False), "", ""
+            return gr.update(visible=True), parts.said(f"Remove '{chosen}' for good?"), chosen
 
         def exported(chosen: str | None, form: Any) -> tuple[Any, Any]:
             try:
@@ -312,9 +314,10 @@ class Page:
 
         shown = [told, cards, chosen, asking]
         rename.click(changing(renamed), [chosen, new], shown, api_visibility="private")
-        remove.click(asked, chosen, [asking, question], api_visibility="private")
-        yes.click(changing(removed), chosen, shown, api_visibility="private")
-        no.click(lambda: gr.update(visible=False), None, asking, api_visibility="private")
+        remove.click(asked, chosen, [asking, question, named], api_visibility="private")
+        yes.click(changing(removed), named, shown, api_visibility="private")
+        for change in (no.click, chosen.change):
+            change(lambda: gr.update(visible=False), None, asking, api_visibility="private")
         export.click(exported, [chosen, form], [told, ready], api_visibility="private")
         admit.click(changing(admitted), [file, called, kind, base], shown, api_visibility="private")
         tab.select(look, None, [cards, chosen], api_visibility="private")
