@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from material import assert_one_sentence, run, text_file
 
-from customttt import checkpoint, media
+from customttt import backbones, checkpoint, media
 from customttt.errors import AlreadyExistsError, CustomTTTError, DamagedError, MediaError, NotFoundError, UsageError
 from customttt.library import Library
 from customttt.progress import Progress
@@ -301,3 +301,32 @@ def test_what_the_question_named_is_removed_whatever_is_chosen_meanwhile(studio:
     assert [one.name for one in Library().concepts()] == ["swimming"]
     choices = events(page, lambda one: getattr(one, "elem_id", "") == "chosen", "change")
     assert [(one.outputs, one.fn()["visible"]) for one in choices] == [([asking.outputs[0]], False)]
+
+
+@pytest.mark.parametrize("kind", ["appearance", "motion"])
+def test_what_is_taken_is_told_anew_for_another_base(
+    studio: Studio, pictures: Path, clip: Path, tmp_path: Path, kind: str
+) -> None:
+    pytest.importorskip("gradio")
+    from customttt.ui.page import Page
+
+    page = Page(studio)
+    shows = f"{'taken' if kind == 'appearance' else 'part'}-{kind}"
+    (change,) = (
+        one
+        for one in events(page, lambda one: getattr(one, "label", "") == "Base", "change")
+        if shows in [shown.elem_id for shown in one.outputs]
+    )
+    files = [str(one) for one in sorted(pictures.iterdir())] if kind == "appearance" else str(clip)
+    bad = str(text_file(tmp_path / "no.txt"))
+
+    def said(base: str, files: Any = files) -> str:
+        """With a file and a base, the whole of a clip, and no shape of its own."""
+        given = {"Start, seconds": 0.0, "End, seconds": 1.5, "Base": base}
+        return str(change.fn(*(given.get(one.label, files if one.elem_id else "") for one in change.inputs)))
+
+    sides = [backbones.defaults(base).sample.sides for base in (str(studio.base), "tiny")]
+    assert sides[0] != sides[1]
+    for base, (height, width) in zip(("", "tiny"), sides, strict=True):
+        assert f"{width} x {height}." in said(base)
+    assert "no.txt" in said("tiny", [bad] if kind == "appearance" else bad)

@@ -125,10 +125,11 @@ class Page:
 
         button.click(learn, form, told, api_visibility="private")
         if kind == "appearance":
-            files.change(_telling(self._seen), [files, base], taken, api_visibility="private")
+            for change in (files.change, base.change):
+                change(_telling(self._seen), [files, base], taken, api_visibility="private")
         else:
             files.change(self._film, [files, base, aspect], [taken, part, start, end], api_visibility="private")
-            for change in (start.release, end.release, aspect.change):
+            for change in (start.release, end.release, aspect.change, base.change):
                 change(self._part, [files, start, end, base, aspect], [taken, part], api_visibility="private")
 
     def _shape(self, base: gr.Dropdown, wanted: bool) -> gr.Textbox:
@@ -167,8 +168,9 @@ class Page:
         """The strip with the part between the sliders, and what is taken of it."""
         if not file:
             return "", ""
-        film = parts.film(self.studio.strip(file), start, end)
+        film = ""
         try:
+            film = parts.film(self.studio.strip(file), start, end)
             clip = self.studio.clip(file, start, end, base or "", parts.given(aspect))
         except CustomTTTError as error:
             return film, parts.said(str(error), bad=True)
