@@ -336,6 +336,21 @@ class Workshop:
             self._warn(f"The preview is not kept: {error}")
             return concept
 
+    def unread(self, texts: Sequence[tuple[str, str]]) -> str:
+        """A sentence on those of the texts, each after its name, that are longer than the base reads; "" if none is."""
+        counts = [(name, *self.backbone.count_tokens(text)) for name, text in texts]
+        long = [(name, tokens, most) for name, tokens, most in counts if tokens > most]
+        if not long:
+            return ""
+        base, (name, tokens, most) = self.backbone.name, long[0]
+        if len(long) == 1:
+            return f"{name} has {tokens} tokens, and {base} reads {most}; its end is ignored."
+        most_tokens = max(tokens for _, tokens, _ in long)
+        return (
+            f"{name} and {len(long) - 1} more have up to {most_tokens} tokens, and {base} reads {most}; "
+            "their ends are ignored."
+        )
+
     def try_out(
         self, concept: Concept, num_frames: int, seeds: Sequence[int], steps: int | None = None
     ) -> list[media.Frames]:

@@ -134,7 +134,7 @@ def _carry_out(library: Library, lesson: Lesson, plan: Plan, rung: int) -> None:
     from customttt.media import Clip
 
     shop = render.opened(plan.base, library)
-    if long := showing.unread(shop.backbone, plan.base, plan.texts):
+    if long := shop.unread(plan.texts):
         output.warn(long)
     with output.progress() as report:
         concept = replace(shop, report=report).learn(plan, lesson.resume, lesson.force, rung)

@@ -85,7 +85,7 @@ def videos(
     """
     prompt = recipe.target_prompt
     output.say(f'Prompt: "{prompt}"')
-    if long := showing.unread(shop.backbone, recipe.base, [("The prompt", prompt)]):
+    if long := shop.unread([("The prompt", prompt)]):
         output.warn(long)
     with output.progress() as report:
         taught = replace(shop, report=report).prepare(recipe, material, rung)

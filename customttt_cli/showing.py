@@ -14,7 +14,6 @@ from customttt_cli.output import gigabytes
 from customttt_cli.sources import count, measures
 
 if TYPE_CHECKING:
-    from customttt.backbones import Backbone
     from customttt.planner import Forecast
 
 SPAN = 10
@@ -191,19 +190,3 @@ def size_of(folder: Path) -> str:
 
 def megabytes(sizes: Iterable[int]) -> str:
     return f"{sum(sizes) / 1e6:.1f} MB"
-
-
-def unread(backbone: Backbone, base: str, texts: Sequence[tuple[str, str]]) -> str:
-    """Which of the texts, each with its name, are longer than the base reads; empty if none is."""
-    counts = [(name, *backbone.count_tokens(text)) for name, text in texts]
-    long = [(name, tokens, most) for name, tokens, most in counts if tokens > most]
-    if not long:
-        return ""
-    name, tokens, most = long[0]
-    if len(long) == 1:
-        return f"{name} has {tokens} tokens, and {base} reads {most}; its end will be ignored."
-    most_tokens = max(tokens for _, tokens, _ in long)
-    return (
-        f"{name} and {len(long) - 1} more have up to {most_tokens} tokens, and {base} reads {most}; "
-        "their ends will be ignored."
-    )

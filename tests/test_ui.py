@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,17 +145,22 @@ def test_a_form_learns_stops_goes_on_and_composes(
     assert 0 < len(task.losses) < 30
     monkeypatch.setattr("customttt.workshop.GLANCE_SECONDS", 1e9)
     studio.desk.go_on(task.number)
-    form = LearningForm("motion", "swimming", changes={"steps": 2, "rank": 4})
+    long = "A man is swimming. " * 40
+    form = LearningForm("motion", "swimming", prompt=long, changes={"steps": 2, "rank": 4})
     moving = studio.learn(form, studio.clip(str(clip), 0, 1))
     until(lambda: moving.state in ("done", "failed"))
     assert (task.state, moving.state) == ("done", "done"), (task.said, moving.said)
     assert len(Library().get("koala").losses) == 30
     assert [path.name for path, _ in moving.files] == ["preview.mp4"]
+    unread = r"\. The prompt has \d+ tokens, and .* reads \d+; its end is ignored\.$"
+    assert "tokens" not in task.said
+    assert re.search(unread, moving.said)
     with pytest.raises(AlreadyExistsError):
         studio.learn(LearningForm("appearance", "koala", changes={"steps": 3}), found)
-    made = studio.compose(studio.recipe("koala", "swimming", Wish("on Mars", num=2)), 2)
+    made = studio.compose(studio.recipe("koala", "swimming", Wish("on Mars, " * 40, num=2)), 2)
     until(lambda: made.state in ("done", "failed"))
     assert made.state == "done", made.said
+    assert re.search(unread, made.said)
     assert [path.suffix for path, _ in made.files] == [".mp4", ".mp4"]
     assert all(path.is_file() for path, _ in made.files)
     again = studio.recipe("koala", "swimming", Wish("on Mars"))

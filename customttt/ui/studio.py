@@ -117,6 +117,7 @@ class Studio:
 
     def _learn(self, plan: Plan, force: bool, task: DeskTask) -> str:
         shop = self._opened(plan.base, task, task.note)
+        unread = shop.unread(plan.texts)
 
         def glance(frames: media.Frames) -> None:
             step = task.progress.step if task.progress else 0
@@ -129,7 +130,7 @@ class Studio:
             concept = shop.preview(plan, concept)
         folder = self.library.path(concept.name)
         task.files = [(folder / name, concept.prompt) for name in concept.previews[:1]]
-        return f"'{concept.name}' is in the library; learning it took {duration(concept.seconds)}."
+        return f"'{concept.name}' is in the library; learning it took {duration(concept.seconds)}. {unread}".strip()
 
     # -- composing
 
@@ -166,6 +167,7 @@ class Studio:
 
     def _compose(self, recipe: VideoRecipe, seeds: Sequence[int], task: DeskTask) -> str:
         shop = self._opened(recipe.base, task, task.note_or_stop)
+        unread = shop.unread([("The prompt", recipe.target_prompt)])
         taught = shop.prepare(recipe)
         task.files = []
         for seed in seeds:
@@ -173,7 +175,7 @@ class Studio:
             names = f"{recipe.appearance.name}-{recipe.motion.name}-seed{seed}-{grid.name_of(one)[:12]}.mp4"
             shop.write(one, self.videos / names, taught)
             task.files = [*task.files, (self.videos / names, f"seed {seed}: {names}")]
-        return f"In {self.videos.absolute()}."
+        return f"In {self.videos.absolute()}. {unread}".strip()
 
     # -- keeping house
 
