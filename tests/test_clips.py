@@ -29,7 +29,7 @@ from PIL import Image
 
 from customttt.errors import MediaError, NotFoundError, UsageError
 from customttt.media import ffmpeg as decoder
-from customttt.media import read_clip, read_recipe, write_video
+from customttt.media import read_clip, read_recipe, read_strip, write_video
 from customttt.media.clips import open_reel
 
 CLIPS: dict[str, Callable[[Path], Path]] = {
@@ -229,6 +229,45 @@ def test_frames_of_no_fixed_rate_are_chosen_by_their_own_times(tmp_path: Path) -
     assert open_reel(path).times(0, 1, 100) == pytest.approx([time / 100 for time in times], abs=0.001)
     assert which(read_clip(path, 10, 60, 32)) == list(range(10))
     assert which(read_clip(path, 2, 10, 32, start=0.08)) == [4, 7]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov", "webm", "mkv"])
+def test_a_clip_too_large_to_decode_whole_still_has_a_strip(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = CLIPS[kind](tmp_path)
+    whole = read_strip(path, 5, 24)
+    monkeypatch.setattr("customttt.media.clips.MAX_DECODED", 40 * 48 * 64)
+    with pytest.raises(MediaError, match="has over 40 frames"):
+        read_clip(path, 45, 25, 32)
+    strip = read_strip(path, 5, 24)
+    assert strip.frames.shape == whole.frames.shape == (5, 24, 32, 3)
+    assert strip.times == pytest.approx([0, 0.4, 0.8, 1.2, 1.6], abs=0.01)
+    assert strip.seconds == pytest.approx(whole.seconds, abs=0.05)
+    assert strip.frames.mean((1, 2, 3)) == pytest.approx([10, 50, 90, 130, 170], abs=4)
+
+
+def test_the_strip_of_a_large_clip_has_each_frame_once_with_its_own_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a screen on which nothing moves for a while; what is sought then is the next frame."""
+    times = "if(lt(N,10),N,if(lt(N,20),N+30,N+31))"  # tenths of a second: 0 to 0.9, 4 to 4.9, 5.1 to 6
+    path = encode(tmp_path / "a.mkv", ramp(30), 25, "-c:v", "ffv1", "-vf", f"settb=1/1000,setpts='({times})*100'",
+                  "-enc_time_base", "1:1000", "-fps_mode", "passthrough")  # fmt: skip
+    monkeypatch.setattr("customttt.media.clips.MAX_DECODED", 20 * 48 * 64)
+    strip = read_strip(path, 6, 24)
+    assert strip.times == pytest.approx([0, 4, 4.1, 5.1], abs=0.03)
+    assert strip.frames.mean((1, 2, 3)) == pytest.approx([10, 50, 54, 90], abs=2.5)
+
+
+def test_a_strip_may_take_as_long_as_all_that_is_decoded_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: list[float] = []
+    read = decoder.read
+    monkeypatch.setattr(decoder, "read", lambda *given: (allowed.append(given[4]), read(*given))[1])
+    read_strip(encode(tmp_path / "a.mp4", ramp(50), 5), 3, 24)
+    assert allowed[-1] >= 49 / 8, "the last of three frames comes after all others"
 
 
 KINDS = {

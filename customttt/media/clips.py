@@ -54,14 +54,31 @@ def read_strip(path: Path | str, number: int, side: int) -> FilmStrip:
     path = Path(path)
     with decoding(path):
         reel = open_reel(path)
+        if isinstance(reel, Video) and reel.is_large:
+            return _sought(reel, number, side)
         times = reel.times(0.0, MAX_SECONDS, MAX_COUNTED)
         if not times:
             raise MediaError(f"'{path.name}' has no frames; give a video.")
         picks = [round(float(pick)) for pick in np.linspace(0, len(times) - 1, min(len(times), number))]
-        width, height = reel.shown()
-        frames = reel.frames(0.0, times, picks, (side, max(1, round(side * width / height))))
+        frames = reel.frames(0.0, times, picks, _of_height(side, reel))
         last = (times[-1] - times[0]) / max(len(times) - 1, 1)
         return FilmStrip(frames, [times[pick] for pick in picks], times[-1] + last)
+
+
+def _sought(reel: Video, number: int, side: int) -> FilmStrip:
+    """The strip of a clip of which too much would be decoded: for each frame it is sought where the frame is."""
+    size, seconds = _of_height(side, reel), min(reel.stream.seconds, MAX_SECONDS)
+    found: dict[float, Frames] = {}  # by time, as several may lie before one that is shown for long
+    for start in np.linspace(0, seconds, number, endpoint=False).tolist():
+        for time in reel.times(start, seconds - start, 1):  # of none, where the sound alone goes on
+            found[round(start + time, 3)] = reel.frames(start, [time], [0], size)
+    return FilmStrip(np.concatenate(list(found.values())), list(found), seconds)
+
+
+def _of_height(side: int, reel: Video | Animation) -> Size:
+    """So many pixels high, in the shape of a clip."""
+    width, height = reel.shown()
+    return side, max(1, round(side * width / height))
 
 
 def read_clip(
@@ -145,6 +162,12 @@ class Video:
     path: Path
     stream: ffmpeg.Stream
 
+    @property
+    def is_large(self) -> bool:
+        """Whether there is more of it than may be decoded, as its container tells, and it can be sought in."""
+        pixels = self.stream.pixels * self.stream.rate * min(self.stream.seconds, MAX_SECONDS)
+        return pixels > MAX_DECODED and not self.stream.blind
+
     def times(self, start: float, seconds: float, at_most: int) -> list[float]:
         """When each frame of the interval begins, in seconds after `start`: rising."""
         able = MAX_DECODED // self.stream.pixels if self.stream.pixels else at_most
@@ -182,7 +205,8 @@ class Video:
         select = f"select='(isnan(prev_selected_t)+gt(t,prev_selected_t))*{near}'"
         filters = f"{self.stream.whole}{select},{self.stream.filters(size)}"
         output = ("-frames:v", str(len(picks)), "-vf", filters, "-pix_fmt", "rgb24", "-f", "rawvideo")
-        raw = ffmpeg.decode(self.path, self.stream, output, len(picks), start, most=len(picks) * prod(size) * 3)
+        until, most = times[-1] + 1, len(picks) * prod(size) * 3
+        raw = ffmpeg.decode(self.path, self.stream, output, picks[-1] + 1, start, until, most)
         return np.frombuffer(raw, np.uint8).reshape(len(picks), *size, 3).copy()
 
 

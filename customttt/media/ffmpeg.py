@@ -57,6 +57,8 @@ _ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya|uyva")
 _DETAILS = r"(?:\(((?:[^()]|\([^()]*\))*)\))?"
 _STREAM = re.compile(rf"^  Stream #0:\d.*?: Video: (\w+).*?, ([a-z]\w*){_DETAILS}, (\d+)x(\d+)(.*)$", re.MULTILINE)
 _INPUT = re.compile(r"^Input #0, (\w+)", re.MULTILINE)
+_LENGTH = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", re.MULTILINE)
+_RATE = re.compile(r", ([\d.]+) fps")
 _PICTURES = re.compile(r"^  Stream #0:\d.*?: Video: (?!.*\(attached pic\))", re.MULTILINE)
 _COLOURS = re.compile(r"([^ ,/]+)/([^ ,/]+)/([^ ,/]+)|(bt2020)")
 _HDR = ("smpte2084", "arib-std-b67")
@@ -88,6 +90,10 @@ class Stream:
     """Whether each frame holds two moments, one in its even and one in its odd lines."""
     blind: float = 0.0
     """Seconds before a start from which on it is decoded."""
+    seconds: float = 0.0
+    """How long the clip is, as its container tells; 0 where that does not."""
+    rate: float = 0.0
+    """Mean number of frames a second, likewise."""
 
     @property
     def whole(self) -> str:
@@ -144,7 +150,7 @@ def probe(path: Path) -> Stream:
         raise MediaError(f"'{path.name}' has no video in it; give a clip with pictures.")
     if not streams:
         return PLAIN  # and decoding will say what is wrong with it
-    codec, pixel_format, details, width, height, _ = streams[0].groups()
+    codec, pixel_format, details, width, height, rest = streams[0].groups()
     about = log[streams[0].end() :].partition("\n  Stream #")[0]  # what it says of this stream
     hidden = codec in ("vp8", "vp9") and bool(re.search(r"^ +alpha_mode +: 1", about, re.IGNORECASE | re.MULTILINE))
     alpha = hidden or _ALPHA.match(pixel_format) is not None
@@ -155,7 +161,13 @@ def probe(path: Path) -> Stream:
         _DECODERS.get((codec, hidden), ()), alpha, _colours(details), untold, int(width) * int(height),
         interlaced=" first" in details or codec == "dvvideo",  # of which ffmpeg does not say so
         blind=BLIND.get(name[1], 0.0) if (name := _INPUT.search(log)) else 0.0,
+        seconds=_seconds(*length.groups()) if (length := _LENGTH.search(log)) else 0.0,
+        rate=float(rate[1]) if (rate := _RATE.search(rest)) else 0.0,
     )  # fmt: skip
+
+
+def _seconds(hours: str, minutes: str, seconds: str) -> float:
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
 def _unopened(path: Path, log: str) -> Exception:
