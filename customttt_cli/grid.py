@@ -124,12 +124,25 @@ def _planned(library: Library, spec: GridSpec, folder: Path, threads: int) -> Gr
     from customttt import media
 
     media.check_place(folder / SUMMARY)
+    _check_summary(folder / SUMMARY)
     with output.loading_torch():
         from customttt.many.grid import Grid
     with output.waiting("Looking at what there is"):
         made = Grid.planned(library, spec, folder, threads)
     output.say(f"Base: {made.base}")
     return made
+
+
+def _check_summary(path: Path) -> None:
+    """Raise UsageError for a file that is no summary of a grid, such as a grid itself, which one would replace."""
+    try:
+        there = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        there = None
+    if not isinstance(there, dict) or "not done" not in there:
+        raise UsageError(f"'{path}' is no summary of a grid and would be replaced by one; give another --output.")
 
 
 def _foretold(made: Grid) -> Foretold:
@@ -234,7 +247,8 @@ def _summarize(made: Grid, bad: Sequence[dict[str, str]]) -> None:
     from customttt import media
 
     with media.placed(made.folder / SUMMARY) as aside:
-        aside.write_text(json.dumps({"videos": made.counts["video"], "not done": bad}, indent=1, ensure_ascii=False))
+        text = json.dumps({"videos": made.counts["video"], "not done": bad}, indent=1, ensure_ascii=False)
+        aside.write_text(text, encoding="utf-8")
     if not bad:
         output.say(f"To look at: customttt gallery {made.folder}")
         return

@@ -203,6 +203,8 @@ def _file(name: str, text: str) -> list[str]:
         (lambda: _lesson(steps=0), 2, ("'steps' is 0",)),
         (lambda: _taken("koala"), 4, ("'koala' is in the library already",)),
         (lambda: ["-o", "/proc/x"], 11, ("/proc/x",)),
+        (lambda: [*_file("grid.json", '{"seeds": 2}'), "-o", "."], 2, ("'grid.json' is no summary of a grid",)),
+        (lambda: _file("grid.json", "mine") and ["-o", "."], 2, ("'grid.json' is no summary of a grid",)),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence_before_anything_is_loaded(
