@@ -52,8 +52,10 @@ def settle(pair: Pair, wish: Wish, made: VideoRecipe | None = None) -> VideoReci
             base, why = pair.appearance.base, f"'{pair.appearance.name}' was learned on it"
         fingerprint, defaults = backbones.identify(base), backbones.defaults(base)
     output.say(showing.base_line(base, why))
-    recipe = replace(pair.recipe(wish.prompt, base, fingerprint, defaults), threads=threads.number())
-    return wish.again(replace(made, base=base) if made else recipe)
+    if made:
+        pair.check_base(base, fingerprint)
+        return wish.again(replace(made, base=base, base_fingerprint=fingerprint))
+    return wish.again(replace(pair.recipe(wish.prompt, base, fingerprint, defaults), threads=threads.number()))
 
 
 def forecast(library: Library, pair: Pair, recipe: VideoRecipe, videos: int, dry_run: bool) -> Forecast:

@@ -106,6 +106,9 @@ def test_a_bystander_does_what_the_prompt_says_and_a_movement_may_be_shared(here
     assert {slot: one.scale for slot, one in recipe.ingredients.items()} == {
         "appearance": 1, "motion": 0.5, "appearance2": 1, "appearance3": 1,
     }  # fmt: skip
+    again = run("compose", "--recipe", "out.mp4", "-o", "again.mp4")
+    assert again.exit_code == 0, again.output
+    assert media.read_recipe(here / "again.mp4") == media.read_recipe(here / "out.mp4")
 
 
 def test_the_shell_offers_a_further_subject_and_then_its_movement() -> None:
@@ -171,6 +174,18 @@ def test_a_recipe_with_another_seed_is_another_video(here: Path) -> None:
     assert (second["seed"], second["sample"]["num_inference_steps"]) == (1, 3)
     assert first["ttt"] == second["ttt"]
     assert (media.read_frames(here / "first")[0] != media.read_frames(here / "second")[0]).any()
+
+
+def test_a_recipe_names_the_base_that_it_is_rendered_on(tiny_random_base: Path, tmp_path: Path) -> None:
+    run("compose", "koala", "swimming", "--no-ttt", "-o", "first.mp4")
+    changed = shutil.copytree(tiny_random_base, tmp_path / "changed")
+    (changed / "unet" / "config.json").write_text((changed / "unet" / "config.json").read_text() + "\n")
+    fingerprint = backbones.identify(str(changed))
+    for name in ("koala", "swimming"):
+        copy(name, f"my-{name}", base=str(changed), base_fingerprint=fingerprint)
+        Library().remove(name)
+    recipe = json.loads(run("compose", "--recipe", "first.mp4", "--dry-run", "--json").stdout)["recipe"]
+    assert (recipe["base"], recipe["base_fingerprint"]) == (str(changed), fingerprint)
 
 
 def test_another_seed_does_not_train_again(monkeypatch: pytest.MonkeyPatch) -> None:
