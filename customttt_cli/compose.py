@@ -54,7 +54,7 @@ def compose(
     wish = Wish(prompt, seed, num, base, Settings(**settings))
     wish.check()
     library = Library()
-    names = None if appearance is None or motion is None else (appearance, motion)
+    names = [name for name in (appearance, motion) if name is not None]
     pair, made = _pair(library, names, others(further or ()), then or (), recipe, force)
     paths = render.output_paths(out, pair.title, wish.seeds(made))
     _check_outputs(list(paths.values()), recipe)
@@ -68,7 +68,7 @@ def compose(
 
 def _pair(
     library: Library,
-    names: tuple[str, str] | None,
+    names: Sequence[str],
     further: Sequence[tuple[str, str | None]],
     then: Sequence[str],
     video: Path | None,
@@ -76,9 +76,10 @@ def _pair(
 ) -> tuple[Pair, VideoRecipe | None]:
     """The concepts, by name or by the recipe in a video, and that recipe."""
     if video is None:
-        if names is None:
+        if len(names) < 2:
             raise UsageError('Give an appearance and a motion: customttt compose koala swimming "on Mars".')
-        return pairs.named(library, *names, further, then), None
+        appearance, motion = names
+        return pairs.named(library, appearance, motion, further, then), None
     if names or further or then:
         raise UsageError("--recipe names the concepts itself; leave APPEARANCE, MOTION, PROMPT, --with and --then out.")
     made = _read(video, altered)

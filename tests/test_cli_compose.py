@@ -339,6 +339,7 @@ def test_more_subjects_than_a_base_draws_are_told_before_it_is_loaded(monkeypatc
         (lambda: ["koala", "swimming", "-o", "/proc/x/video.mp4"], 11, ("/proc/x",)),
         (lambda: ["koala", "swimming", "-o", ".", "--num", "2"], 2, ("need a name",)),
         (lambda: ["koala", "swimming", "--recipe", "x.mp4"], 2, ("leave APPEARANCE",)),
+        (lambda: ["in the snow", "--recipe", "x.mp4"], 2, ("leave APPEARANCE",)),
         (lambda: ["--with", "koala", "--recipe", "x.mp4"], 2, ("leave APPEARANCE",)),
         (lambda: ["--then", "swimming", "--recipe", "x.mp4"], 2, ("leave APPEARANCE",)),
         (lambda: ["koala", "swimming", "--then", "swimming"], 2, ("'swimming' is a motion twice",)),
