@@ -17,9 +17,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
-from material import assert_one_sentence, run, snapshot
+from material import assert_one_sentence, copy, run, snapshot
 
-from customttt.errors import BaseUnavailableError
+from customttt.errors import AlreadyExistsError, BaseUnavailableError
 from customttt.library import Library
 from customttt.many import rays
 from customttt.planner import Forecast
@@ -157,6 +157,20 @@ def test_where_every_worker_ends_at_once_the_grid_ends_in_a_sentence(
     monkeypatch.setitem(sys.modules, "ray", StandIn(deaths=3))
     done = run("grid", "--ray", "local")
     assert_one_sentence(done, 12, "test-time training of koala swimming: Its worker was lost 3 times")
+
+
+@pytest.mark.usefixtures("learned")
+def test_a_concept_that_took_the_name_meanwhile_is_kept(tmp_path: Path) -> None:
+    made, passing = rays.entry(Library(), "koala"), Library(tmp_path / "passing")
+    made.add_to(Library())
+    Library().remove("koala")
+    other = copy("swimming", "koala")
+    with pytest.raises(AlreadyExistsError, match="'koala' is in the library already"):
+        made.add_to(Library())
+    assert Library().get("koala") == other
+    rays.entry(Library(), "koala").add_to(passing)
+    made.add_to(passing, force=True)
+    assert passing.get("koala").files == made.concept.files
 
 
 def crew(**given: Any) -> rays.OnRay:

@@ -44,15 +44,18 @@ class Entry:
     concept: Concept
     files: Mapping[str, bytes]
 
-    def add_to(self, library: Library) -> None:
-        """Put it there, in place of another of its name; nothing is done where it is there."""
+    def add_to(self, library: Library, force: bool = False) -> None:
+        """Put it there, with `force` in place of another of its name; nothing is done where it is there.
+
+        Raises AlreadyExistsError where the name is taken, LockedError or StoreError.
+        """
         name = self.concept.name
         try:
             known = library.get(name).files == self.concept.files
         except CustomTTTError:
             known = False
         if not known:
-            library.add(self.concept, self._write, force=True)
+            library.add(self.concept, self._write, force)
 
     def _write(self, folder: Path) -> None:
         for name, content in self.files.items():
@@ -66,7 +69,7 @@ class Adapted:
     key: str
     content: bytes
 
-    def add_to(self, library: Library) -> None:
+    def add_to(self, library: Library, force: bool = False) -> None:  # noqa: ARG002 no other has its key
         """Keep them there; nothing is done where they are."""
         if not library.adapted(self.key):
             library.add_adapted(self.key, lambda path: path.write_bytes(self.content))
@@ -104,7 +107,7 @@ class Hand:
 
         def whole(order: Order) -> Entry | Adapted | bytes:
             for one in goods:
-                one.add_to(library)
+                one.add_to(library, force=True)
             return self._made(library, order)
 
         return done(job, order, whole)
