@@ -77,6 +77,17 @@ def test_a_grid_makes_what_compose_makes_once_and_shares_it(here: Path, monkeypa
 
 
 @pytest.mark.usefixtures("forecasts")
+@pytest.mark.parametrize("named", [("--motions", "swimming"), ("--appearances", "all", "--then", "swimming")])
+def test_the_concepts_that_are_named_choose_the_base(tiny_random_base: Path, named: tuple[str, ...]) -> None:
+    copy("swimming", "jumping", phrase="jumping")
+    copy("koala", "bear", base="animatediff", base_fingerprint="f00d")
+    done = run("grid", *named, "--frames", "8", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert f"Base: {tiny_random_base}" in done.stderr
+    assert "1 appearance x 1 motion" in done.stdout
+
+
+@pytest.mark.usefixtures("forecasts")
 def test_one_failed_job_says_why_stops_no_other_and_is_tried_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy("swimming", "diving", phrase="diving")
     adapt = compose.adapt
@@ -157,6 +168,11 @@ def _of_two_bases() -> list[str]:
     return []
 
 
+def _lessons_of_two_bases() -> list[str]:
+    copy("swimming", "diving", base="animatediff", base_fingerprint="f00d")
+    return _lesson()
+
+
 def _lesson(**changes: object) -> list[str]:
     Path("grid.json").write_text(json.dumps({"learn": {"appearance": {"bear": {"images": "nowhere", **changes}}}}))
     return ["grid.json"]
@@ -186,6 +202,7 @@ def _file(name: str, text: str) -> list[str]:
         (lambda: ["--appearances", "swimming"], 2, ("'swimming' is a motion",)),
         (_of_another_base, 10, ("'bear' was learned on 'animatediff'", "not on")),
         (_of_two_bases, 2, ("of 2 bases", "give --base")),
+        (_lessons_of_two_bases, 2, ("of 2 bases", "give --base")),
         (lambda: ["--seeds", "10000000"], 2, ("1 x 1 x 1 x 10,000,000 = 10,000,000 videos", "at most 1,000,000")),
         (lambda: ["--seeds", "0"], 2, ("--seeds is 0",)),
         (lambda: ["--workers", "0"], 2, ("--workers is 0",)),

@@ -421,21 +421,18 @@ def _check_count(library: Library, spec: GridSpec) -> None:
 
 
 def _base(library: Library, spec: GridSpec) -> str:
-    """The one that is asked for; else that of the concepts, or where all are to be learned, what suits this machine."""
+    """The one that is asked for; else that of the concepts named; else of all, or what suits this machine."""
     if spec.base:
         return backbones.choose_base(spec.base)[0]
-    there: list[Concept] = []
-    for kind in KINDS:
-        names, lessons = spec.names(kind), getattr(spec.learn, kind)
-        if names is None:
-            there += library.concepts(kind)
-        there += [library.get(name, kind) for name in (*(names or ()), *spec.beside(kind)) if name not in lessons]
-    if not there:
-        return backbones.choose_base(None)[0]
-    bases = {one.base_fingerprint: one.base for one in there}
-    if len(bases) > 1 and all(spec.names(kind) is None for kind in KINDS):
+    lessons: Mapping[Kind, Mapping[str, Any]] = {kind: getattr(spec.learn, kind) for kind in KINDS}
+    asked = [(kind, name) for kind in KINDS for name in (*(spec.names(kind) or ()), *spec.beside(kind))]
+    if named := [library.get(name, kind) for kind, name in asked if name not in lessons[kind]]:
+        return named[0].base
+    every = [one for kind in KINDS if spec.names(kind) is None for one in library.concepts(kind)]
+    bases = {one.base_fingerprint: one.base for one in every}
+    if len(bases) > 1:
         raise UsageError(f"The library has concepts of {len(bases)} bases ({', '.join(bases.values())}); give --base.")
-    return there[0].base
+    return every[0].base if every else backbones.choose_base(None)[0]
 
 
 def _measures(inputs: Inputs) -> tuple[int, tuple[int, int]]:
