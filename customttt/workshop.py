@@ -203,13 +203,14 @@ def _untaught(rival: Rival) -> UsageError:
     )
 
 
-def save(path: Path, frames: media.Frames, recipe: VideoRecipe) -> dict[str, Any]:
+def save(path: Path, frames: media.Frames, recipe: VideoRecipe, anew: bool = False) -> dict[str, Any]:
     """Write a video with its recipe, and this program's versions, inside. Returns what is written there.
 
-    Raises UsageError for another ending than mp4, gif, webp or none (a folder of png), StoreError where it cannot be.
+    With `anew` it replaces no other: that is an AlreadyExistsError. Raises UsageError for another ending than mp4, gif,
+    webp or none (a folder of png), StoreError where it cannot be.
     """
     made = {**recipe.to_dict(), "versions": machine.versions()}
-    media.write_video(path, frames, recipe.sample.fps, made)
+    media.write_video(path, frames, recipe.sample.fps, made, anew)
     return made
 
 

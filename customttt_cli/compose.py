@@ -63,7 +63,7 @@ def compose(
     if dry_run:
         _plan(wanted, forecast, list(paths.values()), as_json)
     else:
-        _render(library, wanted, paths, forecast, as_json)
+        _render(library, wanted, paths, forecast, as_json, pair.title if out is None else None)
 
 
 def _pair(
@@ -120,12 +120,17 @@ def _plan(recipe: VideoRecipe, forecast: Forecast, paths: list[Path], as_json: b
 
 
 def _render(
-    library: Library, recipe: VideoRecipe, paths: Mapping[int, Path], forecast: Forecast, as_json: bool
+    library: Library,
+    recipe: VideoRecipe,
+    paths: Mapping[int, Path],
+    forecast: Forecast,
+    as_json: bool,
+    title: str | None,
 ) -> None:
     for line in showing.forecast_lines(forecast):
         output.say(line)
     shop = render.opened(recipe.base, library)
-    for seed, path, made in render.videos(shop, recipe, paths, rung=forecast.position):
+    for seed, path, made in render.videos(shop, recipe, paths, rung=forecast.position, title=title):
         output.result(json.dumps({"path": str(path), "seed": seed, "recipe": made}) if as_json else str(path))
     output.say(f"How it was made: customttt show {path}")
     output.say(f"Once more, with another seed: customttt compose --recipe {path} --seed {seed + 1}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from customttt.errors import UsageError
+from customttt.errors import AlreadyExistsError, UsageError
 from customttt.library import Library
 from customttt.pairs import Pair
 from customttt.recipe import VideoRecipe
@@ -17,6 +18,7 @@ from customttt_cli import output, showing
 
 if TYPE_CHECKING:
     from customttt.measure.rivals import Material
+    from customttt.media import Frames
     from customttt.planner import Forecast
     from customttt.workshop import Workshop
 
@@ -27,7 +29,7 @@ def output_paths(out: Path | None, title: str, seeds: Sequence[int]) -> dict[int
         return _each(out, seeds)
     stems = chain([title], (f"{title}-{number}" for number in count(2)))
     candidates = (_each(Path(f"{stem}.mp4"), seeds) for stem in stems)
-    return next(paths for paths in candidates if not any(path.exists() for path in paths.values()))
+    return next(paths for paths in candidates if not any(map(os.path.lexists, paths.values())))
 
 
 def _each(path: Path, seeds: Sequence[int]) -> dict[int, Path]:
@@ -79,11 +81,17 @@ def opened(base: str, library: Library) -> Workshop:
 
 
 def videos(
-    shop: Workshop, recipe: VideoRecipe, paths: Mapping[int, Path], material: Material | None = None, rung: int = 0
+    shop: Workshop,
+    recipe: VideoRecipe,
+    paths: Mapping[int, Path],
+    material: Material | None = None,
+    rung: int = 0,
+    title: str | None = None,
 ) -> Iterator[tuple[int, Path, dict[str, Any]]]:
     """Make one video after the other: (seed, path, the recipe as written into it).
 
-    A rival learns from the material what the library does not hold. Raises what `Workshop.prepare` and `write` do.
+    A rival learns from the material what the library does not hold. With the `title` from which the paths were made,
+    a path that something has taken meanwhile gives way to the next. Raises what `Workshop.prepare` and `write` do.
     """
     prompt = recipe.target_prompt
     output.say(f'Prompt: "{prompt}"')
@@ -93,5 +101,20 @@ def videos(
         taught = replace(shop, report=report).prepare(recipe, material, rung)
     for seed, path in paths.items():
         with output.progress() as report:
-            made = replace(shop, report=report).write(recipe.with_seed(seed), path, taught)
-        yield seed, path, made
+            frames = replace(shop, report=report).compose(recipe.with_seed(seed), taught)
+        yield seed, *_saved(path, frames, recipe.with_seed(seed), title, list(paths))
+
+
+def _saved(
+    path: Path, frames: Frames, recipe: VideoRecipe, title: str | None, seeds: Sequence[int]
+) -> tuple[Path, dict[str, Any]]:
+    """Where a video is, and the recipe as written into it; see `videos`."""
+    from customttt import workshop
+
+    while True:
+        try:
+            return path, workshop.save(path, frames, recipe, anew=title is not None)
+        except AlreadyExistsError:
+            if title is None:
+                raise
+            path = output_paths(None, title, seeds)[recipe.seed]

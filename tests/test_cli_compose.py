@@ -206,11 +206,28 @@ def test_several_videos_have_consecutive_seeds(here: Path) -> None:
 
 def test_nothing_is_overwritten_unless_named(here: Path) -> None:
     (here / "koala-swimming.mp4").write_text("mine")
+    (here / "koala-swimming-2.mp4").symlink_to("nowhere.mp4")
     names = [run("compose", "koala", "swimming", "--no-ttt").stdout for _ in range(2)]
-    assert names == ["koala-swimming-2.mp4\n", "koala-swimming-3.mp4\n"]
+    assert names == ["koala-swimming-3.mp4\n", "koala-swimming-4.mp4\n"]
     assert (here / "koala-swimming.mp4").read_text() == "mine"
     assert run("compose", "koala", "swimming", "--no-ttt", "-o", "koala-swimming.mp4").exit_code == 0
     assert media.read_recipe(here / "koala-swimming.mp4")
+
+
+def test_a_name_that_another_took_meanwhile_gives_way_to_the_next(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from customttt import compose
+
+    def render_late(*arguments: object) -> object:
+        (here / "koala-swimming-seed1.mp4").write_text("mine")
+        return render(*arguments)
+
+    render = compose.render
+    monkeypatch.setattr(compose, "render", render_late)
+    done = run("compose", "koala", "swimming", "--no-ttt", "--num", 2)
+    assert done.stdout == "koala-swimming-seed0.mp4\nkoala-swimming-2-seed1.mp4\n"
+    assert (here / "koala-swimming-seed1.mp4").read_text() == "mine"
+    assert media.read_recipe(here / "koala-swimming-2-seed1.mp4")["seed"] == 1
+    assert len([*here.iterdir()]) == 3
 
 
 def test_without_test_time_training_nothing_is_adapted(learned: Path, here: Path) -> None:

@@ -111,11 +111,12 @@ def store_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def placed(path: Path) -> Iterator[Path]:
+def placed(path: Path, anew: bool = False) -> Iterator[Path]:
     """A place to write to, in a folder beside `path`; what was written there replaces `path` if all went well.
 
-    Its name is short: whatever name a file system takes for `path`, it takes this. What a writer leaves beside it, as
-    safetensors does where it is killed, is in the folder, too. What killed processes left beside `path` is cleared.
+    With `anew` it replaces nothing: AlreadyExistsError is raised where something is there by then. Its name is short:
+    whatever name a file system takes for `path`, it takes this. What a writer leaves beside it, as safetensors does
+    where it is killed, is in the folder, too. What killed processes left beside `path` is cleared.
     """
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +126,8 @@ def placed(path: Path) -> Iterator[Path]:
         try:
             yield aside
             _flush(aside)
+            if anew:
+                _claim(path)
             _put(aside, path)
             sync(path.parent)
         finally:
@@ -144,6 +147,14 @@ def temporary() -> Path:
     made = passing(Path(tempfile.gettempdir()))
     made.chmod(0o700)
     return made
+
+
+def _claim(path: Path) -> None:
+    """Take a name by an empty file. Raises AlreadyExistsError where it is taken."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError as error:
+        raise AlreadyExistsError(f"'{path}' is there already; name another.") from error
 
 
 def _put(aside: Path, path: Path) -> None:

@@ -33,16 +33,17 @@ from customttt.text import parsed
 _IMAGE_DESCRIPTION = 0x010E  # EXIF
 
 
-def write_video(path: Path, frames: Frames, fps: float, recipe: dict[str, Any]) -> None:
+def write_video(path: Path, frames: Frames, fps: float, recipe: dict[str, Any], anew: bool = False) -> None:
     """Write frames (f h w 3) as .mp4 (H.264), .gif, .webp or a folder of png, the recipe inside.
 
     Written beside its place and then renamed, so that it is there whole or not at all; a video that is there
-    already is replaced. Raises UsageError, AlreadyExistsError or StoreError, as `check_output` does.
+    already is replaced, or with `anew` an AlreadyExistsError. Raises UsageError, AlreadyExistsError or StoreError, as
+    `check_output` does.
     """
     kind = kind_of_output(path)
     bare = {"customttt": recipe, "fps": fps, "shape": frames.shape}
     note = json.dumps({**bare, "sha256": _seal(bare)})
-    with placed(path) as aside:
+    with placed(path, anew) as aside:
         if kind == "":
             _write_folder(aside, frames, note)
         else:
