@@ -139,7 +139,8 @@ def _make(
         if missing:
             shop = shop or render.opened(recipe.base, library)
             (folder / RUN).unlink(missing_ok=True)  # of videos that are replaced
-            list(render.videos(shop, recipe, missing, material))
+            for _ in render.videos(shop, recipe, missing, material):
+                output.goes_on()
     return cells
 
 

@@ -132,5 +132,6 @@ def _render(
     shop = render.opened(recipe.base, library)
     for seed, path, made in render.videos(shop, recipe, paths, rung=forecast.position, title=title):
         output.result(json.dumps({"path": str(path), "seed": seed, "recipe": made}) if as_json else str(path))
+        output.stored()
     output.say(f"How it was made: customttt show {path}")
     output.say(f"Once more, with another seed: customttt compose --recipe {path} --seed {seed + 1}")

@@ -192,6 +192,7 @@ def _carry_out(made: Grid, foretold: Foretold, workers: int | None, ray: str | N
     if any(foretold.missing.values()):
         backbones.check_at_hand(made.base)
         made.library.check_writable()
+    output.goes_on()
     counts, bad, done = made.counts, list[dict[str, str]](), 0
     with _crew(made, workers, ray, sum(foretold.missing.values())) as crew, output.progress() as report:
         pace = Pace(foretold, crew.room())

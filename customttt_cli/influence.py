@@ -95,7 +95,9 @@ def influence(
     output.say(f"{showing.base_line(name, why)}; scored by {scored}")
     shop = render.opened(name, Library())
     ledger = Ledger(folder / "scores.jsonl")
-    study = influence.Measurement(shop.backbone, prompts, scorer(shop.backbone), seeds, ledger=ledger, by=scored)
+    study = influence.Measurement(
+        shop.backbone, prompts, scorer(shop.backbone), seeds, ledger=ledger, by=scored, kept=output.goes_on
+    )
     _measure(study, shown, share, folder, about, shop.library, as_json)
 
 

@@ -30,12 +30,12 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
-_state = {"results": False, "tracing": False, "kept": False}
+_state = {"results": False, "tracing": False, "kept": False, "going": False}
 
 
 def begin() -> None:
     """Forget what an earlier run in this process printed; a stream that a service has closed is an empty one."""
-    _state.update(results=False, tracing=False, kept=False)
+    _state.update(results=False, tracing=False, kept=False, going=False)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 for the process's life
@@ -88,14 +88,21 @@ def kept() -> None:
     _state["kept"] = True
 
 
+def goes_on() -> None:
+    """Remember that the same command does not do again what is done."""
+    _state["going"] = True
+
+
 def stored() -> None:
-    """Remember that what was asked for is safe, and its checkpoint gone."""
-    _state.update(results=True, kept=False)
+    """Remember that what was asked for is safe, and that the same command does not go on from anything."""
+    _state.update(results=True, kept=False, going=False)
 
 
 def interrupted() -> None:
     if _state["kept"]:
         done = "the same command goes on from the last checkpoint"
+    elif _state["going"]:
+        done = "the same command goes on"
     else:
         done = "only what is printed above was done" if _state["results"] else "nothing was saved"
     say(f"Interrupted; {done}.")

@@ -99,6 +99,8 @@ def videos(
         output.warn(long)
     with output.progress() as report:
         taught = replace(shop, report=report).prepare(recipe, material, rung)
+    if recipe.rival or recipe.ttt.steps:  # what was learned is kept
+        output.goes_on()
     for seed, path in paths.items():
         with output.progress() as report:
             frames = replace(shop, report=report).compose(recipe.with_seed(seed), taught)

@@ -443,6 +443,16 @@ def test_ctrl_c_in_test_time_training_saves_nothing(learned: Path, here: Path, m
     assert list(here.iterdir()) == []
 
 
+def test_ctrl_c_after_test_time_training_leaves_what_was_adapted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("customttt.compose.render", interrupt)
+    done = run("compose", "koala", "swimming")
+    assert done.exit_code == 130
+    assert done.stderr.endswith("Interrupted; the same command goes on.\n")
+
+
 @pytest.fixture
 def broken_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every write of pixels meets a full disk."""

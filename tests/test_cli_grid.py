@@ -111,6 +111,18 @@ def test_one_failed_job_says_why_stops_no_other_and_is_tried_again(here: Path, m
     assert json.loads((here / "out" / "grid.json").read_text())["not done"] == []
 
 
+@pytest.mark.usefixtures("forecasts")
+def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compose, "render", interrupt)
+    done = run("grid", "--json")
+    assert done.exit_code == 130
+    assert [one["state"] for one in lines(done.stdout)] == ["done"], "of test-time training"
+    assert done.stderr.endswith("Interrupted; the same command goes on.\n")
+
+
 def grid_file(here: Path, pictures: Path, clip: Path, **more: object) -> Path:
     shutil.copytree(pictures, here / "imgs", dirs_exist_ok=True)
     shutil.copy(clip, here / "clip.mp4")

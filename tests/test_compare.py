@@ -141,6 +141,22 @@ def test_a_comparison_lists_its_videos_and_no_older_ones(tmp_path: Path, monkeyp
 
 
 @pytest.mark.usefixtures("learned")
+def test_ctrl_c_after_the_first_video_says_that_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render_first(*arguments: object) -> object:
+        if (tmp_path / "out" / "direct-seed0.mp4").exists():
+            raise KeyboardInterrupt
+        return render(*arguments)
+
+    render = compose.render
+    monkeypatch.setattr(compose, "render", render_first)
+    done = run("compare", "koala", "swimming", "--methods", "direct", "--seeds", 2, "-o", tmp_path / "out")
+    assert done.exit_code == 130
+    assert done.stderr.endswith("Interrupted; the same command goes on.\n")
+
+
+@pytest.mark.usefixtures("learned")
 def test_bad_comparisons_are_refused(tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     out = ("-o", tmp_path / "out")

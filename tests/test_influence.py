@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -253,9 +254,18 @@ def judged_base(tiny_random_base: Path, tmp_path: Path) -> Path:
     return base
 
 
-def test_a_study_leaves_numbers_chart_and_figure(judged_base: Path, tmp_path: Path) -> None:
+def test_a_study_leaves_numbers_chart_and_figure(
+    judged_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
     out = tmp_path / "out"
-    done = run("influence", *(PAIR.prompt, PAIR.starred), "--base", judged_base, "--seeds", 1, "-o", out, "--json")
+    command = ("influence", *(PAIR.prompt, PAIR.starred), "--base", judged_base, "--seeds", 1, "-o", out, "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr("customttt_cli.influence._draw", interrupt)
+        assert run(*command).stderr.endswith("Interrupted; the same command goes on.\n")
+    done = run(*command)
     assert done.exit_code == 0, done.output
     numbers = json.loads(done.stdout)
     assert len(numbers["per layer"]) == 8

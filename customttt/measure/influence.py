@@ -164,6 +164,8 @@ class Measurement:
     ledger: Ledger = field(default_factory=Ledger)
     by: str = ""
     """What the scorer is called in the ledger."""
+    kept: Callable[[], object] = lambda: None
+    """Told that scores are in the ledger."""
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -187,6 +189,7 @@ class Measurement:
             whole = new if within == WHOLE else [NULL] * len(new)  # none of them reads p* throughout
             for layers, score in zip(new, self.scorer(videos, whole, pair, seed), strict=True):
                 self.ledger.put(self._key((pair, seed), layers, within), score=float(score))
+            self.kept()
         return [Influence(tuple(sorted(layers)), self._effect(layers, within), within) for layers in layer_sets]
 
     def _all(self) -> list[tuple[PromptPair, int]]:
