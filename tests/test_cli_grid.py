@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from material import assert_one_sentence, copy, run
+from material import assert_one_sentence, copy, run, snapshot
 
 from customttt import compose, media
 from customttt.errors import DivergedError, UsageError
@@ -64,10 +64,17 @@ def test_a_grid_makes_what_compose_makes_once_and_shares_it(here: Path, monkeypa
 
     paths[0].write_bytes(paths[0].read_bytes()[:-1] + b"x")  # damaged
     Library().made.unlink()  # as after a kill before it was noted
+    assert json.loads(run("grid", *TWO, "--json", "-o", "one", "--dry-run").stdout)["missing"]["video"] == 0
+    assert not Library().made.exists()
     again = lines(run("grid", *TWO, "--json", "-o", "one").stdout)
     assert [one["state"] for one in again][-3:] == ["known"] * 3
 
     monkeypatch.setattr("customttt.opening.open_accelerated", never)
+    before = snapshot(here.parent)
+    plan = json.loads(run("grid", *TWO, "-o", "two", "--dry-run", "--json").stdout)
+    assert plan["missing"] == {"learn": 0, "adapt": 0, "video": 0}
+    assert snapshot(here.parent) == before
+    assert not (here / "two").exists()
     other = run("grid", *TWO, "-o", "two")
     assert other.exit_code == 0, other.output
     assert [Path(line).read_bytes() for line in other.stdout.splitlines()] == [path.read_bytes() for path in paths]

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -253,13 +253,7 @@ class Grid:
     # -- what jobs mean (engine.Foreman)
 
     def known(self, job: Job) -> Any:
-        if job.kind == LEARN:
-            return job.what.known or None
-        if job.kind == VIDEO:
-            return self._video(job.what)
-        there = self.library.adapted(self._turn(*job.what[0]).adaptation_key())
-        cells = (cell for appearance, motion, _ in job.what for cell in self.cells(appearance, motion))
-        return there or all(self._video(cell) for cell in cells) or None
+        return self._known(job, self._video)
 
     def order(self, job: Job) -> Order:
         if job.kind == LEARN:
@@ -285,7 +279,7 @@ class Grid:
         """Count what is missing, and foretell time, memory and disk. Raises BaseUnavailableError or UsageError."""
         missing = dict.fromkeys(self.counts, 0)
         for job in self.jobs():
-            missing[job.kind] += self.known(job) is None
+            missing[job.kind] += self._known(job, self._made) is None
         nothing = Foretold(missing, dict.fromkeys(missing, 0.0), 0, 0, 0)
         with threads.using(self.threads):
             return _foretold(self, missing) if any(missing.values()) else nothing
@@ -381,22 +375,38 @@ class Grid:
         sample = workshop.for_clip(self.base, sample, path, parse_aspect(asked.aspect)).but(num_frames=asked.frames)
         return media.read_clip(path, sample.num_frames, sample.fps, sample.sides, asked.start, asked.end)
 
+    def _known(self, job: Job, made: Callable[[Combination], Path | None]) -> Any:
+        """What a job was to give, if it was done; `made` finds the video of a cell."""
+        if job.kind == LEARN:
+            return job.what.known or None
+        if job.kind == VIDEO:
+            return made(job.what)
+        there = self.library.adapted(self._turn(*job.what[0]).adaptation_key())
+        cells = (cell for appearance, motion, _ in job.what for cell in self.cells(appearance, motion))
+        return there or all(made(cell) for cell in cells) or None
+
     def _video(self, cell: Combination) -> Path | None:
-        """The video of a cell, if it was made, by whichever grid, and is as it was; then it is in this one's folder."""
+        """The video of a cell, as `_made`; then it is in this grid's folder, and noted."""
+        place = self._made(cell)
+        if place is None:
+            return None
+        recipe = self.recipe(cell)
+        path = self.path(cell, recipe)
+        if place != path:
+            _put(place, path)
+        elif self._ledger.get(name_of(recipe)) is None:  # the process that wrote it was killed before it could
+            self._note(recipe, path)
+        return path
+
+    def _made(self, cell: Combination) -> Path | None:
+        """Where the video of a cell is, if it was made, by whichever grid, and is as it was."""
         recipe = self.recipe(cell)
         path = self.path(cell, recipe)
         noted = self._ledger.get(name_of(recipe))
         if noted is None:
-            if not path.is_file() or not _is_of(path, recipe):
-                return None
-            self._note(recipe, path)  # the process that wrote it was killed before it could
-            return path
-        for place in (path, Path(noted["path"])):
-            if _sha256(place) == noted["sha256"]:
-                if place != path:
-                    _put(place, path)
-                return path
-        return None
+            return path if path.is_file() and _is_of(path, recipe) else None
+        places = (path, Path(noted["path"]))
+        return next((place for place in places if _sha256(place) == noted["sha256"]), None)
 
     def _note(self, recipe: VideoRecipe, path: Path) -> None:
         with suppress(OSError):  # a library that cannot be written costs other grids' time alone
