@@ -43,7 +43,8 @@ def _each(path: Path, seeds: Sequence[int]) -> dict[int, Path]:
 def settle(pair: Pair, wish: Wish, made: VideoRecipe | None = None) -> VideoRecipe:
     """Choose the base, tell why, and write the recipe, or change the one of a video that was `made` before.
 
-    Raises BaseUnavailableError where base and concepts differ.
+    Raises BaseUnavailableError where base and concepts differ, UsageError for more subjects than the base draws, or for
+    too few frames.
     """
     with output.loading_torch():
         from customttt import backbones, threads
@@ -56,8 +57,13 @@ def settle(pair: Pair, wish: Wish, made: VideoRecipe | None = None) -> VideoReci
     output.say(showing.base_line(base, why))
     if made:
         pair.check_base(base, fingerprint)
-        return wish.again(replace(made, base=base, base_fingerprint=fingerprint))
-    return wish.again(replace(pair.recipe(wish.prompt, base, fingerprint, defaults), threads=threads.number()))
+        made = replace(made, base=base, base_fingerprint=fingerprint)
+    else:
+        made = replace(pair.recipe(wish.prompt, base, fingerprint, defaults), threads=threads.number())
+    recipe = wish.again(made)
+    backbones.check_subjects(base, len(recipe.subjects))
+    recipe.check_frames()
+    return recipe
 
 
 def forecast(library: Library, pair: Pair, recipe: VideoRecipe, videos: int, dry_run: bool) -> Forecast:

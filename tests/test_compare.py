@@ -15,7 +15,7 @@ import torch
 from material import assert_one_sentence, copy, make_clip, make_pictures, run, snapshot
 from typer.testing import Result
 
-from customttt import checkpoint, compose, lora, media, opening, sampling
+from customttt import backbones, checkpoint, compose, lora, media, opening, sampling
 from customttt.backbones import open_base
 from customttt.config import SampleConfig, TTTConfig
 from customttt.errors import UsageError
@@ -138,6 +138,21 @@ def test_a_comparison_lists_its_videos_and_no_older_ones(tmp_path: Path, monkeyp
     monkeypatch.setattr(render, "videos", lambda *_: os.kill(os.getpid(), 2))  # Ctrl-C once it replaces videos
     assert run(*command, "--seeds", 1).exit_code == 130
     assert cells(out) == {}, "what is there is of two comparisons"
+
+
+@pytest.mark.usefixtures("learned")
+def test_what_a_base_cannot_draw_is_told_before_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "open_accelerated", refuse)
+    out = ("--methods", "direct", "-o", tmp_path / "out")
+    copy("swimming", "jumping", phrase="jumping")
+    few = run("compare", "koala", "swimming", "--then", "jumping", *out)
+    assert_one_sentence(few, 2, "4 frames are too few for 2 motions")
+    on_tiny = {"base": "tiny", "base_fingerprint": backbones.identify("tiny")}
+    for name in ("dog", "cat", "bear"):
+        copy("koala", name, phrase=name, **on_tiny)
+    copy("swimming", "diving", **on_tiny)
+    many = run("compare", "dog", "diving", "--with", "cat:diving", "--with", "bear:diving", *out)
+    assert_one_sentence(many, 2, "has 3 subjects, and tiny has learned to draw 2")
 
 
 @pytest.mark.usefixtures("learned")
