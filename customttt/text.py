@@ -41,7 +41,7 @@ def parsed(text: str, most: int, pairs: Callable[[list[tuple[str, Any]]], Any] |
 def read_json(path: Path, kind: type) -> Any:
     """What a file beside videos says; an empty `kind` where it says nothing of the kind, or is none of ours."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             content = parsed(file.read(10 * MAX_NOTE), 10 * MAX_NOTE)
     except (OSError, ValueError):
         return kind()

@@ -7,8 +7,9 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -100,6 +101,19 @@ def test_further_subjects_are_shown_and_can_be_chosen_by(tmp_path: Path) -> None
     told = dict(other["recipe"])
     assert [told[name].split()[0] for name in ("appearance2", "motion2", "appearance3")] == ["dog", "jumping", "cat"]
     assert told["places"] == "koala wherever nobody else is, dog left, cat wherever nobody else is"
+
+
+def test_a_page_on_another_drive_names_its_videos_from_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(*_: object) -> NoReturn:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    path = video(tmp_path / "a b.gif")
+    monkeypatch.setattr("os.path.relpath", apart)
+    assert run("gallery", tmp_path).exit_code == 0
+    (one,) = data_of(Reader((tmp_path / "gallery.html").read_text()))["videos"]
+    assert one["src"] == path.as_uri()
+    assert ["file", path.as_posix()] in one["recipe"]
+    assert one["command"] == f"customttt compose --recipe {shlex.quote(path.as_posix())} --output again.mp4"
 
 
 def test_only_the_page_s_own_script_may_run(tmp_path: Path) -> None:

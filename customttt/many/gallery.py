@@ -186,14 +186,14 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 def _fields(one: GalleryVideo, lines: Lines, out: Path) -> dict[str, Any]:
     recipe = one.recipe
-    beside = Path(os.path.relpath(one.path, out.parent)).as_posix()
+    beside = _beside(one.path, out)
     return {
         "src": _link(one.path, out), "still": one.path.suffix.lower() != ".mp4", "fps": recipe.sample.fps,
         "appearance": recipe.appearance.name, "motion": in_turn([one.name for one in recipe.motions]),
         "with": ", ".join(map(_name, recipe.others)), "prompt": recipe.prompt, "seed": recipe.seed,
         "method": one.method, "sentence": recipe.target_prompt,
-        "recipe": [*lines(recipe), ("file", escaped(beside))], "scores": dict(one.scores),
-        "command": f"customttt compose --recipe {shlex.quote(escaped(f'./{beside}'))} --output again.mp4",
+        "recipe": [*lines(recipe), ("file", escaped(beside.removeprefix("./")))], "scores": dict(one.scores),
+        "command": f"customttt compose --recipe {shlex.quote(escaped(beside))} --output again.mp4",
     }  # fmt: skip
 
 
@@ -204,7 +204,16 @@ def _name(one: Subject) -> str:
 
 def _link(path: Path, out: Path) -> str:
     """The address of a file on the page at `out`."""
-    return quote(f"./{Path(os.path.relpath(path, out.parent)).as_posix()}", safe="/.")
+    beside = _beside(path, out)
+    return quote(beside, safe="/.") if beside.startswith("./") else path.absolute().as_uri()
+
+
+def _beside(path: Path, out: Path) -> str:
+    """A file as it is named from where the page at `out` lies, or where no way leads there, from its drive."""
+    try:
+        return f"./{Path(os.path.relpath(path, out.parent)).as_posix()}"
+    except ValueError:  # on another drive of Windows
+        return path.absolute().as_posix()
 
 
 def _rendered(title: str, **values: Any) -> str:
