@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import sys
 import time
@@ -33,12 +36,26 @@ _QUIET = {
 _state = {"results": False, "tracing": False, "kept": False, "going": False}
 
 
+def _unwritable(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+ESCAPED = "customttt.escaped"
+codecs.register_error(ESCAPED, _unwritable)
+
+
 def begin() -> None:
-    """Forget what an earlier run in this process printed; a stream that a service has closed is an empty one."""
+    """Forget what an earlier run in this process printed; a stream that a service has closed is an empty one.
+
+    What the encoding of stdout has not is written as `escaped` writes it.
+    """
     _state.update(results=False, tracing=False, kept=False, going=False)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 for the process's life
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ESCAPED)
 
 
 def trace() -> None:

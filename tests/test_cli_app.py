@@ -13,6 +13,7 @@ import pytest
 from material import assert_one_sentence, run
 from typer.core import TyperGroup
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import customttt
 from customttt.library import Library
@@ -32,6 +33,12 @@ def test_no_command_shows_the_help_in_three_groups() -> None:
     assert run("--help").exit_code == 0
     for words in ("Learn", "Compose", "Library", *(name for name, one in COMMANDS.items() if not one.hidden)):
         assert words in shown
+
+
+@pytest.mark.parametrize(("charset", "said"), [("utf-8", "łé🐨"), ("cp1252", "\\u0142é\\ud83d\\udc28")])
+def test_what_a_terminal_cannot_write_is_escaped(tmp_path: Path, charset: str, said: str) -> None:
+    done = CliRunner(charset=charset).invoke(app, ["path"], env={"CUSTOMTTT_HOME": str(tmp_path / "łé🐨")})
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / said}\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
