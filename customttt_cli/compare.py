@@ -80,7 +80,7 @@ def compare(
     scores = _scores(shown, images if material else None, clip if material else None)
     found = {"prompt": recipe.target_prompt, "scores": scores}
     videos = {name: [path.name for path in paths.values()] for name, paths in cells.items()}
-    (folder / RUN).write_text(json.dumps({**found, "videos": videos}, indent=1))
+    (folder / RUN).write_text(json.dumps({**found, "videos": videos}, indent=1), encoding="utf-8")
     _tell(scores)
     _tell_notes(list(cells))
     output.result(json.dumps(found, indent=1) if as_json else str(folder))

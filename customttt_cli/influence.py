@@ -132,7 +132,7 @@ def _measure(
         _draw(study, alone, columns, folder)
     data = {"scored by": study.by, "per layer": alone, "per part": parts, "chosen": chosen, "figure": measured}
     text = json.dumps(data, indent=1, default=asdict)
-    (folder / "influence.json").write_text(text)
+    (folder / "influence.json").write_text(text, encoding="utf-8")
     if about:
         library.add_carrying(study.backbone.fingerprint, about, chosen[-1].layers)
     if as_json:

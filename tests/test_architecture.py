@@ -103,6 +103,13 @@ for module in {modules}:
     assert done.returncode == 0, done.stderr
 
 
+def test_text_files_are_utf_8_whatever_the_machine_says() -> None:
+    for path in (*PACKAGE.rglob("*.py"), *(ROOT / "customttt_cli").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text"):
+                assert "encoding" in [one.arg for one in node.keywords], f"{name_of(path)}, line {node.lineno}"
+
+
 def test_no_two_classes_have_one_name() -> None:
     files = (*PACKAGE.rglob("*.py"), *(ROOT / "customttt_cli").rglob("*.py"))
     names = Counter(

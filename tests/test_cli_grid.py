@@ -177,6 +177,14 @@ def test_a_toml_file_says_the_same(here: Path) -> None:
     assert found.paths("a.mp4") == [here / "a.mp4"]
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_files_may_begin_with_the_mark_of_their_encoding(here: Path, mark: str) -> None:
+    (here / "prompts.txt").write_text(f"{mark}on Mars\n", encoding="utf-8")
+    assert spec.read_prompts(here / "prompts.txt") == ["on Mars"]
+    (here / "grid.toml").write_text(f"{mark}seeds = 3\n", encoding="utf-8")
+    assert spec.read(here / "grid.toml").seeds == 3
+
+
 def _of_another_base() -> list[str]:
     copy("koala", "bear", base="animatediff", base_fingerprint="f00d")
     return ["--appearances", "koala,bear"]

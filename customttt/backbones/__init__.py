@@ -236,7 +236,7 @@ def own_settings(base: str) -> dict[str, Any]:
 
 def _own_settings(origin: Origin) -> dict[str, Any]:
     path = origin.folder and origin.folder / DEFAULTS_FILE
-    return dict(json.loads(path.read_text())) if path and path.is_file() else {}
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path and path.is_file() else {}
 
 
 def _fingerprint(origin: Origin) -> str:

@@ -207,7 +207,7 @@ def unavailable(base: str) -> Iterator[None]:
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON file of a base. Raises BaseUnavailableError."""
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise BaseUnavailableError(f"{path} cannot be read ({error}); get the base once more.") from error
 

@@ -82,7 +82,7 @@ def index(folder: Path) -> dict[str, Any]:
     """A folder's model_index.json; empty where it has none that can be read."""
     path = folder / INDEX
     try:
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (OSError, ValueError, TypeError):
         return {}
 
@@ -95,7 +95,9 @@ def has_part(folder: Path, part: str) -> bool:
 
 def _has_weights(folder: Path) -> bool:
     for index in folder.glob("*.safetensors.index.json"):
-        return all((folder / shard).is_file() for shard in json.loads(index.read_text())["weight_map"].values())
+        return all(
+            (folder / shard).is_file() for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        )
     return any(folder.glob("*.safetensors"))
 
 

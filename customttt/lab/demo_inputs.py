@@ -17,7 +17,7 @@ def render_inputs(folder: Path = INPUTS) -> None:
     stills = render(shown, 7, num_frames=1, size=PIXELS)
     for number, (image, scene) in enumerate(zip(stills.video, PICTURE_SCENES, strict=True), 1):
         media.write_png(folder / "koala" / f"{number}.png", to_frames(image[None])[0])
-        (folder / "koala" / f"{number}.txt").write_text("\n".join([*captions("koala", scene), ""]))
+        (folder / "koala" / f"{number}.txt").write_text("\n".join([*captions("koala", scene), ""]), encoding="utf-8")
     for fps, name in CLIPS.items():
         number = world.FRAMES if fps == 8 else wan_models.FRAMES
         swim = render([Content(CLIP_NOUN, "swimming", CLIP_SCENE)], 7, num_frames=number, size=PIXELS, vary=0.0)

@@ -233,7 +233,7 @@ def log(run: Run, **numbers: float) -> None:
     line = {"stage": run.stage, "step": run.steps[run.stage], "minutes": run.seconds[run.stage] / 60, **numbers}
     text = json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()})
     print(text, flush=True)
-    with (run.folder / "log.jsonl").open("a") as file:
+    with (run.folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(text + "\n")
 
 
@@ -517,7 +517,9 @@ def export(run: Run, folder: Path) -> None:
         network.save_pretrained(folder / part, max_shard_size="14MB")  # small enough for any git host
     twin.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "scheduler").mkdir(exist_ok=True)
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(twin.SCHEDULER), indent=2) + "\n")
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps(dict(twin.SCHEDULER), indent=2) + "\n", encoding="utf-8"
+    )
     twin.write_more(folder)
 
 

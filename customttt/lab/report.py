@@ -71,7 +71,7 @@ def write(study: Study, tables: Sequence[str], path: Path, command: str) -> None
     for kind in INFLUENCE:
         lines += _influence(study, kind, path)
     lines += _pictures(study, TABLES[compared[0]], path) if compared else []
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _count(number: int, what: str) -> str:

@@ -423,11 +423,11 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def write_card(text: str, card: Path = CARD) -> None:
     """Put the numbers between the card's marks; parts that were not measured now stay as they are."""
-    before, rest = card.read_text().split(MARKS[0])
+    before, rest = card.read_text(encoding="utf-8").split(MARKS[0])
     old, after = rest.split(MARKS[1])
     parts = {part.split("**")[1]: part for part in HEADING.split(f"{old.strip()}\n\n{text.strip()}") if "**" in part}
     inside = "\n\n".join(part.strip() for part in parts.values())
-    card.write_text(f"{before}{MARKS[0]}\n\n{inside}\n\n{MARKS[1]}{after}")
+    card.write_text(f"{before}{MARKS[0]}\n\n{inside}\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 def write_gallery(out: Path, path: Path = GALLERY) -> None:
@@ -458,8 +458,8 @@ def run(
             continue
         file = out / f"{part}.json"
         if not file.exists():
-            file.write_text(json.dumps(jobs[part](), indent=1))
-        results[part] = json.loads(file.read_text())
+            file.write_text(json.dumps(jobs[part](), indent=1), encoding="utf-8")
+        results[part] = json.loads(file.read_text(encoding="utf-8"))
     return results
 
 

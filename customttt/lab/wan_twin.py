@@ -148,9 +148,9 @@ class WanTwin(Twin):
 
     def write_more(self, folder: Path) -> None:
         """Settings to begin with, unless there are some, and what diffusers' own pipeline opens."""
-        (folder / "model_index.json").write_text(json.dumps(wan_models.INDEX, indent=2) + "\n")
+        (folder / "model_index.json").write_text(json.dumps(wan_models.INDEX, indent=2) + "\n", encoding="utf-8")
         if not (folder / DEFAULTS_FILE).exists():
-            (folder / DEFAULTS_FILE).write_text(json.dumps(wan_models.SETTINGS, indent=2) + "\n")
+            (folder / DEFAULTS_FILE).write_text(json.dumps(wan_models.SETTINGS, indent=2) + "\n", encoding="utf-8")
 
 
 def _fastest_attention(latents: Tensor) -> Any:

@@ -154,7 +154,7 @@ def read_prompts(path: Path) -> list[str]:
 def _read_text(path: Path, way_out: str, fewer: str) -> str:
     """A file of at most MAX_GRID_FILE characters. Raises NotFoundError or UsageError, which end in what to do."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             text = file.read(MAX_GRID_FILE + 1)
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no file '{path}'; {way_out}.") from error

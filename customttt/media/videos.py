@@ -73,7 +73,7 @@ def _write_mp4(path: Path, frames: Frames, fps: float, note: str) -> None:
     colour += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
     with tempfile.TemporaryDirectory() as folder:
         metadata = Path(folder) / "metadata"  # a file, as a command line holds no more than 32 to 128 KiB
-        metadata.write_text(";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\])", r"\\\1", note) + "\n")
+        metadata.write_text(";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\])", r"\\\1", note) + "\n", encoding="utf-8")
         comment = ("-f", "ffmetadata", "-i", str(metadata), "-map", "0:v", "-map_metadata", "1")
         done = ffmpeg.run(*source, *comment, *colour, *codec, f"file:{path}", stdin=even.tobytes())
     if done.returncode:
@@ -103,7 +103,7 @@ def _write_folder(path: Path, frames: Frames, note: str) -> None:
     chunk.add_text("customttt", note)
     for number, frame in enumerate(frames):
         Image.fromarray(frame).save(path / f"{number:04}.png", pnginfo=chunk)
-    (path / RECIPE).write_text(note + "\n")
+    (path / RECIPE).write_text(note + "\n", encoding="utf-8")
 
 
 def _durations(count: int, ticks: float) -> list[int]:

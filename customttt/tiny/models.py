@@ -45,9 +45,11 @@ def build_tokenizer(folder: Path, corpus: Iterable[str]) -> CLIPTokenizer:
     learned = json.loads(tokenizer.to_str())["model"]
     vocabulary = list(dict.fromkeys([*symbols, *learned["vocab"], BOS, EOS]))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
+    (folder / "vocab.json").write_text(
+        json.dumps({token: index for index, token in enumerate(vocabulary)}), encoding="utf-8"
+    )
     merges = [" ".join(pair) for pair in learned["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
     tokenizer.save_pretrained(folder)
     return tokenizer
