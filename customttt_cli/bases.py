@@ -88,6 +88,7 @@ def pull(
     with output.loading_torch(bars=True):
         from customttt import backbones
 
+    output.goes_on()
     folders = backbones.pull(name, output.downloaded)
     output.say(f"'{name}' is here; use it with --base {name}.")
     for folder in folders:

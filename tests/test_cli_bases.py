@@ -8,13 +8,14 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 from material import assert_one_sentence, run
 from standin import Hub, at
 
-from customttt import machine
+from customttt import backbones, machine
 from customttt.backbones import choose_base, hub, identify, open_base
 from customttt.backbones.animatediff import ADAPTER
 from customttt.backbones.survey import survey
@@ -69,6 +70,15 @@ def test_a_broken_pull_goes_on_with_the_file_that_broke(standin: Hub, tiny_rando
     assert run("bases", "pull", "owner/base").exit_code == 0
     assert "unet/diffusion_pytorch_model.safetensors" in standin.downloaded
     assert not before & set(standin.downloaded)
+
+
+def test_a_pull_that_is_interrupted_says_that_the_same_command_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backbones, "pull", interrupted)
+    done = run("bases", "pull", "zeroscope")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (130, "Interrupted; the same command goes on.")
 
 
 def test_an_image_checkpoint_is_pulled_together_with_the_motion_adapter(
