@@ -72,34 +72,24 @@ Then = Annotated[
         autocompletion=completion.concepts("motion"),
     ),
 ]
-_ANY_BASE = f"{', '.join(completion.BASES)}, a folder or a hub id; by default"
-Base = Annotated[
-    str | None,
-    typer.Option(
-        envvar="CUSTOMTTT_BASE",
-        help=f"{_ANY_BASE} animatediff on a large GPU, else tiny.",
+
+
+def _base(otherwise: str, envvar: str | None = None) -> Any:
+    """The option for a base; what is taken without it."""
+    return typer.Option(
+        "--base",
+        envvar=envvar,
+        help=f"{', '.join(completion.BASES)}, a folder or a hub id; by default {otherwise}.",
         show_default=False,
         autocompletion=completion.bases,
-    ),
-]
+    )
+
+
+Base = Annotated[str | None, _base("animatediff on a large GPU, else tiny", "CUSTOMTTT_BASE")]
 ImportBase = Annotated[
-    str | None,
-    typer.Option(
-        "--base",
-        help=f"{_ANY_BASE} the one that a .customttt file was learned on; of other files as for learning.",
-        show_default=False,
-        autocompletion=completion.bases,
-    ),
+    str | None, _base("the one that a .customttt file was learned on; of other files as for learning")
 ]
-ConceptsBase = Annotated[
-    str | None,
-    typer.Option(
-        "--base",
-        help=f"{_ANY_BASE} the one that the concepts were learned on.",
-        show_default=False,
-        autocompletion=completion.bases,
-    ),
-]
+ConceptsBase = Annotated[str | None, _base("the one that the concepts were learned on")]
 Prompt = Annotated[
     str | None, typer.Option(help="The whole sentence to learn with, instead of the default.", show_default=False)
 ]
