@@ -36,10 +36,6 @@ class TextReader(Family):
     def read(self, prompts: Sequence[str]) -> PromptEmbeds:
         """What `embed` gives, read anew."""
 
-    @property
-    @abstractmethod
-    def prompt_shape(self) -> tuple[int, int]: ...
-
     @abstractmethod
     def count_tokens(self, prompt: str) -> tuple[int, int]: ...
 

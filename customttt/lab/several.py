@@ -114,20 +114,19 @@ class View(NamedTuple):
     """Whether they stand from left to right as they are named."""
 
 
-def view(frames: media.Frames, cell: Case) -> View:
-    """Who of two, or of three in their thirds of the frame, is rather which actor by its noun."""
+def view(video: Video, opinion: judge.Opinion, cell: Case) -> View:
+    """Who of two, of whom the judge's opinion is, or of three in their thirds is rather which actor by its noun."""
     nouns = [judge.NAMES["noun"].index(noun) for noun, _, _ in cell.actors]
     if cell.subjects == 2:
-        opinion = judge.load().look(to_video(frames))
         seen = list(opinion.in_order([(nouns[0], nouns[1])]))
         across = [float(one.position[0, :, 0].mean()) for one in seen]
         return View(seen, bool(opinion.two[0] > judge.SURE), across[0] < across[1])
-    windows = [judge.load().look(one) for one in _windows(to_video(frames), cell)]
+    windows = [judge.load().look(one) for one in _windows(video, cell)]
     best = max(
         permutations(range(cell.subjects)),
         key=lambda order: sum(float(windows[k].noun[0, noun]) for k, noun in zip(order, nouns, strict=True)),
     )
-    return View([windows[k] for k in best], True, best == tuple(sorted(best)))
+    return View([windows[k] for k in best], True, best == tuple(range(cell.subjects)))
 
 
 def _windows(video: Video, cell: Case) -> list[Video]:
@@ -140,8 +139,9 @@ def _windows(video: Video, cell: Case) -> list[Video]:
 
 def judged(frames: media.Frames, cell: Case) -> dict[str, float]:
     """MEASURES of a video of all; of each: the mean over them."""
-    seen, are_there, in_order = view(frames, cell)
-    whole, looks = judge.load().look(to_video(frames)), [look for _, look, _ in cell.actors]
+    video = to_video(frames)
+    whole, looks = judge.load().look(video), [look for _, look, _ in cell.actors]
+    seen, are_there, in_order = view(video, whole, cell)
     scores, swapped = judged_each(seen, cell), 0
     for one, (noun, look, _) in zip(seen, cell.actors, strict=True):
         others = [_like(one, noun, other) for other in looks if other != look]
